@@ -1,0 +1,1 @@
+"""Lightning callbacks: EMA, evaluation, image grids, token dump."""

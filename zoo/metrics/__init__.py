@@ -1,0 +1,1 @@
+"""Metrics: Frechet distances, codebook usage."""

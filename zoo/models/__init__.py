@@ -1,0 +1,1 @@
+"""One file per paper. The registry imports them all."""

@@ -1,0 +1,163 @@
+"""ZooModule, the one shallow base class: plumbing between a paper's mathematics and Lightning."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from zoo.optim import Optim, lr_factor, parameter_groups
+from zoo.tokens import NotInvertible, Tokens, TokenSpec
+
+Batch = dict[str, Any]
+
+
+class ZooModule(pl.LightningModule):
+    """Base of every paper. Constructor arguments are plain data and :class:`Optim`; nothing else.
+
+    A subclass builds its networks in ``__init__`` and ends it with ``self.load_weights(weights)``; it implements
+    ``losses`` and, where it has tokens, ``encode``, ``decode`` and ``embed``.
+
+    Args:
+        optim: optimizer and schedule.
+    """
+
+    #: published layouts that :meth:`load_weights` recognises, see ``zoo.checkpoints``
+    formats: ClassVar[tuple[Any, ...]] = ()
+    spec: TokenSpec | None = None
+
+    def __init__(self, optim: Optim = Optim()):
+        super().__init__()
+        self.optim_settings = optim
+        self.frozen: dict[str, nn.Module] = {}
+        #: prefix of parameters that the loaded weights do not hold -> why
+        self.absent: dict[str, str] = {}
+        self.save_hyperparameters()
+        if self.hparams.get("weights") is not None:
+            self.hparams["weights"] = None  # a checkpoint holds its own weights and must not ask for these again
+
+    # ------------------------------------------------------------------ tokens
+
+    def encode(self, images: Tensor) -> Tokens:
+        raise NotImplementedError(f"{type(self).__name__} has no tokens")
+
+    def decode(self, tokens: Tokens) -> Tensor:
+        raise NotInvertible(f"{type(self).__name__} does not decode its tokens")
+
+    def embed(self, ids: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} has no token embeddings")
+
+    # ------------------------------------------------------------------ training
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """All mathematics of the paper: ``loss`` to minimise, and every term to look at."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._log_losses("train", batch)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._log_losses("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._log_losses("test", batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tokens:
+        return self.encode(batch["image"])
+
+    def _log_losses(self, stage: str, batch: Batch) -> Tensor:
+        terms = self.losses(batch)
+        self.log_dict(
+            {f"{stage}/{name}": value.detach() for name, value in terms.items()},
+            batch_size=len(batch["image"]),
+            sync_dist=stage != "train",
+        )
+        if stage == "train":
+            self.log("loss", terms["loss"].detach(), prog_bar=True, logger=False, batch_size=len(batch["image"]))
+        return terms["loss"]
+
+    def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
+        """Whether a matrix-shaped parameter is exempt from weight decay."""
+        return False
+
+    def layer_of(self, name: str) -> int:
+        """Layer index of a parameter for layer-wise learning rates, 0 at the input."""
+        raise ValueError(f"{type(self).__name__} has no layers for optim.layer_decay; set it to 1")
+
+    @property
+    def num_layers(self) -> int:
+        """Index of the topmost layer group of :meth:`layer_of`."""
+        return 0
+
+    def configure_optimizers(self) -> Any:
+        optim = self.optim_settings
+        groups = parameter_groups(self.named_parameters(), optim, self.no_decay, self.layer_of, self.num_layers)
+        optimizer = torch.optim.AdamW(
+            groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
+        )
+        total = optim.total_steps or self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise ValueError("the run has no end: set trainer.max_steps, trainer.max_epochs or optim.total_steps")
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(optim, int(total)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+
+    # ------------------------------------------------------------------ weights
+
+    def load_weights(self, weights: str | None) -> None:
+        """Start from weights: a registry name, or a file or folder in any layout of ``formats``.
+
+        Raises:
+            ValueError: naming missing and unexpected keys; nothing is loaded in part unless the layout is known to
+                be a part (``absent`` then says which).
+        """
+        if weights is not None:
+            from zoo.checkpoints.load import load_weights
+
+            load_weights(self, weights)
+
+    def freeze(self, name: str, module: nn.Module) -> None:
+        """Hold a tower that is not trained: eval mode, no gradients, not in ``state_dict``, moves with the model."""
+        self.frozen[name] = module.eval().requires_grad_(False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ZooModule":
+        for module in self.frozen.values():
+            module._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[return-value]
+
+    def compile_networks(self, **options: Any) -> None:
+        """Compile every network in place, so that parameter names stay as they are."""
+        for child in [*self.children(), *self.frozen.values()]:
+            if any(True for _ in child.parameters()):
+                child.compile(**options)
+
+    def init_args(self) -> dict[str, Any]:
+        """The constructor arguments as plain, JSON-able data."""
+        names = inspect.signature(type(self).__init__).parameters
+        return {name: plain(value) for name, value in self.hparams.items() if name in names}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        from zoo import __version__
+
+        checkpoint["zoo"] = {
+            "class": f"{type(self).__module__}.{type(self).__qualname__}",
+            "init_args": self.init_args(),
+            "version": __version__,
+        }
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses as dicts and tuples as lists, recursively: what JSON and ``weights_only`` can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if hasattr(value, "items"):  # jsonargparse.Namespace
+        return {str(k): plain(v) for k, v in value.items()}
+    raise TypeError(f"constructor arguments must be plain data, got {type(value).__name__}: {value!r}")

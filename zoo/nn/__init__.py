@@ -1,0 +1,1 @@
+"""Pure torch networks and layers, one concept per file."""

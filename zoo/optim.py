@@ -1,0 +1,104 @@
+"""Optimizer settings as plain data: parameter groups and schedules."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+GroupOf = Callable[[str], int]
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW, linear warm-up from 0, then cosine or constant; stepped once per optimizer step.
+
+    Args:
+        lr: peak learning rate.
+        betas: AdamW moments.
+        eps: AdamW epsilon.
+        weight_decay: decoupled weight decay.
+        decay: which parameters decay: ``matrices`` (2-D and more, without what the model exempts) or ``all``.
+        warmup_steps: steps of linear warm-up from 0.
+        schedule: ``cosine`` down to ``min_lr``, or ``constant``.
+        min_lr: where the cosine ends.
+        total_steps: where the cosine ends, in optimizer steps; None takes the length of the run.
+        layer_decay: learning rate factor per layer counted from the top (BEiT fine-tuning); 1 switches it off.
+    """
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    decay: Literal["matrices", "all"] = "matrices"
+    warmup_steps: int = 0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    min_lr: float = 0.0
+    total_steps: int | None = None
+    layer_decay: float = 1.0
+
+
+torch.serialization.add_safe_globals([Optim])
+
+
+def cosine(step: float, start: float, end: float, steps: float) -> float:
+    """Half a cosine from ``start`` at step 0 to ``end`` at ``steps``, constant afterwards.
+
+    The shape of every schedule of DALL-E (Section A.2): temperature, KL weight and learning rate.
+    """
+    if steps <= 0:
+        return end
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(max(step, 0), steps) / steps))
+
+
+def lr_factor(optim: Optim, total_steps: int) -> Callable[[int], float]:
+    """The learning rate at a step, as a factor of ``optim.lr``."""
+    floor = optim.min_lr / optim.lr if optim.lr else 0.0
+
+    def factor(step: int) -> float:
+        if step < optim.warmup_steps:
+            return step / optim.warmup_steps
+        if optim.schedule == "constant":
+            return 1.0
+        return cosine(step - optim.warmup_steps, 1.0, floor, max(1, total_steps - optim.warmup_steps))
+
+    return factor
+
+
+def parameter_groups(
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    optim: Optim,
+    no_decay: Callable[[str, nn.Parameter], bool] = lambda name, parameter: False,
+    layer_of: GroupOf | None = None,
+    num_layers: int = 0,
+) -> list[dict[str, Any]]:
+    """Sort parameters into optimizer groups by weight decay and layer.
+
+    The layer factor is multiplied into each group's ``lr`` itself, because torch schedulers ignore an ``lr_scale``.
+
+    Args:
+        parameters: names and parameters; frozen ones are left out.
+        optim: settings.
+        no_decay: names the model's own exemptions beyond 1-D tensors (only asked with ``decay="matrices"``).
+        layer_of: layer index of a parameter name, 0 at the input.
+        num_layers: index of the topmost layer, whose factor is 1.
+    """
+    groups: dict[tuple[bool, int], dict[str, Any]] = {}
+    for name, parameter in parameters:
+        if not parameter.requires_grad:
+            continue
+        decays = optim.decay == "all" or not (parameter.ndim < 2 or name.endswith(".bias") or no_decay(name, parameter))
+        layer = num_layers if layer_of is None or optim.layer_decay == 1 else layer_of(name)
+        group = groups.setdefault(
+            (decays, layer),
+            {
+                "params": [],
+                "lr": optim.lr * optim.layer_decay ** (num_layers - layer),
+                "weight_decay": optim.weight_decay if decays else 0.0,
+                "name": f"layer{layer}_{'decay' if decays else 'no_decay'}",
+            },
+        )
+        group["params"].append(parameter)
+    return list(groups.values())

@@ -1,0 +1,276 @@
+"""The registry: presets are data, models are made from them by name."""
+
+import difflib
+import fnmatch
+import importlib
+import inspect
+import pkgutil
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from zoo.module import ZooModule
+from zoo.optim import Optim
+from zoo.tokens import TokenSpec
+
+WEIGHTS_DIR = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A set of weights for a preset.
+
+    Args:
+        file: name inside ``zoo/weights`` of weights that travel with the package.
+        origin: where published weights can be downloaded; nothing is ever downloaded by itself.
+        licence: of the weights.
+        note: what they were trained on.
+    """
+
+    file: str | None = None
+    origin: str | None = None
+    licence: str = "Apache-2.0"
+    note: str = ""
+
+    @property
+    def path(self) -> Path | None:
+        """Where the shipped file is, or None for weights that have to be fetched."""
+        return WEIGHTS_DIR / self.file if self.file else None
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One registered model: a class and the arguments that make it."""
+
+    name: str
+    cls: type[ZooModule]
+    paper: str
+    recipe: str | None
+    weights: dict[str, Weights]
+    init_args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What :func:`model_info` tells about a preset."""
+
+    name: str
+    paper: str
+    cls: type[ZooModule]
+    recipe: str | None
+    weights: dict[str, Weights]
+    init_args: dict[str, Any]
+    spec: TokenSpec | None
+    num_parameters: int
+    description: str
+
+
+_PRESETS: dict[str, Preset] = {}
+
+
+def register(
+    name: str,
+    cls: type[ZooModule],
+    *,
+    paper: str,
+    recipe: str | None = None,
+    weights: dict[str, Weights] | None = None,
+    **init_args: Any,
+) -> None:
+    """Add a preset. Called at the end of each ``zoo/models/<paper>.py``.
+
+    Args:
+        name: ``paper[_variant]...`` in lower snake case; ``<paper>_tiny`` is the one that the contract tests run.
+        cls: the LightningModule.
+        paper: arXiv id.
+        recipe: file in ``recipes`` that trains exactly this preset.
+        weights: tag -> weights; the first is the default.
+        init_args: constructor arguments.
+    """
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        raise ValueError(f"registry names are lower snake case, got {name!r}")
+    if name in _PRESETS:
+        raise ValueError(f"{name!r} is registered twice")
+    unknown = set(init_args) - set(inspect.signature(cls.__init__).parameters)
+    if unknown:
+        raise ValueError(f"{name}: {cls.__name__} takes no {', '.join(sorted(unknown))}")
+    _PRESETS[name] = Preset(name, cls, paper, recipe, weights or {}, init_args)
+
+
+def presets() -> dict[str, Preset]:
+    """All registered presets; imports the papers on first use."""
+    import zoo.models
+
+    for module in pkgutil.iter_modules(zoo.models.__path__):
+        importlib.import_module(f"zoo.models.{module.name}")
+    return _PRESETS
+
+
+def list_models(pattern: str = "*", *, decodes: str | None = None, weights: bool = False) -> list[str]:
+    """Names of the registered models.
+
+    Args:
+        pattern: shell wildcard, e.g. ``"dvae*"``.
+        decodes: only those whose tokens decode to this (``"pixels"`` or ``"embedding"``).
+        weights: only those with weights inside the package.
+    """
+    names = sorted(fnmatch.filter(presets(), pattern), key=_natural)
+    if weights:
+        names = [n for n in names if any(w.file for w in presets()[n].weights.values())]
+    if decodes is not None:
+        names = [n for n in names if (spec := model_info(n).spec) is not None and spec.decodes == decodes]
+    return names
+
+
+def find(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        ValueError: with the nearest names.
+    """
+    known = presets()
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "python -m zoo list prints them all"
+    if any(c in name for c in "/\\") or Path(name).suffix:
+        hint = f"for a checkpoint of ours write 'ckpt:{name}', for published weights create_model(NAME, weights=PATH)"
+    raise ValueError(f"there is no model {name!r}: {hint}")
+
+
+def create_model(name: str, weights: bool | str | Path | None = None, **overrides: Any) -> Any:
+    """Make a model by name.
+
+    Args:
+        name: a registry name, or ``ckpt:PATH`` for a checkpoint that one of our runs wrote.
+        weights: None for random initialisation, True for the preset's default weights, a tag, or a path to weights
+            in any layout that the model reads.
+        overrides: constructor arguments that differ from the preset.
+
+    Returns:
+        The :class:`ZooModule`, on the CPU, in training mode.
+    """
+    if name.startswith("ckpt:"):
+        from zoo.checkpoints.load import from_checkpoint
+
+        if weights is not None:
+            raise ValueError("a checkpoint brings its own weights; leave weights out")
+        return from_checkpoint(Path(name[5:]), overrides)
+    preset = find(name)
+    check_overrides(preset.cls, overrides)
+    model = preset.cls(**_as_init_args(preset.init_args | overrides))
+    if weights is not None and weights is not False:
+        model.load_weights(str(weights_path(preset, weights)))
+    return model
+
+
+def weights_path(preset: Preset, weights: bool | str | Path) -> Path:
+    """Resolve True, a tag or a path to a file or folder that exists.
+
+    Raises:
+        ValueError: saying which weights the preset has, or what to download.
+        FileNotFoundError: for a path that is not there.
+    """
+    if weights is True:
+        if not preset.weights:
+            with_weights = ", ".join(list_models(weights=True)) or "none"
+            raise ValueError(
+                f"{preset.name} has no default weights: train it or give a path (models with weights: {with_weights})"
+            )
+        weights = next(iter(preset.weights))
+    if str(weights) in preset.weights:
+        entry = preset.weights[str(weights)]
+        if entry.path is None:
+            raise FileNotFoundError(
+                f"the weights {weights!r} of {preset.name} are not in the package and are never downloaded by "
+                f"themselves: get them from {entry.origin} and pass weights=PATH"
+            )
+        if not entry.path.exists():
+            raise FileNotFoundError(f"the shipped weights {entry.path} are missing: reinstall tokenzoo")
+        return entry.path
+    path = Path(weights)
+    if not path.exists():
+        tags = ", ".join(preset.weights) or "none"
+        raise FileNotFoundError(f"{path} is neither a file or folder nor a tag of {preset.name} (its tags: {tags})")
+    return path
+
+
+def model_from(reference: str) -> Any:
+    """Make the model that a recipe names by a string, such as ``tokenizer: dvae_emoji``.
+
+    ``NAME`` takes its default weights, ``NAME:TAG_OR_PATH`` others, ``NAME:random`` none, ``ckpt:PATH`` a checkpoint.
+    """
+    if reference.startswith("ckpt:"):
+        return create_model(reference)
+    name, _, source = reference.partition(":")
+    if source == "random":
+        return create_model(name)
+    if not source and not find(name).weights:
+        raise ValueError(
+            f"{name} has no default weights: write '{name}:PATH' for a file, '{name}:random' to use it untrained, "
+            f"or 'ckpt:PATH' for a checkpoint of your own"
+        )
+    return create_model(name, weights=source or True)
+
+
+def model_info(name: str) -> ModelInfo:
+    """Facts about a preset, without allocating its parameters."""
+    import torch
+
+    preset = find(name)
+    with torch.device("meta"):
+        model = preset.cls(**_as_init_args(_without_towers(preset)))
+    return ModelInfo(
+        name=name,
+        paper=preset.paper,
+        cls=preset.cls,
+        recipe=preset.recipe,
+        weights=preset.weights,
+        init_args=preset.init_args,
+        spec=model.spec,
+        num_parameters=sum(p.numel() for p in model.parameters()),
+        description=(inspect.getdoc(preset.cls) or "").partition("\n")[0],
+    )
+
+
+def check_overrides(cls: type, overrides: dict[str, Any]) -> None:
+    """Refuse arguments that the constructor does not take, naming the nearest one."""
+    accepted = [p for p in inspect.signature(cls.__init__).parameters if p != "self"]
+    for name in overrides:
+        if name not in accepted:
+            close = difflib.get_close_matches(name, accepted, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise TypeError(f"{cls.__name__} takes no {name!r}: {hint}it takes {', '.join(accepted)}")
+
+
+def class_named(path: str) -> type[ZooModule]:
+    """A registered class by its full name; classes that are not registered are refused, never imported.
+
+    Raises:
+        ValueError: for an unknown class.
+    """
+    classes = {f"{p.cls.__module__}.{p.cls.__qualname__}": p.cls for p in presets().values()}
+    if path not in classes:
+        raise ValueError(f"{path} is not a registered model class; register it before loading the checkpoint")
+    return classes[path]
+
+
+def _without_towers(preset: Preset) -> dict[str, Any]:
+    """Arguments that build the model without reading weights from disk."""
+    args = dict(preset.init_args)
+    reference = args.get("tokenizer")
+    if isinstance(reference, str) and not reference.startswith("ckpt:"):
+        args["tokenizer"] = reference.partition(":")[0] + ":random"
+    return args
+
+
+def _as_init_args(args: dict[str, Any]) -> dict[str, Any]:
+    optim = args.get("optim")
+    if isinstance(optim, dict):
+        args = args | {"optim": Optim(**(optim | ({"betas": tuple(optim["betas"])} if "betas" in optim else {})))}
+    return args
+
+
+def _natural(name: str) -> list[Any]:
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

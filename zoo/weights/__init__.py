@@ -1,0 +1,1 @@
+"""Small weights trained by our own recipes, with a card each."""
