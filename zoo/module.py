@@ -36,6 +36,8 @@ class ZooModule(pl.LightningModule):
         #: prefix of parameters that the loaded weights do not hold -> why
         self.absent: dict[str, str] = {}
         self.save_hyperparameters()
+        for name, value in constructor_arguments(self).items():
+            self.hparams.setdefault(name, value)
         if self.hparams.get("weights") is not None:
             self.hparams["weights"] = None  # a checkpoint holds its own weights and must not ask for these again
 
@@ -146,6 +148,22 @@ class ZooModule(pl.LightningModule):
             "init_args": self.init_args(),
             "version": __version__,
         }
+
+
+def constructor_arguments(module: nn.Module) -> dict[str, Any]:
+    """Arguments of the constructors that are running for ``module``, the most specific class winning.
+
+    Lightning's own search ends at a constructor that is wrapped in a decorator, such as the shape checks of the tests.
+    """
+    arguments: dict[str, Any] = {}
+    frame = inspect.currentframe()
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "__init__" and frame.f_locals.get("self") is module:
+            names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+            arguments |= {name: frame.f_locals[name] for name in names if name in frame.f_locals}
+        frame = frame.f_back
+    return arguments
 
 
 def plain(value: Any) -> Any:
