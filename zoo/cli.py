@@ -1,0 +1,229 @@
+"""The command line: ``lightning fit --config recipes/beit.yaml``, also as ``tokenzoo`` and ``python -m zoo``."""
+
+import linecache
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import jsonargparse
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from omegaconf.errors import OmegaConfBaseException
+
+import zoo
+from zoo import recipe_files
+from zoo.cli_errors import EXTRA_COMMANDS, ZooParser
+from zoo.module import ZooModule
+from zoo.recipe_header import parse_header
+
+DESCRIPTION = "Train and evaluate visual tokenizers. Also: list [PATTERN], recipes, copy RECIPE [TARGET]."
+Precision = Literal["highest", "high", "medium"]
+FOR_THE_USER = (ValueError, TypeError, RuntimeError, OSError, ImportError, MisconfigurationException)
+#: set to anything to see where a one-line error comes from
+TRACEBACK = "TOKENZOO_TRACEBACK"
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command.
+
+    Args:
+        args: as on the command line, without the program's name; None takes the command line itself.
+    """
+    jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    arguments = list(sys.argv[1:] if args is None else args)
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, so that a file here never shadows an installed package
+    try:
+        if arguments[:1] and arguments[0] in EXTRA_COMMANDS:
+            _extra_command(*arguments)
+        else:
+            with _quiet():
+                ZooCLI(arguments)
+    except FOR_THE_USER as error:
+        sentence = None if os.environ.get(TRACEBACK) else _sentence(error)
+        if sentence is None:
+            raise
+        sys.stderr.write(f"error: {sentence}\n")
+        sys.exit(1)
+
+
+class ZooCLI(LightningCLI):
+    """LightningCLI with the zoo's settings, run directory, loggers and messages.
+
+    Args:
+        arguments: command and options, as on the command line.
+    """
+
+    def __init__(self, arguments: list[str]):
+        import datamodules
+        from zoo.registry import presets
+
+        presets()  # imports the papers, so that recipes can say BEiT for zoo.BEiT
+        #: configuration files, as typed -> as found
+        self.recipes: dict[str, Path] = {}
+        super().__init__(
+            ZooModule,
+            datamodules.ZooDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,  # Optim belongs to the model; Lightning's groups step per epoch
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            parser_class=ZooParser,
+            parser_kwargs={
+                "parser_mode": "omegaconf+",  # plain "omegaconf" resolves before command-line overrides
+                "version": f"tokenzoo {zoo.__version__}",
+                "description": DESCRIPTION,
+                "allow_abbrev": False,  # --trainer.max_step is a typo, not --trainer.max_steps
+            },
+            args=recipe_files.resolve_arguments(arguments, self.recipes),
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options that are no constructor arguments."""
+        parser.add_argument("--compile", type=bool, default=False, nargs="?", const=True, help="torch.compile in place")
+        parser.add_argument(
+            "--matmul_precision",
+            type=Precision,
+            default="high",
+            help="float32 products on CUDA: 'high' uses TF32, 'highest' does not",
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse without Lightning's warning about arguments given from Python."""
+        try:
+            self.config = parser.parse_args(args)
+        except OmegaConfBaseException as error:  # a ${...} that leads nowhere
+            parser.error(str(error).partition("\n")[0])
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: recipe and flags decide, ``--ckpt_path`` only restores state.
+
+        Lightning would let the hyper-parameters stored in the checkpoint win over both.
+        """
+
+    def after_instantiate_classes(self) -> None:
+        """Apply the options that are no constructor arguments."""
+        if torch.cuda.is_available():
+            torch.set_float32_matmul_precision(self._get(self.config, "matmul_precision"))
+        if self._get(self.config, "compile"):
+            self.model.compile_networks()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add what every run has, unless the recipe brings its own: run directory, loggers, checkpoint, guards."""
+        config = self._get(self.config_init, "trainer")
+        _check_checkpoint(self._get(self.config, "ckpt_path"))
+        name = next((path.stem for path in self.recipes.values()), type(self.model).__name__.lower())
+        run_dir = Path(config["default_root_dir"] or Path("runs") / name)
+        if config["logger"] in (None, True):
+            log_dir = run_dir if self.subcommand == "fit" else run_dir / str(self.subcommand)
+            if self.subcommand == "fit" and not config["fast_dev_run"]:
+                _keep_old_metrics(log_dir)
+            kwargs["logger"] = [logger(log_dir, name="", version="") for logger in (CSVLogger, TensorBoardLogger)]
+        given = config["callbacks"] or []
+        callbacks: list[Callback] = list(given) if isinstance(given, list) else [given]
+        callbacks += self._default_callbacks(callbacks, run_dir, config["enable_checkpointing"] is not False)
+        return super().instantiate_trainer(default_root_dir=str(run_dir), callbacks=callbacks, **kwargs)
+
+    def _default_callbacks(self, given: list[Callback], run_dir: Path, checkpoints: bool) -> list[Callback]:
+        from zoo.callbacks.divergence import DivergenceGuard
+        from zoo.callbacks.summary import RunSummary
+
+        summary = RunSummary(" --config ".join(self.recipes) or None)
+        wanted: list[Callback] = [DivergenceGuard(), summary] if self.subcommand == "fit" else []
+        if checkpoints:
+            # save_top_k=1 without a monitor keeps the newest; runs/<recipe>/last.ckpt is overwritten every epoch
+            wanted.append(
+                ModelCheckpoint(run_dir, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+            )
+        return [c for c in wanted if not any(isinstance(g, type(c)) for g in given)]
+
+    def before_fit(self) -> None:
+        """Say what runs and what to expect of it."""
+        header = next(filter(None, map(parse_header, self.recipes.values())), {})
+        if self.trainer.is_global_zero:
+            for key in ("title", "expect"):
+                if key in header:
+                    print(f"{key:>6}: {header[key]}".replace("\n", "\n" + 8 * " "))
+
+
+def _extra_command(command: str, *arguments: str) -> None:
+    from zoo import catalog
+
+    try:
+        if command == "list":
+            print(catalog.models_table(*arguments))
+        elif command == "recipes":
+            print(catalog.recipes_table(*arguments))
+        else:
+            print(f"copied to {recipe_files.copy(*arguments)}")
+    except TypeError as error:
+        if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+            raise
+        sys.stderr.write("error: the commands are: list [PATTERN], recipes, copy RECIPE [TARGET]\n")
+        sys.exit(2)
+
+
+def _sentence(error: BaseException | None) -> str | None:
+    """The sentence of an error that a ``raise`` of the zoo made; None for errors of libraries, and for bugs.
+
+    The parser wraps what constructors raise, so causes are looked at as well.
+    """
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        if isinstance(error, MisconfigurationException):
+            return str(error)
+        if isinstance(error, FOR_THE_USER) and trace is not None:
+            module = trace.tb_frame.f_globals.get("__name__", "").partition(".")[0]
+            line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip()
+            if module in ("zoo", "datamodules") and line.startswith("raise "):
+                return str(error)
+        error = error.__cause__
+    return None
+
+
+def _check_checkpoint(path: str | None) -> None:
+    if path in (None, "last", "best", "hpc") or "://" in str(path) or str(path).startswith("registry"):
+        return
+    if not Path(str(path)).exists():
+        there = sorted(map(str, Path().glob("runs/**/*.ckpt")))[:5]
+        raise FileNotFoundError(f"there is no checkpoint {path}" + (f"; there are {', '.join(there)}" if there else ""))
+
+
+def _keep_old_metrics(log_dir: Path) -> None:
+    """Move ``metrics.csv`` of an earlier run aside, which the CSV logger would delete."""
+    old = log_dir / "metrics.csv"
+    if old.exists() and int(os.environ.get("LOCAL_RANK", 0)) == 0:
+        number = 1
+        while (kept := log_dir / f"metrics-{number}.csv").exists():
+            number += 1
+        old.rename(kept)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without advertising tips, and without warnings about a run directory that is used again on purpose."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+
+    def no_tips(record: logging.LogRecord) -> bool:
+        return "Tip:" not in record.getMessage()
+
+    logger.addFilter(no_tips)
+    with warnings.catch_warnings():
+        for message in ("exists and is not empty", "dirpath has changed", "not have many workers", "LeafSpec"):
+            warnings.filterwarnings("ignore", f".*{message}")
+        try:
+            yield
+        finally:
+            logger.removeFilter(no_tips)

@@ -1,0 +1,92 @@
+"""Where recipes are: in the working directory, else inside the installed package."""
+
+import difflib
+import shutil
+import sys
+from pathlib import Path
+
+import zoo
+
+# a wheel carries the recipes as zoo/recipes; a checkout has them beside the package
+_PLACES = (Path(zoo.__file__).parent / "recipes", Path(zoo.__file__).parents[1] / "recipes")
+
+
+def packaged() -> dict[str, Path]:
+    """Name (``beit``, ``paper/beit_base_imagenet1k``) to file, of every recipe that came with the package."""
+    root = next((place for place in _PLACES if place.is_dir()), _PLACES[1])
+    return {p.relative_to(root).with_suffix("").as_posix(): p for p in sorted(root.rglob("*.yaml"))}
+
+
+def find(path: str) -> Path:
+    """The file that ``--config path`` means: a local file, else the packaged recipe of that name.
+
+    Raises:
+        FileNotFoundError: naming the nearest recipes.
+    """
+    if Path(path).is_file():
+        return Path(path)
+    name = Path(path).with_suffix("").as_posix() if path.endswith((".yaml", ".yml")) else path
+    name = name.removeprefix("./").removeprefix("recipes/")
+    known = packaged()
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(f'recipes/{c}.yaml' for c in close)}?" if close else "see 'lightning recipes'"
+    raise FileNotFoundError(f"there is no recipe {path!r}, neither here nor in the package: {hint}")
+
+
+def resolve_arguments(arguments: list[str], recipes: dict[str, Path]) -> list[str]:
+    """Replace every ``--config PATH`` that does not exist here by the packaged recipe of that name.
+
+    Args:
+        arguments: of the command line.
+        recipes: filled with the configuration files, as typed -> as found.
+
+    Raises:
+        SystemExit: with code 2 and one line for a recipe that does not exist.
+    """
+    resolved = []
+    path_follows = False
+    for argument in arguments:
+        flag, equals, path = argument.partition("=")
+        if path_follows:
+            resolved.append(_recipe(argument, recipes))
+        elif equals and flag in ("--config", "-c"):
+            resolved.append(f"{flag}={_recipe(path, recipes)}")
+        else:
+            resolved.append(argument)
+        path_follows = not path_follows and argument in ("--config", "-c")
+    return resolved
+
+
+def _recipe(path: str, recipes: dict[str, Path]) -> str:
+    if "\n" in path or path.lstrip().startswith("{"):  # a configuration given in place
+        return path
+    try:
+        recipes[path] = find(path)
+    except FileNotFoundError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
+    if not Path(path).is_file():
+        sys.stderr.write(f"{path} is not here, using the packaged recipe {recipes[path]}\n")
+    return str(recipes[path])
+
+
+def copy(name: str, target: str | None = None) -> Path:
+    """Copy a packaged recipe for editing; never overwrites.
+
+    Args:
+        name: as for :func:`find`.
+        target: file or existing folder; by default the recipe's own file name, here.
+
+    Raises:
+        FileExistsError: rather than overwriting.
+    """
+    source = packaged().get(name.removeprefix("recipes/").removesuffix(".yaml")) or find(name)
+    destination = Path(target or source.name)
+    if destination.is_dir():
+        destination = destination / source.name
+    if destination.exists():
+        raise FileExistsError(f"{destination} exists: give another name, lightning copy {name} OTHER.yaml")
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    return Path(shutil.copyfile(source, destination))
