@@ -1,0 +1,48 @@
+"""Writing weights: safetensors with a description of the model, from which it can be built again."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.module import ZooModule
+
+
+def save_weights(model: ZooModule, path: str | Path, dtype: torch.dtype | None = None) -> Path:
+    """Write the weights of a model, without its frozen towers, as safetensors.
+
+    ``create_model("ckpt:PATH")`` builds the model from the file alone; ``weights=PATH`` loads it into an existing one.
+
+    Args:
+        model: whose ``state_dict`` is written, less what ``model.absent`` names.
+        path: of the file; the suffix is ``.safetensors``.
+        dtype: store floats in this type, e.g. ``torch.float16`` for half the size; None keeps theirs.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"weights are written as safetensors: give a path that ends in .safetensors, not {path}")
+    description: dict[str, Any] = {}
+    model.on_save_checkpoint(description)
+    block = description["zoo"] | ({"absent": model.absent} if model.absent else {})
+    state = {name: v for name, v in model.state_dict().items() if not name.startswith(tuple(model.absent))}
+    return write_safetensors({name: _stored(v, dtype) for name, v in state.items()}, path, {"zoo": json.dumps(block)})
+
+
+def write_safetensors(state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> Path:
+    """Write tensors; the file appears only when it is whole."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file(state, partial, metadata)
+    os.replace(partial, path)
+    return path
+
+
+def _stored(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    value = value.detach().cpu()
+    value = value.to(dtype) if dtype is not None and value.is_floating_point() else value
+    return value.clone(memory_format=torch.contiguous_format)  # tied weights are written twice

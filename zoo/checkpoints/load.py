@@ -1,0 +1,188 @@
+"""Putting weights into models: the layout is recognised by content, and everything is checked before anything moves."""
+
+import types
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from zoo import registry
+from zoo.checkpoints.files import Checkpoint, read
+from zoo.checkpoints.format import Converted
+from zoo.module import ZooModule
+
+SHOWN = 8  # names per message
+
+
+def load_weights(model: ZooModule, source: str | Path) -> None:
+    """Load weights in any layout that the model reads.
+
+    Args:
+        model: gets the weights, in place.
+        source: a file or folder, ``ckpt:PATH``, or a registry reference such as ``dvae_emoji`` or ``dvae_emoji:TAG``.
+
+    Raises:
+        FileNotFoundError: for a source that is not there.
+        ValueError: for a layout that the model does not read, missing or unexpected names, or other shapes. The model
+            is then as it was.
+    """
+    path = _path_of(source)
+    _put(model, read(path, _known_classes()))
+
+
+def from_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None) -> ZooModule:
+    """Build the model that a checkpoint of one of our runs, or an exported file, describes, with its weights.
+
+    Args:
+        path: of the file.
+        overrides: constructor arguments that differ from the checkpoint's.
+
+    Raises:
+        FileNotFoundError: for a path that is not there.
+        ValueError: for a file without a description, of an unknown class, or with other weights.
+        TypeError: for an override that the class does not take.
+    """
+    path = Path(path)
+    overrides = dict(overrides or {})
+    checkpoint = read(path, _known_classes())
+    if checkpoint.zoo is None:
+        raise ValueError(
+            f"{path} does not say which model it is of, so it is none of our checkpoints: "
+            f"use create_model(NAME, weights={str(path)!r})"
+        )
+    cls = registry.class_named(checkpoint.zoo["class"])
+    registry.check_overrides(cls, overrides)
+    model = cls(**_typed(cls, registry._as_init_args(checkpoint.zoo["init_args"])) | overrides)
+    _put(model, checkpoint)
+    return model
+
+
+def _put(model: ZooModule, checkpoint: Checkpoint) -> None:
+    layout, converted = _convert(model, checkpoint)
+    _check(model, converted, checkpoint, layout)
+    model.load_state_dict(converted.state, strict=False)  # strictness is _check's
+    model.absent = dict(converted.absent)
+    _report(checkpoint.path, layout, converted)
+
+
+def _path_of(source: str | Path) -> Path:
+    path = Path(source)
+    if path.exists():
+        return path
+    name, _, rest = str(source).partition(":")
+    if name == "ckpt":
+        return Path(rest)
+    if name in registry.presets():
+        return registry.weights_path(registry.find(name), rest or True)
+    raise FileNotFoundError(f"the weights {str(source)!r} are neither a file, a folder nor the name of a model")
+
+
+def _convert(model: ZooModule, checkpoint: Checkpoint) -> tuple[str, Converted]:
+    """The name of the layout and the weights under the model's own names."""
+    own = model.state_dict()
+    state = checkpoint.state
+    said = (checkpoint.zoo or {}).get("absent", {})
+    names_equal = state.keys() == {name for name in own if not name.startswith(tuple(said))}
+    if names_equal and all(state[name].shape == own[name].shape for name in state):
+        return "ours", Converted(dict(state), absent=said)
+    for layout in model.formats:
+        if layout.matches(state):
+            return layout.name, layout.convert(state, model)
+    if names_equal or (checkpoint.zoo or {}).get("class") == _name(type(model)):
+        return "ours", Converted(dict(state), absent=said)
+    shared = len(state.keys() & own.keys())
+    if shared > len(own) / 2:  # ours with a few other names: say which
+        return "ours", Converted(dict(state))
+    raise ValueError(_unknown(model, checkpoint))
+
+
+def _unknown(model: ZooModule, checkpoint: Checkpoint) -> str:
+    whose = ""
+    if checkpoint.zoo is not None:
+        whose = f"it is a checkpoint of {checkpoint.zoo.get('class')}; "
+    else:
+        for cls in {preset.cls for preset in registry.presets().values()} - {type(model)}:
+            if layout := next((f for f in cls.formats if f.matches(checkpoint.state)), None):
+                whose = f"it looks like '{layout.name}', which {cls.__name__} reads; "
+                break
+    readable = ", ".join(["our own checkpoints", *(f"'{layout.name}'" for layout in model.formats)])
+    return (
+        f"{checkpoint.path} is not for {type(model).__name__}: {whose}it holds {_some(checkpoint.state)}, "
+        f"and {type(model).__name__} reads {readable}"
+    )
+
+
+def _check(model: ZooModule, converted: Converted, checkpoint: Checkpoint, layout: str) -> None:
+    own = model.state_dict()
+    excused = tuple(converted.absent) + tuple(converted.fresh)
+    missing = [name for name in own if name not in converted.state and not name.startswith(excused)]
+    unexpected = [name for name in converted.state if name not in own]
+    shapes = [
+        f"{name} is {_shape(value)} in the file and {_shape(own[name])} in the model"
+        for name, value in converted.state.items()
+        if name in own and value.shape != own[name].shape
+    ]
+    problems = []
+    if missing:
+        problems.append(f"it lacks {_some(missing)}")
+    if unexpected:
+        problems.append(f"it has the unexpected {_some(unexpected)}")
+    if shapes:
+        problems.append(f"shapes differ: {_some(shapes, '; ')}")
+    if problems:
+        of = (checkpoint.zoo or {}).get("class")
+        whose = f" (a checkpoint of {of})" if of and of != _name(type(model)) else ""
+        raise ValueError(
+            f"{checkpoint.path}{whose}, read as {layout}, does not fit {type(model).__name__} and nothing was loaded: "
+            f"{'; '.join(problems)}; build the model with the settings of the checkpoint"
+        )
+
+
+def _report(path: Path, layout: str, converted: Converted) -> None:
+    if layout != "ours":
+        rank_zero_info(f"read {path} as {layout}")
+    for note in converted.notes:
+        rank_zero_info(note)
+    for prefix, reason in converted.fresh.items():
+        rank_zero_info(f"{prefix.rstrip('.')} starts anew: {reason}")
+    for prefix, reason in converted.absent.items():
+        rank_zero_info(f"{prefix.rstrip('.')} was not loaded: {reason}")
+    if converted.ignored:
+        rank_zero_info(f"not used from {path}: {_some(converted.ignored)}")
+
+
+def _known_classes() -> set[str]:
+    """Classes of the pickled modules that some model reads; another model's are known too, to say whose they are."""
+    return {name for preset in registry.presets().values() for layout in preset.cls.formats for name in layout.classes}
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a scalar"
+
+
+def _some(names: Iterable[str], separator: str = ", ") -> str:
+    """The first names, and how many there are."""
+    names = list(names)
+    more = f"{separator}... ({len(names)} in all)" if len(names) > SHOWN else ""
+    return separator.join(names[:SHOWN]) + more
+
+
+def _typed(cls: type, args: dict[str, Any]) -> dict[str, Any]:
+    """Turn the lists of JSON back into tuples where the constructor says so."""
+    hints = get_type_hints(cls.__init__)
+    return {name: _as_tuple(value, hints.get(name)) for name, value in args.items()}
+
+
+def _as_tuple(value: Any, hint: Any) -> Any:
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    inner = next((option for option in options if get_origin(option) is tuple), None)
+    if not isinstance(value, list) or inner is None:
+        return value
+    kinds = [kind for kind in get_args(inner) if kind is not Ellipsis]
+    return tuple(_as_tuple(item, kinds[min(i, len(kinds) - 1)] if kinds else None) for i, item in enumerate(value))

@@ -1,0 +1,28 @@
+"""OpenMMLab's copy of the dVAE encoder, as ``dalle_encoder.pth`` or inside a checkpoint of mmpretrain's BEiT or CAE.
+
+mmpretrain's ``DALLEEncoder`` has OpenAI's parameter names. The file ``dalle_encoder.pth`` (a state dict, bare or under
+``state_dict``) therefore looks like OpenAI's encoder and is read as such; in a training checkpoint the same names
+carry the prefix ``target_generator.``, and everything else belongs to the model that was trained on the tokens.
+"""
+
+from torch import nn
+
+from zoo.checkpoints import openai
+from zoo.checkpoints.format import Converted, Format, State
+
+PREFIX = "target_generator."
+
+
+def matches(state: State) -> bool:
+    """OpenAI's names under the prefix of the target generator."""
+    return f"{PREFIX}blocks.input.w" in state
+
+
+def convert(state: State, model: nn.Module) -> Converted:
+    """The tokenizer of the checkpoint; the rest is ignored."""
+    encoder = {"encoder." + name.removeprefix(PREFIX): v for name, v in state.items() if name.startswith(PREFIX)}
+    ignored = tuple(name for name in state if not name.startswith(PREFIX))
+    return Converted(encoder, absent={"decoder.": openai.NO_DECODER}, ignored=ignored)
+
+
+ENCODER = Format("OpenMMLab checkpoint with a DALL-E target generator", matches, convert)

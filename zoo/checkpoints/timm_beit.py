@@ -1,0 +1,23 @@
+"""BEiT classifiers of timm (``beit_base_patch16_224`` and relatives).
+
+timm keeps unilm's names, without ``relative_position_index`` and without anything of pre-training: it has neither mask
+token nor token head, so these weights start a classifier and not :class:`zoo.models.beit.BEiT`.
+"""
+
+from torch import nn
+
+from zoo.checkpoints import beit_surgery, unilm
+from zoo.checkpoints.format import Converted, Format, State
+
+
+def matches(state: State) -> bool:
+    """A BEiT by unilm's names; ask :func:`zoo.checkpoints.unilm.matches` first."""
+    return unilm.MARK in state
+
+
+def convert(state: State, model: nn.Module) -> Converted:
+    """The names are ours already."""
+    return beit_surgery.fit(dict(state), model)
+
+
+BEIT = Format("BEiT classifier of timm", matches, convert)
