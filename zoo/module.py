@@ -35,6 +35,7 @@ class ZooModule(pl.LightningModule):
         self.frozen: dict[str, nn.Module] = {}
         #: prefix of parameters that the loaded weights do not hold -> why
         self.absent: dict[str, str] = {}
+        self.started_from_weights = False
         self.save_hyperparameters()
         for name, value in constructor_arguments(self).items():
             self.hparams.setdefault(name, value)
@@ -119,6 +120,7 @@ class ZooModule(pl.LightningModule):
             from zoo.checkpoints.load import load_weights
 
             load_weights(self, weights)
+            self.started_from_weights = True
 
     def freeze(self, name: str, module: nn.Module) -> None:
         """Hold a tower that is not trained: eval mode, no gradients, not in ``state_dict``, moves with the model."""

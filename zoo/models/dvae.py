@@ -14,7 +14,8 @@ Equations: Eq. 1 -> `DVAE.losses`; Section A.2 relaxation -> `DVAE.relax`; Secti
 Section A.3 likelihood -> `losses.logit_laplace.logit_laplace_nll`; KL -> `losses.categorical.kl_to_uniform`.
 """
 
-from typing import Any, Literal
+from itertools import islice
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,10 @@ from zoo.registry import Weights, register
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels
 
 
+MSE_SIGMA = 0.1  # of the Gaussian that ``loss="mse"`` puts on mapped pixels; sets the scale against the KL term
+KMEANS_BATCHES = 8  # training batches that ``codebook_init="kmeans"`` looks at
+
+
 class DVAE(ZooModule):
     """DALL-E's discrete VAE: images to a grid of ids, and back.
 
@@ -43,12 +48,12 @@ class DVAE(ZooModule):
         groups: 4 in the paper; the downsampling factor is ``2 ** (groups - 1)``.
         vocab_size: codes.
         code_width: width of a code's embedding (``n_init``).
-        loss: the paper's ``logit_laplace``, or ``mse`` on pixels.
+        loss: the paper's ``logit_laplace``, or ``mse``: a Gaussian of fixed width on mapped pixels.
         relaxation: ``soft`` Gumbel-softmax samples as in the paper, or ``straight_through`` hard ones.
         tau: temperature of the relaxation: start, end, steps of the cosine between them.
         beta: weight of the KL term: start, end, steps.
         marginal_entropy: weight of ln K - H(mean q), which fights codebook collapse in short runs: start, end, steps.
-        codebook_init: ``random`` as published, or ``kmeans`` on the encoder's features of the first batch.
+        codebook_init: ``random`` as published, or ``kmeans`` on the encoder's features of a few batches.
         encoder_start: step from which the encoder is trained too; before, the decoder learns its codes.
         optim: optimizer and schedule; the paper's by default.
         weights: start from these: a registry name or a path.
@@ -154,7 +159,7 @@ class DVAE(ZooModule):
         if self.loss == "logit_laplace":
             reconstruction = logit_laplace_nll(map_pixels(images), mu.float(), log_scale.float()).mean()
         else:
-            reconstruction = F.mse_loss(mu.float().sigmoid(), map_pixels(images))
+            reconstruction = F.mse_loss(mu.float().sigmoid(), map_pixels(images)) / (2 * MSE_SIGMA**2)
         kl = kl_to_uniform(logits)
         loss = reconstruction + beta * kl.sum() / images.numel()
         if entropy_weight:
@@ -168,9 +173,10 @@ class DVAE(ZooModule):
             "beta": loss.new_tensor(beta),
         }
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        if self.codebook_init == "kmeans" and self.global_step == 0 and batch_idx == 0:
-            self.initialise_codebook(batch["image"])
+    def on_train_start(self) -> None:
+        if self.codebook_init == "kmeans" and self.global_step == 0 and not self.started_from_weights:
+            batches = islice(self.trainer.train_dataloader, KMEANS_BATCHES)
+            self.initialise_codebook(torch.cat([batch["image"] for batch in batches]).to(self.device))
 
     @torch.no_grad()
     def initialise_codebook(self, images: Shaped[Tensor, "b 3 h w"]) -> None:
@@ -208,4 +214,22 @@ register(
             note="250 million text-image pairs, 256 px",
         )
     },
+)
+register(
+    "dvae_emoji",
+    DVAE,
+    paper=PAPER,
+    recipe="dvae.yaml",
+    weights={"emoji": Weights(file="dvae_emoji.safetensors", note="recipes/dvae.yaml on Twemoji, 64 px")},
+    image_size=64,
+    width=48,
+    blocks=1,
+    groups=3,
+    vocab_size=512,
+    loss="mse",
+    tau=(0.5, 1 / 16, 2400),
+    beta=(0.0, 0.1, 400),
+    marginal_entropy=(1.0, 0.3, 4000),
+    codebook_init="kmeans",
+    optim=Optim(lr=4e-3, min_lr=4e-5, warmup_steps=50, weight_decay=1e-4, decay="all"),
 )

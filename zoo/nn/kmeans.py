@@ -30,7 +30,7 @@ def kmeans(
 
 
 def codebook_from_features(
-    features: Float[Tensor, "n d"], k: int, code_width: int, sharpness: float = 3.0
+    features: Float[Tensor, "n d"], k: int, code_width: int, sharpness: float = 12.0
 ) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k"], Float[Tensor, "k e"]]:
     """A linear classifier that assigns features softly to k-means centres, and an embedding per centre.
 
