@@ -1,0 +1,350 @@
+"""The vision transformer of BEiT in both published forms (microsoft/unilm ``beit/modeling_finetune.py``).
+
+Absolute positions without LayerScale are the paper's main tables; shared or per-block relative position bias with
+LayerScale is "BEiT+" (Appendix A) and every released ImageNet-22k checkpoint. Parameter names are those of unilm.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from zoo.nn.relative_position import RelativePositionBias, position_bias, relative_position_index, table_rows
+
+EPS = 1e-6  # of every LayerNorm; transformers' BeitConfig defaults to 1e-12 and differs by 1e-3 in the logits
+STD = 0.02
+
+
+class PatchEmbed(nn.Module):
+    """Cut the image into patches and project each, in raster order; no normalisation."""
+
+    def __init__(self, patch_size: int, width: int):
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, patch_size, patch_size)
+
+    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
+        return rearrange(self.proj(x), "b d gh gw -> b (gh gw) d")
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention whose queries and values have a bias and whose keys have none.
+
+    Args:
+        width: of the tokens.
+        heads: number of heads.
+        grid: given where the block has its own relative position bias table.
+    """
+
+    def __init__(self, width: int, heads: int, grid: tuple[int, int] | None = None):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width))
+        self.v_bias = nn.Parameter(torch.zeros(width))
+        self.proj = nn.Linear(width, width)
+        self.relative_position_bias_table: nn.Parameter | None = None
+        if grid is not None:
+            self.relative_position_bias_table = nn.Parameter(torch.zeros(table_rows(grid), heads))
+            self.register_buffer("relative_position_index", relative_position_index(grid), persistent=False)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        bias: Float[Tensor, "1 heads n n"] | None = None,
+        rows: Bool[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b n d"] | Float[Tensor, "m d"]:
+        """Attend; with ``rows`` only these tokens of the batch are returned, one after the other."""
+        if self.relative_position_bias_table is not None:
+            bias = position_bias(self.relative_position_bias_table, self.relative_position_index)
+        qkv = F.linear(x, self.qkv.weight, torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias]))
+        q, k, v = rearrange(qkv, "b n (three heads e) -> three b heads n e", three=3, heads=self.heads)
+        if bias is not None:
+            bias = bias.to(q.dtype)
+        y = rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=bias), "b heads n e -> b n (heads e)")
+        return self.proj(y if rows is None else y[rows])
+
+
+class Mlp(nn.Module):
+    """Two layers with exact GELU."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with LayerScale and stochastic depth.
+
+    Args:
+        width: of the tokens.
+        heads: of the attention.
+        mlp_ratio: hidden width of the MLP in units of ``width``.
+        layer_scale: initial value of the residual gains ``gamma_1``, ``gamma_2``; 0 for none.
+        drop_path: probability to skip a residual branch, per image.
+        grid: given where the block has its own relative position bias table.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        layer_scale: float = 0.0,
+        drop_path: float = 0.0,
+        grid: tuple[int, int] | None = None,
+    ):
+        super().__init__()
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(width, eps=EPS)
+        self.attn = Attention(width, heads, grid)
+        self.norm2 = nn.LayerNorm(width, eps=EPS)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.gamma_1 = nn.Parameter(torch.full((width,), layer_scale)) if layer_scale else None
+        self.gamma_2 = nn.Parameter(torch.full((width,), layer_scale)) if layer_scale else None
+
+    def forward(
+        self,
+        x: Float[Tensor, "b n d"],
+        bias: Float[Tensor, "1 heads n n"] | None = None,
+        rows: Bool[Tensor, "b n"] | None = None,
+    ) -> Float[Tensor, "b n d"] | Float[Tensor, "m d"]:
+        """Transform all tokens; with ``rows`` everything after the attention runs on these tokens only."""
+        y = self.attn(self.norm1(x), bias, rows)
+        image = None
+        if rows is not None:
+            image = rows.nonzero()[:, 0] if self.training and self.drop_path else None
+            x = x[rows]
+        batch = len(x) if rows is None else len(rows)
+        x = self._add(x, y, self.gamma_1, batch, image)
+        return self._add(x, self.mlp(self.norm2(x)), self.gamma_2, batch, image)
+
+    def _add(self, x: Tensor, branch: Tensor, gamma: Tensor | None, batch: int, image: Tensor | None) -> Tensor:
+        """``x + keep * gamma * branch`` in one pass over the tokens; ``image`` names the image of each row."""
+        scale = gamma
+        if self.training and self.drop_path:
+            keep = x.new_empty(batch, 1).bernoulli_(1 - self.drop_path) / (1 - self.drop_path)
+            keep = keep[:, None] if image is None else keep[image]
+            scale = keep if gamma is None else keep * gamma
+        return x + branch if scale is None else torch.addcmul(x, branch, scale)
+
+
+class BeitViT(nn.Module):
+    """BEiT's transformer; ``vocab_size`` adds what masked image modelling needs, ``num_classes`` the classifier.
+
+    Args:
+        image_size: side of the input, or (height, width), in pixels.
+        patch_size: side of a patch, in pixels.
+        width: of the tokens.
+        depth: blocks.
+        heads: of the attention.
+        mlp_ratio: hidden width of the MLPs in units of ``width``.
+        layer_scale: initial residual gain, 0.1 (base), 1e-5 (large), 0 for none.
+        absolute_positions: learned position embeddings.
+        relative_positions: bias of the attention, one table ``shared`` by all blocks, one ``per_block``, or ``none``.
+        drop_path: stochastic depth of the last block, growing linearly from 0 at the first.
+        vocab_size: of the tokenizer; 0 builds neither ``mask_token`` nor ``lm_head``.
+        num_classes: of the classifier; 0 builds none.
+        pool: a classifier looks at the ``mean`` of the patches (normalised by ``fc_norm``) or at the ``cls`` token.
+        init: truncated normal cut at one sigma (``pretraining``), or practically uncut with PyTorch's own
+            initialisation of the patch projection (``finetuning``), as the two published scripts do.
+        grad_checkpointing: recompute the blocks in the backward pass instead of keeping their activations.
+
+    Raises:
+        ValueError: for sizes that do not divide.
+    """
+
+    def __init__(
+        self,
+        image_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_ratio: float = 4.0,
+        layer_scale: float = 0.1,
+        absolute_positions: bool = False,
+        relative_positions: Literal["shared", "per_block", "none"] = "shared",
+        drop_path: float = 0.0,
+        vocab_size: int = 0,
+        num_classes: int = 0,
+        pool: Literal["mean", "cls"] = "mean",
+        init: Literal["pretraining", "finetuning"] = "pretraining",
+        grad_checkpointing: bool = False,
+    ):
+        super().__init__()
+        self.grid = patch_grid(image_size, patch_size)
+        if width % heads:
+            raise ValueError(f"width {width} is not divisible by heads {heads}: change one of them")
+        if relative_positions not in ("shared", "per_block", "none"):
+            raise ValueError(f"relative_positions is 'shared', 'per_block' or 'none', not {relative_positions!r}")
+        if pool not in ("mean", "cls"):
+            raise ValueError(f"pool is 'mean' or 'cls', not {pool!r}")
+        self.width, self.depth, self.pool, self.init = width, depth, pool, init
+        self.grad_checkpointing = grad_checkpointing
+        self.patch_embed = PatchEmbed(patch_size, width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if vocab_size else None
+        tokens = 1 + math.prod(self.grid)
+        self.pos_embed = nn.Parameter(torch.zeros(1, tokens, width)) if absolute_positions else None
+        self.rel_pos_bias = RelativePositionBias(self.grid, heads) if relative_positions == "shared" else None
+        grid = self.grid if relative_positions == "per_block" else None
+        rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, layer_scale, rate, grid) for rate in rates)
+        mean_pool = bool(num_classes) and pool == "mean"
+        self.norm = nn.Identity() if mean_pool else nn.LayerNorm(width, eps=EPS)
+        self.fc_norm = nn.LayerNorm(width, eps=EPS) if mean_pool else None
+        self.lm_head = nn.Linear(width, vocab_size) if vocab_size else None
+        self.head = nn.Linear(width, num_classes) if num_classes else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The published initialisation; see ``init``. Position bias tables start at zero, LayerScale at its value."""
+        cut = STD if self.init == "pretraining" else 2.0
+        with torch.no_grad():
+            for module in self.modules():
+                if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and self.init == "pretraining"):
+                    nn.init.trunc_normal_(module.weight, std=STD, a=-cut, b=cut)
+                    if module.bias is not None:
+                        nn.init.zeros_(module.bias)
+            for token in (self.cls_token, self.mask_token, self.pos_embed):
+                if token is not None:
+                    nn.init.trunc_normal_(token, std=STD, a=-cut, b=cut)
+            for layer, block in enumerate(self.blocks, start=1):
+                block.attn.proj.weight.div_(math.sqrt(2 * layer))  # Section 2.4: keeps the residual stream's variance
+                block.mlp.fc2.weight.div_(math.sqrt(2 * layer))
+
+    def embed_patches(
+        self, x: Float[Tensor, "b 3 h w"], mask: Bool[Tensor, "b n"] | None = None
+    ) -> Float[Tensor, "b m d"]:
+        """Patches, hidden ones replaced by the mask token, then class token and positions (Section 2.3)."""
+        patches = self.patch_embed(x)
+        if mask is not None:
+            if self.mask_token is None:
+                raise ValueError("this network has no mask token: build it with vocab_size")
+            patches = torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
+        tokens = torch.cat([self.cls_token.to(patches.dtype).expand(len(x), -1, -1), patches], dim=1)
+        return tokens if self.pos_embed is None else tokens + self.pos_embed
+
+    def forward_features(
+        self, x: Float[Tensor, "b 3 h w"], mask: Bool[Tensor, "b n"] | None = None
+    ) -> Float[Tensor, "b m d"]:
+        """All tokens after the final norm, class token first.
+
+        Args:
+            x: normalised pixels.
+            mask: True where a patch is hidden, in raster order.
+        """
+        x, bias = self.embed_patches(x, mask), self.shared_bias()
+        for block in self.blocks:
+            x = self._run(block, x, bias)
+        return self.norm(x)
+
+    def masked_logits(self, x: Float[Tensor, "b 3 h w"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "m v"]:
+        """Logits of the hidden patches of the whole batch in row-major order (Equation 1).
+
+        Nothing behind the last attention is computed for tokens whose prediction nobody asks for.
+        """
+        if self.lm_head is None:
+            raise ValueError("this network predicts no tokens: build it with vocab_size")
+        x, bias = self.embed_patches(x, mask), self.shared_bias()
+        for block in self.blocks[:-1]:
+            x = self._run(block, x, bias)
+        return self.lm_head(self.norm(self._run(self.blocks[-1], x, bias, F.pad(mask, (1, 0)))))
+
+    def token_logits(
+        self, x: Float[Tensor, "b 3 h w"], mask: Bool[Tensor, "b n"] | None = None
+    ) -> Float[Tensor, "b n v"]:
+        """Logits at every patch, hidden or not."""
+        if self.lm_head is None:
+            raise ValueError("this network predicts no tokens: build it with vocab_size")
+        return self.lm_head(self.forward_features(x, mask)[:, 1:])
+
+    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
+        """Class logits."""
+        if self.head is None:
+            raise ValueError("this network has no classifier: build it with num_classes")
+        return self.head(self.pooled(self.forward_features(x)))
+
+    def pooled(self, tokens: Float[Tensor, "b m d"]) -> Float[Tensor, "b d"]:
+        """The feature under the classifier: normalised mean of the patches, or the class token."""
+        return tokens[:, 0] if self.fc_norm is None else self.fc_norm(tokens[:, 1:].mean(1))
+
+    def block_outputs(
+        self, x: Float[Tensor, "b 3 h w"], indices: tuple[int, ...] | list[int]
+    ) -> list[Float[Tensor, "b m d"]]:
+        """Raw outputs of the blocks with these 0-based indices, in their order, class token first."""
+        wrong = [i for i in indices if not 0 <= i < self.depth]
+        if wrong or not indices:
+            raise ValueError(f"block indices must lie in 0..{self.depth - 1}, got {list(indices)}")
+        x, bias = self.embed_patches(x), self.shared_bias()
+        outputs = {}
+        for i, block in enumerate(self.blocks[: max(indices) + 1]):
+            outputs[i] = x = self._run(block, x, bias)
+        return [outputs[i] for i in indices]
+
+    def forward_intermediates(
+        self, images: Float[Tensor, "b 3 h w"], indices: tuple[int, ...] | list[int] | None = None
+    ) -> list[Float[Tensor, "b d gh gw"]]:
+        """Feature maps for segmentation: raw block outputs without the class token, no final norm.
+
+        Args:
+            images: normalised pixels.
+            indices: 0-based blocks; None takes the reference's, 3 5 7 11 of 12 and 7 11 15 23 of 24. (The pinned
+                transformers feeds blocks 1 3 5 9 under the reference's setting.)
+        """
+        indices = indices if indices is not None else [max(0, self.depth * part // 6 - 1) for part in (2, 3, 4, 6)]
+        gh, gw = self.grid
+        outputs = self.block_outputs(images, indices)
+        return [rearrange(y[:, 1:], "b (gh gw) d -> b d gh gw", gh=gh, gw=gw).contiguous() for y in outputs]
+
+    def shared_bias(self) -> Float[Tensor, "1 heads n n"] | None:
+        """The attention bias that all blocks share, looked up once."""
+        return None if self.rel_pos_bias is None else self.rel_pos_bias()
+
+    def _run(self, block: nn.Module, x: Tensor, bias: Tensor | None, rows: Tensor | None = None) -> Tensor:
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, bias, rows, use_reentrant=False)
+        return block(x, bias, rows)
+
+
+def patch_grid(image_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
+    """Rows and columns of patches.
+
+    Raises:
+        ValueError: when the image does not consist of whole patches.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if height % patch_size or width % patch_size:
+        raise ValueError(f"image size {height}x{width} is not divisible by patch_size {patch_size}: change one of them")
+    return height // patch_size, width // patch_size
+
+
+def layer_of(name: str, depth: int) -> int:
+    """Layer of a parameter for layer-wise learning rates (unilm ``beit/optim_factory.py``).
+
+    0 for tokens, positions and patch projection, ``k + 1`` for block k, ``depth + 1`` for everything behind them and
+    for a shared position bias.
+    """
+    if name.startswith(("cls_token", "mask_token", "pos_embed", "patch_embed.")):
+        return 0
+    if name.startswith("blocks."):
+        return int(name.split(".")[1]) + 1
+    return depth + 1
+
+
+def exempt_from_decay(name: str, convention: Literal["unilm", "timm"]) -> bool:
+    """Whether a parameter with two or more axes is spared from weight decay.
+
+    ``unilm`` decays ``mask_token`` and the position bias tables, ``timm`` spares the tables.
+    """
+    leaf = name.rpartition(".")[2]
+    return leaf in ("cls_token", "pos_embed") or (convention == "timm" and leaf == "relative_position_bias_table")
