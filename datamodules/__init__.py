@@ -1,1 +1,28 @@
-"""DataModules, one per file."""
+"""DataModules, one per file; a class is imported when it is first asked for.
+
+Batches are dicts: ``image`` (uint8, ``b 3 h w``, never normalised), and where known ``label``, ``caption``, ``index``,
+``token_image`` (a second view for the tokenizer) and ``ids``.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "EmojiData": "datamodules.emoji",
+    "ImageFolderData": "datamodules.image_folder",
+    "PhotoData": "datamodules.photos",
+    "TokenData": "datamodules.tokens",
+    "ZooDataModule": "datamodules.base",
+}
+
+__all__ = ["EmojiData", "ImageFolderData", "PhotoData", "TokenData", "ZooDataModule"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'datamodules' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

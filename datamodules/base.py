@@ -1,0 +1,155 @@
+"""ZooDataModule, the base of every data module: loaders, seeds and the batch contract."""
+
+import difflib
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+Split = Literal["train", "val", "test", "all"]
+Sample = dict[str, Any]
+
+
+class ZooDataModule(pl.LightningDataModule):
+    """Base of the data modules. Constructor arguments are plain data.
+
+    A subclass fills ``train``, ``val`` and ``test`` in ``setup`` and implements :meth:`view`. ``val``, ``test`` and
+    the predict loader go through their images in a fixed order and augment nothing.
+
+    Args:
+        batch_size: images per training batch and per process.
+        eval_batch_size: images per batch elsewhere; None takes ``batch_size``.
+        num_workers: processes that load images; 0 loads them in the main process.
+        predict_split: the images that ``predict`` goes through, without augmentation.
+        seed: of the order of the training images; None takes the seed of the run.
+    """
+
+    train: Dataset | None = None
+    val: Dataset | None = None
+    test: Dataset | None = None
+
+    def __init__(
+        self,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        predict_split: Split = "val",
+        seed: int | None = None,
+    ):
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if num_workers < 0:
+            raise ValueError(f"num_workers must not be negative, got {num_workers}")
+        self.batch_size = batch_size  # read and written by Lightning's batch size finder
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.predict_split = one_of("predict_split", predict_split, get_args(Split))
+        self.seed = seed
+        # logger=False: Lightning refuses to log a model and a data module that share an argument name
+        self.save_hyperparameters(logger=False)
+
+    def view(self, split: Split) -> Dataset:
+        """The images of a split without augmentation, in a fixed order."""
+        raise NotImplementedError
+
+    def train_dataloader(self) -> DataLoader:
+        self._need_setup()
+        size = len(self.train)  # type: ignore[arg-type]
+        if size < self.batch_size:
+            raise ValueError(
+                f"there are {size} training images, fewer than one batch of {self.batch_size}: lower "
+                f"batch_size or bring more images"
+            )
+        generator = torch.Generator().manual_seed(self._seed())
+        return self._loader(self.train, self.batch_size, shuffle=True, drop_last=True, generator=generator)
+
+    def val_dataloader(self) -> DataLoader | list:
+        self._need_setup()
+        return self._eval_loader(self.val)
+
+    def test_dataloader(self) -> DataLoader | list:
+        self._need_setup()
+        return self._eval_loader(self.test)
+
+    def predict_dataloader(self) -> DataLoader | list:
+        self._need_setup()
+        return self._eval_loader(self.view(self.predict_split))
+
+    def _need_setup(self) -> None:
+        if self.train is None:
+            self.prepare_data()
+            self.setup("fit")
+
+    def _seed(self) -> int:
+        # the rank keeps augmentations of different processes apart: worker seeds are drawn from this generator
+        rank = self.trainer.global_rank if self.trainer is not None else 0
+        return ((torch.initial_seed() if self.seed is None else self.seed) + rank) % 2**63
+
+    def _eval_loader(self, dataset: Dataset | None) -> DataLoader | list:
+        if dataset is None or len(dataset) == 0:  # type: ignore[arg-type]
+            return []
+        return self._loader(dataset, self.eval_batch_size or self.batch_size, shuffle=False)
+
+    def _loader(self, dataset: Any, batch_size: int, **options: Any) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,  # by name: Lightning passes it again when it makes the predict loader
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+            **options,
+        )
+
+
+def collate(samples: Sequence[Sample | None]) -> dict[str, Any]:
+    """Stack samples into a batch; None stands for a broken image and is left out."""
+    found = [s for s in samples if s is not None]
+    if not found:
+        raise RuntimeError("every image of a batch is broken: remove the files named above, or use larger batches")
+    batch: dict[str, Any] = {}
+    for key, first in found[0].items():
+        values = [s[key] for s in found]
+        if isinstance(first, torch.Tensor):
+            batch[key] = torch.stack(values)
+        elif isinstance(first, int):
+            batch[key] = torch.tensor(values, dtype=torch.int64)
+        else:
+            batch[key] = values
+    return batch
+
+
+def one_of(name: str, value: str, choices: Sequence[str]) -> Any:
+    """The value, if it is one of the choices.
+
+    Raises:
+        ValueError: naming the nearest choice.
+    """
+    if value in choices:
+        return value
+    close = difflib.get_close_matches(value, choices, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise ValueError(f"{name} cannot be {value!r}: {hint}it is one of {', '.join(choices)}")
+
+
+def package_folder(module: str, needed_by: str, extra: str = "demo") -> Path:
+    """Where an installed package keeps its files; the package itself is not imported.
+
+    Raises:
+        ModuleNotFoundError: with the pip line.
+    """
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise missing(module, needed_by, extra)
+    return Path(spec.submodule_search_locations[0])
+
+
+def missing(module: str, needed_by: str, extra: str = "demo") -> ModuleNotFoundError:
+    """The error for a package of an extra that is not installed."""
+    return ModuleNotFoundError(f"{needed_by} needs the package {module}: pip install 'tokenzoo[{extra}]'")

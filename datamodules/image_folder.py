@@ -1,0 +1,304 @@
+"""ImageFolderData: a folder of images of any nesting, with labels from its sub-folders if it has them."""
+
+import hashlib
+import os
+import struct
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset
+
+from datamodules.base import Sample, Split, ZooDataModule, one_of
+from datamodules.transforms import (
+    EVAL_TRANSFORMS,
+    EvalTransform,
+    ImageTooSmall,
+    TrainTransform,
+    Transform,
+    from_pil,
+    make_eval_transform,
+    make_train_transform,
+)
+
+EXTENSIONS = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# for damaged files; SyntaxError for PNG, struct.error for EXIF
+_PILLOW_RAISES = (OSError, ValueError, SyntaxError, EOFError, OverflowError, struct.error)
+SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
+
+
+class Unreadable(ValueError):
+    """A file is not an image, or a damaged one, or of a kind that has no faithful 8-bit form."""
+
+
+class TooManyBroken(RuntimeError):
+    """More images cannot be used than ``max_broken`` allows."""
+
+
+def find_images(root: Path) -> list[str]:
+    """Images below a folder, as sorted paths relative to it; hidden files and folders are passed over.
+
+    Raises:
+        FileNotFoundError: where there is no such folder, or no image in it.
+    """
+    if not root.is_dir():
+        what = "is a file, not a folder" if root.exists() else "does not exist"
+        raise FileNotFoundError(f"the image folder {root} {what}: give the path of a folder of images")
+    found = []
+    for folder, subfolders, files in os.walk(root, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith((".", "__")))
+        found += [
+            (Path(folder) / name).relative_to(root).as_posix()
+            for name in files
+            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+        ]
+    if not found:
+        raise FileNotFoundError(
+            f"there is no image in {root} or below it: bring files that end in {', '.join(e[1:] for e in EXTENSIONS)}"
+        )
+    return sorted(found)
+
+
+def read_image(path: Path) -> UInt8[Tensor, "3 h w"]:
+    """An image as it is meant to be seen: upright, transparency on white, grey and palette as RGB.
+
+    Raises:
+        Unreadable: for anything that Pillow cannot read, and for pixels that have no faithful 8-bit form.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
+            image.load()
+    except (*_PILLOW_RAISES, Image.DecompressionBombError) as error:
+        raise Unreadable(str(error).strip() or type(error).__name__) from error
+    if image.mode.startswith("I;16"):  # Pillow's own conversion would cut 16-bit values off at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise Unreadable(f"pixels of kind {image.mode} have no 8-bit form")
+    return from_pil(image)
+
+
+class ImageFolderDataset(Dataset):
+    """Images of one split. A broken image is left out in evaluation and stands aside for the next one in training.
+
+    Args:
+        root: folder that the paths start from.
+        paths: images, relative to ``root``.
+        index: number of each image in its folder.
+        labels: class of each image, or None.
+        transform: what happens to an image.
+        replace: whether the next image takes the place of a broken one, so that batches keep their size.
+        max_broken: fraction of the images that may be broken.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        paths: Sequence[str],
+        index: Sequence[int],
+        labels: Sequence[int] | None,
+        transform: Transform,
+        replace: bool,
+        max_broken: float,
+    ):
+        self.root, self.paths, self.index, self.labels = root, paths, index, labels
+        self.transform, self.replace, self.max_broken = transform, replace, max_broken
+        self._broken = torch.zeros(len(paths), dtype=torch.bool).share_memory_()  # one count for all worker processes
+
+    @property
+    def broken(self) -> list[Path]:
+        """Images that could not be used so far, seen by any worker."""
+        return [self.root / self.paths[i] for i in self._broken.nonzero().flatten().tolist()]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> Sample | None:
+        for step in range(len(self) if self.replace else 1):
+            j = (i + step) % len(self)
+            if self._broken[j]:
+                continue
+            try:
+                sample: Sample = dict(self.transform(read_image(self.root / self.paths[j])))
+            except (Unreadable, ImageTooSmall) as error:
+                self._report(j, error)
+                continue
+            sample["index"] = self.index[j]
+            if self.labels is not None:
+                sample["label"] = self.labels[j]
+            return sample
+        return None
+
+    def _report(self, i: int, error: Exception) -> None:
+        self._broken[i] = True
+        reason = str(error).strip() or type(error).__name__
+        count, total = int(self._broken.sum()), len(self)
+        if count > self.max_broken * total:
+            names = ", ".join(str(path) for path in self.broken[:5]) + (", ..." if count > 5 else "")
+            raise TooManyBroken(
+                f"{count} of {total} images cannot be used, more than max_broken={self.max_broken:g} allows: {names} "
+                f"(the last because: {reason}); repair or remove them, or raise max_broken"
+            ) from error
+        warnings.warn(f"skipping {self.root / self.paths[i]}: {reason} ({count} broken so far)", stacklevel=2)
+
+
+class ImageFolderData(ZooDataModule):
+    """A folder of images, nested as it likes. Sub-folders of the first level are the classes, if there are any.
+
+    Args:
+        root: folder of the training images.
+        image_size: side of the images in a batch, in pixels.
+        batch_size: images per training batch and per process.
+        val_root: folder of the validation images, with the same sub-folders; None sets ``val_fraction`` aside.
+        test_root: folder of the test images; None tests on the validation images.
+        val_fraction: part of ``root`` that is set aside for validation, chosen by a hash of the path, so that an
+            image stays on its side when others come or go.
+        labels: True takes labels from the sub-folders, False ignores them, None takes them if every image is in one.
+        train_transform: augmentation, see ``datamodules.transforms``.
+        eval_transform: crop for evaluation: ``beit`` or ``dalle``.
+        token_image_size: side of ``token_image``, the tokenizer's own view; None leaves it out.
+        crop_scale: area of the random crops of ``beit`` and ``finetune``, as a fraction of the image.
+        max_broken: fraction of the images of a split that may be unreadable (or too small for ``dalle``). They are
+            skipped and named; more of them end the run.
+        eval_batch_size: images per batch elsewhere; None takes ``batch_size``.
+        num_workers: processes that load images.
+        predict_split: the images that ``predict`` goes through.
+        seed: of the order of the training images; None takes the seed of the run.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        image_size: int = 256,
+        batch_size: int = 32,
+        val_root: str | None = None,
+        test_root: str | None = None,
+        val_fraction: float = 0.05,
+        labels: bool | None = None,
+        train_transform: TrainTransform = "dalle",
+        eval_transform: EvalTransform = "beit",
+        token_image_size: int | None = None,
+        crop_scale: tuple[float, float] = (0.08, 1.0),
+        max_broken: float = 0.01,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        predict_split: Split = "val",
+        seed: int | None = None,
+    ):
+        super().__init__(batch_size, eval_batch_size, num_workers, predict_split, seed)
+        for name, value in (("val_fraction", val_fraction), ("max_broken", max_broken)):
+            if not 0 <= value < 1:
+                raise ValueError(f"{name} must be a fraction in [0, 1), got {value}")
+        self.roots = {"train": Path(root), "val": _path(val_root), "test": _path(test_root)}
+        self.image_size, self.val_fraction, self.labels, self.max_broken = image_size, val_fraction, labels, max_broken
+        one_of("eval_transform", eval_transform, EVAL_TRANSFORMS)
+        self._train_transform = make_train_transform(
+            train_transform, image_size, token_image_size, tuple(crop_scale), resting=eval_transform
+        )
+        self._eval_transform = make_eval_transform(eval_transform, image_size, token_image_size)
+        self.class_names: list[str] | None = None
+        self._views: dict[str, ImageFolderDataset] = {}
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes after ``setup``; None without labels."""
+        return None if self.class_names is None else len(self.class_names)
+
+    @property
+    def broken(self) -> list[Path]:
+        """Images that could not be used so far."""
+        datasets = [self.train, *self._views.values()]
+        return sorted({path for d in datasets if isinstance(d, ImageFolderDataset) for path in d.broken})
+
+    def setup(self, stage: str | None = None) -> None:
+        if self._views:
+            return
+        root = self.roots["train"]
+        paths = find_images(root)
+        self.class_names = self._classes(root, paths)
+        held_out = set() if self.roots["val"] else set(hold_out(paths, self.val_fraction))
+        kept = [(i, path) for i, path in enumerate(paths) if path not in held_out]
+        self.train = self._dataset(root, kept, self._train_transform, replace=True)
+        self._views["train"] = self._dataset(root, kept, self._eval_transform)
+        for split in ("val", "test"):
+            if (folder := self.roots[split]) is not None:
+                found = list(enumerate(find_images(folder)))
+            elif split == "val":
+                folder, found = root, [(i, path) for i, path in enumerate(paths) if path in held_out]
+            else:
+                self._views[split] = self._views["val"]
+                continue
+            self._views[split] = self._dataset(folder, found, self._eval_transform)
+        self.val, self.test = self._views["val"], self._views["test"]
+        classes = "no labels" if self.class_names is None else f"{len(self.class_names):,} classes"
+        tested = f"test {len(self.test):,}" if self.roots["test"] else "test = val"
+        rank_zero_info(
+            f"ImageFolderData: {root}, {len(paths):,} images, {classes}; train {len(self.train):,}, "
+            f"val {len(self.val):,}, {tested}"
+        )
+
+    def view(self, split: Split) -> Dataset:
+        if split == "all":
+            return ConcatDataset(list(dict.fromkeys(self._views.values())))
+        return self._views[split]
+
+    def _dataset(
+        self, root: Path, found: list[tuple[int, str]], transform: Transform, replace: bool = False
+    ) -> ImageFolderDataset:
+        labels = None
+        if self.class_names is not None:
+            number = {name: i for i, name in enumerate(self.class_names)}
+            if strange := sorted({path.split("/")[0] for _, path in found} - set(number)):
+                raise ValueError(
+                    f"{root} has classes that {self.roots['train']} lacks: {', '.join(strange[:5])}; give both the "
+                    f"same sub-folders, or set labels to false"
+                )
+            labels = [number[path.split("/")[0]] for _, path in found]
+        index, paths = [i for i, _ in found], [path for _, path in found]
+        return ImageFolderDataset(root, paths, index, labels, transform, replace, self.max_broken)
+
+    def _classes(self, root: Path, paths: list[str]) -> list[str] | None:
+        loose = [path for path in paths if "/" not in path]
+        folders = sorted({path.split("/")[0] for path in paths if "/" in path})
+        if self.labels and loose:
+            raise ValueError(
+                f"{loose[0]} and {len(loose) - 1} more images lie directly in {root} and have no class: move every "
+                f"image into the sub-folder of its class, or set labels to false"
+            )
+        if self.labels is False or loose:
+            return None
+        if self.labels is None and len(folders) > 1 and {name.lower() for name in folders} <= SPLIT_NAMES:
+            raise ValueError(
+                f"the sub-folders of {root} are splits, not classes ({', '.join(folders)}): set root, val_root and "
+                f"test_root to them"
+            )
+        return folders
+
+
+def hold_out(paths: Sequence[str], fraction: float) -> list[str]:
+    """The paths whose hash falls into the fraction, and at least one if the fraction is above 0.
+
+    Raises:
+        ValueError: where nothing would be left to train on.
+    """
+    if fraction == 0:
+        return []
+    place = {path: int(hashlib.sha256(path.encode()).hexdigest()[:13], 16) / 16**13 for path in paths}
+    chosen = [path for path in paths if place[path] < fraction] or [min(paths, key=place.__getitem__)]
+    if len(chosen) == len(paths):
+        raise ValueError(
+            f"{len(paths)} images cannot be divided for training and validation: bring more, or set val_root or "
+            f"val_fraction=0"
+        )
+    return chosen
+
+
+def _path(value: str | None) -> Path | None:
+    return None if value is None else Path(value)

@@ -1,0 +1,108 @@
+"""TokenData: train a second stage on tokens that were written to disk once, instead of encoding images each time."""
+
+from bisect import bisect_right
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset
+
+from datamodules.base import Sample, Split, ZooDataModule
+from zoo.token_shards import HEADER, check_header, read_header, read_shards
+
+
+class TokenDataset(Dataset):
+    """Samples of the shards in one folder.
+
+    Args:
+        shards: as ``zoo.token_shards.read_shards`` returns them.
+    """
+
+    def __init__(self, shards: list[dict[str, Tensor]]):
+        self.shards = shards
+        self.ends = list(accumulate(len(shard["ids"]) for shard in shards))
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def __getitem__(self, i: int) -> Sample:
+        number = bisect_right(self.ends, i)
+        shard = self.shards[number]
+        row = i - (self.ends[number - 1] if number else 0)
+        sample: Sample = {"ids": shard["ids"][row].long(), "index": int(shard["index"][row])}
+        if "label" in shard:
+            sample["label"] = int(shard["label"][row])
+        if "image" in shard:
+            sample["image"] = shard["image"][row]
+        return sample
+
+
+class TokenData(ZooDataModule):
+    """Token shards written by ``lightning predict``: ``ids``, ``index``, where stored ``label``, ``image``.
+
+    When it feeds a model that holds a tokenizer (``model.frozen["tokenizer"]``), that tokenizer must be the one that
+    wrote the shards, down to its weights.
+
+    Args:
+        root: folder with ``train/`` and ``val/``, and ``test/`` if there is one (else ``val`` is tested on).
+        batch_size: images per training batch and per process.
+        tokenizer: registry name (as in ``zoo.create_model``, or ``ckpt:PATH``) of the tokenizer that the tokens must
+            come from; None checks only against the trained model.
+        eval_batch_size: images per batch elsewhere; None takes ``batch_size``.
+        num_workers: processes that load samples.
+        predict_split: the samples that ``predict`` goes through.
+        seed: of the order of the training samples; None takes the seed of the run.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        batch_size: int = 32,
+        tokenizer: str | None = None,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        predict_split: Split = "val",
+        seed: int | None = None,
+    ):
+        super().__init__(batch_size, eval_batch_size, num_workers, predict_split, seed)
+        self.root, self.tokenizer = Path(root), tokenizer
+        self.headers: dict[str, dict[str, Any]] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.train is None:
+            if not self.root.is_dir():
+                raise FileNotFoundError(
+                    f"there is no folder {self.root}: write token shards with lightning predict, then set root to them"
+                )
+            self.train, self.val = self._read("train"), self._read("val")
+            self.test = self._read("test") if (self.root / "test" / HEADER).exists() else self.val
+            rank_zero_info(
+                f"TokenData: {self.root}, {self.headers['train']['num_tokens']} tokens of "
+                f"{self.headers['train']['vocab_size']} per image; train {len(self.train):,}, val {len(self.val):,}"
+            )
+        for tokenizer in self._tokenizers():
+            for header in self.headers.values():
+                check_header(header, tokenizer)
+
+    def view(self, split: Split) -> Dataset:
+        if split == "all":
+            return ConcatDataset([self.train, self.val, *([] if self.test is self.val else [self.test])])
+        return getattr(self, split)
+
+    def _read(self, split: str) -> TokenDataset:
+        self.headers[split] = read_header(self.root / split)
+        return TokenDataset(read_shards(self.root / split))
+
+    def _tokenizers(self) -> list[Any]:
+        found = []
+        if self.tokenizer is not None:
+            from zoo.registry import model_from
+
+            found.append(model_from(self.tokenizer))
+        trained = getattr(self.trainer, "lightning_module", None)
+        if isinstance(held := getattr(trained, "frozen", {}).get("tokenizer"), torch.nn.Module):
+            found.append(held)
+        return found

@@ -1,0 +1,189 @@
+"""Token shards: tokens of many images on disk, written once by a tokenizer and read by any second stage.
+
+A folder per split (``train/``, ``val/``) holds ``header.json`` and shards ``tokens-RANK-NNNNN.safetensors`` with
+``ids`` (int32, ``n`` images x tokens), ``index`` (int64, the image's place in its data set) and, where known,
+``label`` (int64) and ``image`` (uint8). The header is written last: a folder without one is an unfinished dump.
+It says which tokenizer the ids belong to, down to its weights, so that they are never read by another.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int, UInt8
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+FORMAT = 1
+HEADER = "header.json"
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and values of the state dict; equal on every device."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def make_header(tokenizer: Any, *, split: str, count: int, model: str = "") -> dict[str, Any]:
+    """The header of a dump.
+
+    Args:
+        tokenizer: the module that made the ids, with a ``spec``.
+        split: which images, e.g. ``train``.
+        count: number of images over all shards.
+        model: registry name or checkpoint of the tokenizer, for the reader.
+
+    Raises:
+        ValueError: for a tokenizer without ids.
+    """
+    from zoo import __version__
+
+    spec = tokenizer.spec
+    if spec is None or spec.vocab_size == 0:
+        raise ValueError(f"{type(tokenizer).__name__} has no discrete tokens that could be written as ids")
+    return {
+        "format": FORMAT,
+        "zoo": __version__,
+        "model": model,
+        "class": f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}",
+        "fingerprint": fingerprint(tokenizer),
+        "vocab_size": spec.vocab_size,
+        "num_tokens": spec.num_tokens,
+        "segments": [
+            {"name": s.name, "shape": list(s.shape), "offset": s.offset, "size": s.size} for s in spec.segments
+        ],
+        "split": split,
+        "count": count,
+    }
+
+
+def write_header(folder: str | Path, header: dict[str, Any]) -> Path:
+    """Write the header of a folder, after all of its shards."""
+    path = Path(folder) / HEADER
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, path)
+    return path
+
+
+def read_header(folder: str | Path) -> dict[str, Any]:
+    """The header of a folder.
+
+    Raises:
+        FileNotFoundError: without folder or header.
+        ValueError: for a header that this version cannot read.
+    """
+    path = Path(folder) / HEADER
+    if not path.exists():
+        what = "has no header.json: the dump was not finished" if path.parent.is_dir() else "does not exist"
+        raise FileNotFoundError(f"{path.parent} {what}; write token shards with lightning predict first")
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+        written = header["format"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        raise ValueError(f"{path} is not a header of token shards: write the shards again") from None
+    if written != FORMAT:
+        raise ValueError(f"{path} has format {written}, this version reads {FORMAT}: write the shards again")
+    return header
+
+
+def check_header(header: dict[str, Any], tokenizer: Any) -> None:
+    """Refuse tokens of another tokenizer.
+
+    Args:
+        header: of the shards.
+        tokenizer: the module that is to decode them, or that a second stage was built for; with a ``spec``.
+
+    Raises:
+        ValueError: saying what differs.
+    """
+    spec, source = tokenizer.spec, header["model"] or header["class"]
+    remedy = "use that tokenizer, or write the shards again with this one"
+    for name, stored in (("vocab_size", header["vocab_size"]), ("num_tokens", header["num_tokens"])):
+        if getattr(spec, name) != stored:
+            raise ValueError(
+                f"the token shards were written by {source} with {name} {stored}, but {type(tokenizer).__name__} has "
+                f"{getattr(spec, name)}: {remedy}"
+            )
+    own = fingerprint(tokenizer)
+    if own != header["fingerprint"]:
+        raise ValueError(
+            f"the token shards were written by {source} with other weights (fingerprint {header['fingerprint'][:12]}) "
+            f"than this {type(tokenizer).__name__} has ({own[:12]}): {remedy}"
+        )
+
+
+def write_shard(
+    folder: str | Path,
+    ids: Int[Tensor, "n t"],
+    index: Int[Tensor, " n"],
+    *,
+    rank: int = 0,
+    number: int = 0,
+    label: Int[Tensor, " n"] | None = None,
+    image: UInt8[Tensor, "n 3 h w"] | None = None,
+) -> Path:
+    """Write one shard.
+
+    Args:
+        folder: of the split; made if need be.
+        ids: flat sequences in the tokenizer's one id space.
+        index: place of each image in its data set.
+        rank: of the process that writes.
+        number: of the shard, counted from 0 by each process.
+        label: class of each image.
+        image: the images themselves, for models that read pixels too.
+
+    Returns:
+        The file.
+    """
+    tensors = {"ids": ids.to(torch.int32), "index": index.to(torch.int64)}
+    if label is not None:
+        tensors["label"] = label.to(torch.int64)
+    if image is not None:
+        tensors["image"] = image
+    path = Path(folder) / f"tokens-{rank}-{number:05d}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part)
+    os.replace(part, path)
+    return path
+
+
+def read_shards(folder: str | Path) -> list[dict[str, Tensor]]:
+    """All shards of a folder, mapped into memory and read when touched.
+
+    Raises:
+        FileNotFoundError: for an unfinished dump.
+        ValueError: where the shards do not hold what the header says.
+    """
+    header = read_header(folder)
+    shards = [load_file(path) for path in sorted(Path(folder).glob("tokens-*.safetensors"))]
+    check_shards(header, shards, folder)
+    return shards
+
+
+def check_shards(header: dict[str, Any], shards: Sequence[dict[str, Tensor]], folder: str | Path) -> None:
+    """Refuse shards that do not match their header.
+
+    Raises:
+        ValueError: naming the counts that differ.
+    """
+    found = sum(len(shard["ids"]) for shard in shards)
+    if found != header["count"]:
+        raise ValueError(f"{folder} holds tokens of {found} images, its header says {header['count']}: write it again")
+    for shard in shards:
+        if shard["ids"].shape[1] != header["num_tokens"]:
+            raise ValueError(
+                f"{folder} has {shard['ids'].shape[1]} tokens per image, its header says {header['num_tokens']}: "
+                f"remove the foreign shards"
+            )
