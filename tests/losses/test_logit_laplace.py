@@ -71,3 +71,12 @@ def test_learning_rate_of_the_paper_through_optim():
     assert [1e-4 * factor(s) for s in (0, 600_000, 1_200_000, 2_000_000)] == pytest.approx(
         [1e-4, 5.0625e-5, 1.25e-6, 1.25e-6]
     )
+
+
+def test_entropy_terms_have_finite_gradients_where_a_code_has_probability_zero():
+    logits = torch.zeros(2, 4, 3)
+    logits[:, 0] = -200.0  # underflows to probability 0 everywhere
+    for term in (marginal_entropy_gap, kl_to_uniform):
+        x = logits.clone().requires_grad_()
+        term(x).sum().backward()
+        assert x.grad.isfinite().all(), term.__name__
