@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.parsing import AttributeDict
 from torch import Tensor, nn
 
 from zoo.optim import Optim, lr_factor, parameter_groups
@@ -141,6 +142,11 @@ class ZooModule(pl.LightningModule):
         """The constructor arguments as plain, JSON-able data."""
         names = inspect.signature(type(self).__init__).parameters
         return {name: plain(value) for name, value in self.hparams.items() if name in names}
+
+    @property
+    def hparams_initial(self) -> Any:
+        """What loggers write down: plain data, because they refuse frozen dataclasses."""
+        return AttributeDict(plain(dict(super().hparams_initial)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         from zoo import __version__
