@@ -1,0 +1,84 @@
+"""Evaluate a tokenizer on a data module without a trainer: the library behind ``benchmarks/rfid.py``."""
+
+import time
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from zoo.metrics.reconstruction import ReconstructionReport, reconstruct_batch
+from zoo.module import plain
+from zoo.tokens import NotInvertible
+
+DTYPES = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
+
+
+def evaluate(
+    model: Any,
+    datamodule: Any,
+    split: Literal["train", "val", "test"] = "test",
+    num_images: int | None = None,
+    device: torch.device | str = "cpu",
+    precision: Literal["32", "bf16", "16"] = "32",
+    progress: bool = False,
+    **report: Any,
+) -> dict[str, Any]:
+    """Reconstruct the images of one split and measure what is left of them.
+
+    Args:
+        model: decodes to pixels.
+        datamodule: its ``{split}_dataloader`` yields batches with ``image``.
+        split: which images.
+        num_images: only the first so many; None takes all.
+        device: where to run.
+        precision: of the model; the metrics always run in float32 and float64.
+        progress: show a progress bar.
+        report: further arguments of :class:`ReconstructionReport`.
+
+    Returns:
+        ``metrics``, ``protocol`` and ``seconds``.
+
+    Raises:
+        NotInvertible: where the model does not decode to pixels.
+        ValueError: where the split has fewer images than asked for.
+    """
+    if model.spec is None or model.spec.decodes != "pixels":
+        raise NotInvertible(f"{type(model).__name__} does not decode to pixels, so there is nothing to compare")
+    if precision not in DTYPES:
+        raise ValueError(f"precision must be one of {', '.join(DTYPES)}, got {precision!r}")
+    device = torch.device(device)
+    batches = _loader(datamodule, split)
+    measured = ReconstructionReport(model.spec, **report).to(device)
+    model = model.to(device).eval()
+    if progress:
+        from tqdm import tqdm
+
+        batches = tqdm(batches, desc=f"{split} images", unit="batch", leave=False)
+    start = time.perf_counter()
+    with torch.inference_mode():
+        for batch in batches:
+            batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+            if num_images is not None:
+                left = num_images - measured.num_images
+                batch = {k: v[:left] for k, v in batch.items()}
+            with torch.autocast(device.type, dtype=DTYPES[precision], enabled=DTYPES[precision] is not None):
+                originals, reconstructions, ids = reconstruct_batch(model, batch)
+            measured.update(originals, reconstructions, ids)
+            if measured.num_images == num_images:
+                break
+        if num_images is not None and measured.num_images < num_images:
+            raise ValueError(f"the {split} split has {measured.num_images} images, not {num_images}: ask for fewer")
+        if measured.num_images < 2:
+            raise ValueError(f"the {split} split has {measured.num_images} images: there is nothing to measure")
+        metrics = measured.compute()
+    seconds = time.perf_counter() - start
+    data = {"class": type(datamodule).__name__, **plain(dict(getattr(datamodule, "hparams", {})))}
+    return {"metrics": metrics, "protocol": {"split": split, "data": data} | measured.protocol(), "seconds": seconds}
+
+
+def _loader(datamodule: Any, split: str) -> Any:
+    if split not in ("train", "val", "test"):
+        raise ValueError(f"split must be train, val or test, got {split!r}")
+    datamodule.prepare_data()
+    datamodule.setup({"train": "fit", "val": "validate", "test": "test"}[split])
+    return getattr(datamodule, f"{split}_dataloader")()
