@@ -1,0 +1,115 @@
+"""Pictures of what a model does with the first validation images, and of how its losses went."""
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from torch import Tensor
+
+from zoo.callbacks.pictures import image_rows, line_plots
+from zoo.metrics.reconstruction import reconstruct_batch
+from zoo.tokens import as_pixels
+
+
+class ImageGrids(Callback):
+    """Write ``images/step_NNNNNN.png`` into the log folder, and to every logger that shows images.
+
+    The images are the first of the validation set each time, so that pictures line up over a run. The rows are the
+    original and its reconstruction, or what the model's ``picture_rows(images, batch) -> {name: images}`` returns. The
+    weights are those of validation, so the averaged ones with EMA. At the end of ``fit``, ``curves.png`` shows every
+    logged quantity (where a CSV logger is used).
+
+    Args:
+        num_images: columns of the picture.
+        every_n_validations: draw in every n-th validation.
+    """
+
+    def __init__(self, num_images: int = 8, every_n_validations: int = 1):
+        if num_images < 1 or every_n_validations < 1:
+            raise ValueError(
+                f"num_images and every_n_validations must be at least 1, got {num_images}, {every_n_validations}"
+            )
+        self.num_images, self.every_n_validations = num_images, every_n_validations
+        self.folder: Path | None = None
+        self._validations = 0
+        self._rows: dict[str, list[Tensor]] = {}
+        self._wanted = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "images"  # on every rank: log_dir broadcasts
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._rows, self._wanted = {}, 0
+        if trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        if self._validations % self.every_n_validations == 0:
+            self._wanted = self.num_images
+        self._validations += 1
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if not self._wanted or dataloader_idx > 0:
+            return
+        first = {k: v[: self._wanted] if isinstance(v, Tensor | list) else v for k, v in batch.items()}
+        with trainer.precision_plugin.forward_context():
+            rows = self._draw(pl_module, first)
+        for name, images in rows.items():
+            self._rows.setdefault(name, []).append(images.detach().float().clamp(0, 1).cpu())
+        self._wanted -= len(first["image"])
+
+    def _draw(self, model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+        if hasattr(model, "picture_rows"):
+            return model.picture_rows(as_pixels(batch["image"]), batch)
+        if getattr(model, "spec", None) is None or model.spec.decodes != "pixels":
+            return {}
+        originals, reconstructions, _ = reconstruct_batch(model, batch)
+        return {"original": as_pixels(originals), "reconstruction": reconstructions}
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._rows or self.folder is None:
+            return
+        picture = image_rows({name: torch.cat(parts) for name, parts in self._rows.items()})
+        self._rows = {}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        picture.save(self.folder / f"step_{trainer.global_step:06d}.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                from torchvision.transforms.functional import pil_to_tensor
+
+                logger.experiment.add_image("val/images", pil_to_tensor(picture), trainer.global_step)
+            elif isinstance(logger, WandbLogger):
+                logger.log_image("val/images", [picture], step=trainer.global_step)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero or self.folder is None:
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger):
+                logger.save()
+                series = read_metrics(Path(logger.log_dir) / "metrics.csv")
+                if series:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    line_plots(series).save(self.folder / "curves.png")
+
+
+def read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """The finite values in a CSV logger's file: quantity -> (step, value) pairs."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    if path.is_file():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                for name, value in row.items():
+                    if name not in ("step", "epoch") and value and math.isfinite(float(value)):
+                        series.setdefault(name, []).append((float(row["step"]), float(value)))
+    return series

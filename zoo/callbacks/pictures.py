@@ -1,0 +1,80 @@
+"""Draw rows of images with their names, and curves, with Pillow alone."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+LABEL_HEIGHT = 14
+COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
+
+
+def image_rows(rows: Mapping[str, Float[Tensor, "b 3 h w"]], border: int = 2) -> Any:
+    """A picture with one labelled row of images per entry.
+
+    Args:
+        rows: name -> images, clamped to [0, 1]; enlarged to the size of the largest ones.
+        border: between the images, in pixels.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+    from torchvision.utils import make_grid
+
+    height = max(images.shape[-2] for images in rows.values())
+    width = max(images.shape[-1] for images in rows.values())
+    grids = []
+    for images in rows.values():
+        images = images.detach().float().cpu().clamp(0, 1)
+        if images.shape[-2:] != (height, width):
+            images = torch.nn.functional.interpolate(images, (height, width), mode="nearest")
+        grids.append(make_grid(images, nrow=len(images), padding=border, pad_value=1.0))
+    row_height = grids[0].shape[1] + LABEL_HEIGHT
+    picture = Image.new("RGB", (max(g.shape[2] for g in grids), row_height * len(grids)), "white")
+    draw = ImageDraw.Draw(picture)
+    for i, (name, grid) in enumerate(zip(rows, grids, strict=True)):
+        draw.text((border, i * row_height + 1), name, fill="black", font=ImageFont.load_default(10))
+        pixels = (grid * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+        picture.paste(Image.fromarray(pixels), (0, i * row_height + LABEL_HEIGHT))
+    return picture
+
+
+def line_plots(series: Mapping[str, Sequence[tuple[float, float]]], width: int = 320, height: int = 200) -> Any:
+    """One small panel per quantity; curves that differ only in what stands before the slash share a panel.
+
+    Args:
+        series: ``train/loss`` and the like -> (step, value) pairs in order.
+        width: of a panel in pixels.
+        height: of a panel in pixels.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    panels: dict[str, dict[str, Sequence[tuple[float, float]]]] = {}
+    for name, points in series.items():
+        stage, _, quantity = name.rpartition("/")
+        panels.setdefault(quantity, {})[stage] = points
+    columns = min(3, max(1, len(panels)))
+    rows = -(-len(panels) // columns)
+    picture = Image.new("RGB", (columns * width, max(1, rows) * height), "white")
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(10)
+    for index, (quantity, curves) in enumerate(sorted(panels.items())):
+        left, top = index % columns * width + 8, index // columns * height + 4
+        x0, x1, y0, y1 = left, left + width - 20, top + 28, top + height - 24
+        xs = [x for points in curves.values() for x, _ in points]
+        ys = [y for points in curves.values() for _, y in points]
+        low, high, first, last = min(ys), max(ys), min(xs), max(xs)
+        draw.text((left, top), f"{quantity}   {low:.4g} to {high:.4g}", fill="black", font=font)
+        draw.text((left, y1 + 4), f"step {first:.0f} to {last:.0f}", fill="gray", font=font)
+        draw.rectangle((x0, y0, x1, y1), outline="lightgray")
+        for i, (stage, points) in enumerate(sorted(curves.items())):
+            colour = COLOURS[i % len(COLOURS)]
+            draw.text((left + 60 * i, top + 13), stage, fill=colour, font=font)
+            line = [
+                (
+                    x0 + (x1 - x0) * (x - first) / max(last - first, 1e-12),
+                    y1 - (y1 - y0) * (y - low) / max(high - low, 1e-12),
+                )
+                for x, y in points
+            ]
+            draw.line(line, fill=colour, width=1) if len(line) > 1 else draw.point(line, fill=colour)
+    return picture

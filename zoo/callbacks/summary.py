@@ -1,0 +1,49 @@
+"""One line at the end of a run: what was reached, where it is, what to do next."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+METRICS = ("val/psnr", "val/codebook_usage", "val/perplexity", "val/accuracy", "val/loss", "train/loss")
+
+
+class RunSummary(Callback):
+    """Print what ``fit`` reached, where the checkpoint and the pictures are, and the command to test it.
+
+    Args:
+        recipe: the recipe that was run, for the command that is printed.
+        metrics: those of the logged metrics to print, in this order.
+    """
+
+    def __init__(self, recipe: str | None = None, metrics: tuple[str, ...] = METRICS):
+        self.recipe, self.metrics = recipe, tuple(metrics)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = trainer.log_dir or trainer.default_root_dir  # on every rank: log_dir broadcasts
+        if trainer.is_global_zero:
+            print(f"\n{self.line(trainer, Path(folder))}")
+
+    def line(self, trainer: Any, folder: Path) -> str:
+        """The line that is printed."""
+        logged = trainer.callback_metrics
+        reached = ", ".join(f"{name} {float(logged[name]):.4g}" for name in self.metrics if name in logged)
+        parts = [f"{trainer.global_step} steps: {reached or 'no metrics were logged'}"]
+        checkpoint = last_checkpoint(trainer)
+        if checkpoint:
+            parts.append(f"checkpoint {checkpoint}")
+        if (folder / "images").is_dir():
+            parts.append(f"pictures {folder / 'images'}")
+        if checkpoint:
+            config = self.recipe or "RECIPE"
+            parts.append(f"next: lightning test --config {config} --ckpt_path {checkpoint}")
+        return "; ".join(parts)
+
+
+def last_checkpoint(trainer: Any) -> str:
+    """The best checkpoint where a metric is monitored, otherwise the last one; empty where none was written."""
+    callback = trainer.checkpoint_callback
+    if callback is None:
+        return ""
+    best = getattr(callback, "best_model_path", "")
+    return best or getattr(callback, "last_model_path", "")

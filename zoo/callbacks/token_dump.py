@@ -1,0 +1,122 @@
+"""Write the tokens of a data set to disk, once, for second stages that train on them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor
+
+from zoo.metrics.extractors import quantise
+from zoo.token_shards import HEADER, make_header, write_header, write_shard
+from zoo.tokens import Tokens
+
+
+class TokenDump(BasePredictionWriter):
+    """Turn ``lightning predict`` into token shards that ``TokenData`` reads, in ``out_dir/SPLIT``.
+
+    Each rank writes its own shards as soon as they are full; predictions are not collected in memory. The header,
+    written after all shards, names the tokenizer by the fingerprint of its weights.
+
+    Args:
+        out_dir: folder of all splits.
+        split: the images to go through; sets ``predict_split`` of the data module.
+        with_images: store the images as well, for second stages that read pixels too.
+        shard_size: images per shard.
+        model: registry name or checkpoint of the tokenizer, for the reader of the header.
+        overwrite: replace the shards that are there.
+    """
+
+    def __init__(
+        self,
+        out_dir: str,
+        split: str = "train",
+        with_images: bool = False,
+        shard_size: int = 4096,
+        model: str = "",
+        overwrite: bool = False,
+    ):
+        super().__init__("batch")
+        if shard_size < 1:
+            raise ValueError(f"shard_size must be at least 1, got {shard_size}")
+        self.folder = Path(out_dir) / split
+        self.split, self.with_images, self.shard_size = split, with_images, shard_size
+        self.model, self.overwrite = model, overwrite
+        self._parts: list[dict[str, Tensor]] = []
+        self._waiting = self._shards = self._count = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage != "predict":
+            return
+        make_header(pl_module, split=self.split, count=0)  # refuses a model without ids before any work is done
+        data = getattr(trainer, "datamodule", None)
+        if data is not None:
+            if not hasattr(data, "predict_split"):
+                raise ValueError(f"{type(data).__name__} has no predict_split, so TokenDump cannot choose {self.split}")
+            data.predict_split = self.split
+        old = [*self.folder.glob("tokens-*.safetensors"), *self.folder.glob(HEADER)]
+        if old and not self.overwrite:
+            raise FileExistsError(f"{self.folder} holds token shards already: take another out_dir, or overwrite=true")
+        trainer.strategy.barrier("token shards are looked for")
+        if trainer.is_global_zero:
+            for path in old:
+                path.unlink()
+        trainer.strategy.barrier("old token shards are removed")
+        self._parts, self._waiting, self._shards, self._count = [], 0, 0, 0
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.predict_loop.return_predictions = False  # Lightning would keep every batch in memory
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: Any,
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        if not isinstance(prediction, Tokens) or prediction.ids is None:
+            raise TypeError(f"predict_step of {type(pl_module).__name__} must return Tokens with ids")
+        part = {"ids": prediction.ids.to("cpu", torch.int32)}
+        if "index" in batch:
+            part["index"] = batch["index"].cpu()
+        elif batch_indices is not None:
+            part["index"] = torch.tensor(batch_indices, dtype=torch.int64)
+        else:
+            raise ValueError("token shards need the place of each image: let the data module's batches have an index")
+        if "label" in batch:
+            part["label"] = batch["label"].cpu()
+        if self.with_images:
+            part["image"] = quantise(batch["image"]).cpu()
+        self._parts.append(part)
+        self._waiting += len(part["ids"])
+        while self._waiting >= self.shard_size:
+            self._write(trainer, self.shard_size)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._waiting:
+            self._write(trainer, self._waiting)
+        total = torch.tensor(self._count, device=trainer.strategy.root_device)
+        total = trainer.strategy.reduce(total, reduce_op="sum")  # also waits for the shards of all ranks
+        if trainer.is_global_zero:
+            header = make_header(pl_module, split=self.split, count=int(total), model=self.model)
+            write_header(self.folder, header)
+            print(f"{int(total):,} images x {header['num_tokens']} tokens in {self.folder}")
+
+    def _write(self, trainer: Trainer, size: int) -> None:
+        waiting = {key: torch.cat([part[key] for part in self._parts]) for key in self._parts[0]}
+        write_shard(
+            self.folder,
+            rank=trainer.global_rank,
+            number=self._shards,
+            **{key: value[:size] for key, value in waiting.items()},
+        )
+        self._parts = [{key: value[size:] for key, value in waiting.items()}]
+        self._waiting -= size
+        self._count += size
+        self._shards += 1
