@@ -1,0 +1,90 @@
+"""Reconstruction metrics of one tokenizer on one data set, with their protocol.
+
+    python benchmarks/rfid.py --model dvae_emoji --data EmojiData --data.image_size 64 --out results/dvae_emoji.json
+
+With ``--inception-weights PATH`` the Frechet distance is rFID; without, it is FD-lite0, under that name.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from _record import environment, write
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="registry NAME, NAME:TAG, NAME:PATH, NAME:random or ckpt:PATH")
+    parser.add_argument("--data", required=True, help="class in datamodules; its arguments follow as --data.KEY VALUE")
+    parser.add_argument("--split", default="test", choices=("train", "val", "test"))
+    parser.add_argument("--num-images", type=int, help="only the first so many")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--precision", default="32", choices=("32", "bf16", "16"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--inception-weights", help="local file, for rFID")
+    parser.add_argument("--floor", action="store_true", help="also the distance between two halves of the real images")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options, rest = parser.parse_known_args(arguments)
+
+    from zoo.metrics.evaluate import evaluate
+    from zoo.registry import model_from
+
+    data_arguments = _data_arguments(parser, rest)
+    torch.manual_seed(options.seed)
+    try:
+        result = evaluate(
+            model_from(options.model),
+            _data_class(options.data)(**data_arguments | {"batch_size": options.batch_size}),
+            split=options.split,
+            num_images=options.num_images,
+            device=options.device,
+            precision=options.precision,
+            progress=sys.stderr.isatty(),
+            inception_weights=options.inception_weights,
+            floor=options.floor,
+        )
+    except (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError, RuntimeError) as error:
+        parser.exit(2, f"error: {error}\n")
+    record = {
+        "benchmark": "rfid",
+        "status": "ok",
+        "model": options.model,
+        "data": f"{options.data} {options.split}, {'x'.join(map(str, result['protocol']['image_shape']))} px",
+        "metrics": result["metrics"],
+        "n": result["protocol"]["num_images"],
+        "protocol": {"seed": options.seed} | result["protocol"],
+        "environment": environment(options.device, options.precision),
+        "seconds": round(result["seconds"], 2),
+    }
+    print(f"{record['model']} on {record['data']}, n = {record['n']:,}")
+    for name, value in record["metrics"].items():
+        print(f"  {name:20} {value:.6g}")
+    if options.out:
+        write(record, options.out)
+        print(f"protocol and values: {options.out}")
+    return record
+
+
+def _data_class(name: str) -> Any:
+    import datamodules
+
+    if not hasattr(datamodules, name):
+        raise ValueError(f"there is no data module {name!r}: try EmojiData, ImageFolderData or PhotoData")
+    return getattr(datamodules, name)
+
+
+def _data_arguments(parser: argparse.ArgumentParser, rest: list[str]) -> dict[str, Any]:
+    """``--data.KEY VALUE`` and ``--data.KEY=VALUE`` as constructor arguments."""
+    words = [part for word in rest for part in (word.split("=", 1) if word.startswith("--data.") else [word])]
+    keys, values = words[::2], words[1::2]
+    if len(keys) != len(values) or not all(key.startswith("--data.") for key in keys):
+        parser.error(f"cannot read {' '.join(rest)}: arguments of the data module are written --data.KEY VALUE")
+    return {key.removeprefix("--data."): yaml.safe_load(value) for key, value in zip(keys, values, strict=True)}
+
+
+if __name__ == "__main__":
+    main()
