@@ -1,0 +1,390 @@
+"""Equations of BEiT, its optimizer groups, and what only it does with tokens."""
+
+import math
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import zoo
+from zoo.models.beit import BEiT, BEiTClassifier
+from zoo.nn.beit_vit import BeitViT
+from zoo.nn.masking import BlockwiseMask
+from zoo.optim import Optim, parameter_groups
+
+TINY = {"image_size": 32, "patch_size": 8, "width": 32, "depth": 2, "heads": 4}
+
+
+@pytest.fixture
+def beit():
+    model = zoo.create_model("beit_tiny", drop_path=0.0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias_table"):
+                torch.nn.init.normal_(parameter)
+    return model
+
+
+@pytest.fixture
+def batch():
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    return {"image": images, "label": torch.tensor([0, 1, 2, 3]), "index": torch.tensor([7, 8, 9, 10])}
+
+
+# ---------------------------------------------------------------------- objective
+
+
+def test_loss_is_the_cross_entropy_at_hidden_patches_by_a_loop(beit, batch):
+    generator = BlockwiseMask(beit.grid, 6, 1, rng=random.Random(0))
+    mask = torch.stack([generator() for _ in range(4)])
+    mask[0] = False
+    mask[0, 1, 2] = True  # images with fewer hidden patches weigh less
+    terms = beit.losses(batch | {"mask": mask})
+    view = F.interpolate(batch["image"] / 255, (16, 16), mode="bicubic", antialias=True).clamp(0, 1)
+    ids = beit.tokenizer.encode(view).grid()
+    with torch.no_grad():
+        logits = beit.vit.token_logits(batch["image"] / 255 * 2 - 1, mask.flatten(1)).unflatten(1, (4, 4))
+    total, right, count = 0.0, 0, 0
+    for b in range(4):
+        for y in range(4):
+            for x in range(4):
+                if mask[b, y, x]:
+                    probabilities = logits[b, y, x].double().softmax(0)
+                    total -= math.log(probabilities[ids[b, y, x]])
+                    right += int(probabilities.argmax() == ids[b, y, x])
+                    count += 1
+    assert terms["loss"].detach().item() == pytest.approx(total / count, rel=1e-5)
+    assert terms["accuracy"].item() == pytest.approx(right / count)
+    assert terms["masked"].item() == pytest.approx(count / 64)
+
+
+def test_hidden_patches_cannot_be_seen_and_visible_ones_can(beit, batch):
+    """The mask token replaces a patch before class token and positions are added."""
+    beit.eval()
+    mask = torch.zeros(4, 4, 4, dtype=torch.bool)
+    mask[:, :2] = True
+    other = batch["image"].clone()
+    other[:, :, :16] = 255 - other[:, :, :16]
+    logits = [beit.vit.token_logits(beit.network_view(x), mask.flatten(1)) for x in (batch["image"], other)]
+    assert torch.equal(*logits)
+    other[:, :, 16:] = 255 - other[:, :, 16:]
+    assert not torch.equal(logits[0], beit.vit.token_logits(beit.network_view(other), mask.flatten(1)))
+    x = beit.vit.embed_patches(beit.network_view(other), mask.flatten(1))
+    assert torch.equal(x[:, 0], beit.vit.cls_token[:, 0].expand(4, -1))
+    assert torch.equal(x[:, 1:9], beit.vit.mask_token.expand(4, 8, -1))
+
+
+def test_positions_are_added_to_mask_tokens_too():
+    vit = BeitViT(**TINY, vocab_size=5, absolute_positions=True, relative_positions="none", layer_scale=0)
+    x = vit.embed_patches(torch.rand(1, 3, 32, 32), torch.ones(1, 16, dtype=torch.bool))
+    assert torch.equal(x[0, 1:], (vit.mask_token + vit.pos_embed[:, 1:])[0])
+
+
+def test_only_what_is_needed_is_computed_and_it_is_the_same(beit, batch):
+    mask = beit.flat(beit.masks(batch), batch["image"])
+    x = beit.network_view(batch["image"])
+    full = F.cross_entropy(beit.vit.token_logits(x, mask)[mask], target := torch.randint(64, (int(mask.sum()),)))
+    short = F.cross_entropy(beit.vit.masked_logits(x, mask), target)
+    torch.testing.assert_close(short, full)
+    parameters = dict(beit.named_parameters())
+    gradients = torch.autograd.grad(full, parameters.values())
+    for name, a, b in zip(parameters, gradients, torch.autograd.grad(short, parameters.values()), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_checkpointing_changes_neither_loss_nor_gradients(batch):
+    mask = torch.rand(4, 4, 4) < 0.5
+    results = []
+    for flag in (False, True):
+        torch.manual_seed(0)
+        model = zoo.create_model("beit_tiny", grad_checkpointing=flag, drop_path=0.5)
+        torch.manual_seed(1)
+        loss = model.losses(batch | {"mask": mask})["loss"]
+        loss.backward()
+        results.append((loss.detach(), {n: p.grad for n, p in model.named_parameters()}))
+    torch.testing.assert_close(*results)
+
+
+def test_drop_path_keeps_the_expectation_and_drops_whole_images():
+    vit = BeitViT(**TINY, vocab_size=5, drop_path=0.5)
+    assert [b.drop_path for b in vit.blocks] == [0.0, 0.5]
+    block = vit.blocks[1].train()
+    x = torch.randn(1, 3, 32).expand(4000, -1, -1)
+    with torch.no_grad():
+        out = block(x)
+        kept = (out != x).flatten(1).any(1)
+        assert kept.float().mean().item() == pytest.approx(0.75, abs=0.03)  # one of two branches
+        attention = block.gamma_1 * block.attn(block.norm1(x[:1]))
+        only_attention = x[:1] + 2 * attention
+        assert ((out - only_attention).flatten(1).abs().amax(1) < 1e-6).float().mean().item() == pytest.approx(
+            0.25, abs=0.03
+        )
+        rows = torch.ones(4000, 3, dtype=torch.bool)
+        torch.manual_seed(0)
+        every = block(x)
+        torch.manual_seed(0)
+        torch.testing.assert_close(block(x, None, rows).unflatten(0, (4000, 3)), every)
+
+
+def test_masks_are_new_in_training_and_fixed_in_evaluation(beit, batch):
+    assert not torch.equal(beit.masks(batch), beit.masks(batch))
+    beit.eval()
+    first = beit.masks(batch)
+    assert torch.equal(first, beit.masks(batch))
+    turned = {"image": batch["image"].flip(0), "index": batch["index"].flip(0)}
+    assert torch.equal(beit.masks(turned), first.flip(0))  # they belong to the image, not to the batch
+    assert beit.losses(batch)["loss"] == beit.losses(batch)["loss"]
+    uniform = zoo.create_model("beit_tiny", masking="random", num_masked=5)
+    assert (uniform.masks(batch).sum((1, 2)) == 5).all()
+
+
+def test_default_mask_counts_are_the_papers():
+    with torch.device("meta"):
+        base = zoo.create_model("beit_base_patch16_224", tokenizer="dvae_openai:random")
+    assert (base.draw_mask.num_masked, base.draw_mask.min_block, base.grid) == (75, 16, (14, 14))
+    assert base.token_factor == 8  # a 112 px view for 14x14 tokens
+
+
+# ---------------------------------------------------------------------- tokens
+
+
+def test_precomputed_ids_and_token_view_are_used(beit, batch):
+    mask = beit.eval().masks(batch)
+    plain = beit.losses(batch | {"mask": mask})
+    ids = beit.tokenize(batch)
+    assert beit.losses(batch | {"mask": mask, "ids": ids})["loss"] == plain["loss"]
+    assert beit.losses(batch | {"mask": mask, "ids": (ids + 1) % 64})["loss"] != plain["loss"]
+    view = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
+    assert torch.equal(beit.tokenize(batch | {"token_image": view}), beit.tokenizer.encode(view).ids)
+
+
+def test_is_a_quantizer_through_its_tokenizer(beit, batch):
+    beit.eval()
+    tokens = beit.encode(batch["image"])
+    logits = beit.vit.token_logits(beit.network_view(batch["image"]))
+    assert torch.equal(tokens.ids, logits.argmax(-1)) and tokens.spec == beit.spec
+    assert beit.spec.grid_shape == (4, 4) and beit.spec.vocab_size == 64 and beit.spec.decodes == "pixels"
+    assert torch.equal(zoo.reconstruct(beit, batch["image"]), beit.tokenizer.decode(tokens))
+    mask = torch.zeros(4, 4, 4, dtype=torch.bool)
+    mask[:, 1:3, 1:3] = True
+    under = beit.encode(batch["image"], mask)
+    completed = beit.complete(batch["image"], mask)
+    assert torch.equal(completed.grid()[mask], under.grid()[mask])
+    assert torch.equal(completed.ids[~mask.flatten(1)], beit.tokenize(batch)[~mask.flatten(1)])
+    assert torch.equal(beit.embed(tokens.ids), beit.tokenizer.embed(tokens.ids))
+
+
+def test_picture_rows_show_what_is_hidden(beit, batch):
+    rows = beit.picture_rows(batch["image"][:2] / 255, batch | {"caption": ["a"] * 4})
+    assert list(rows) == ["original", "masked_input", "tokenizer", "predicted_under_mask", "predicted_from_all"]
+    assert {tuple(r.shape) for r in rows.values()} == {(2, 3, 32, 32)}
+    assert beit.training
+    hidden = beit.eval().masks(batch)[:2].repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None].expand(-1, 3, -1, -1)
+    assert (rows["masked_input"][hidden] == 0.5).all()
+    assert torch.equal(rows["masked_input"][~hidden], rows["original"][~hidden])
+
+
+def test_tokenizer_is_frozen_and_not_saved(beit, batch):
+    assert not any("tokenizer" in name for name in beit.state_dict())
+    assert all(name.startswith("vit.") for name in beit.state_dict())
+    beit.train().losses(batch)["loss"].backward()
+    assert not beit.tokenizer.training and all(p.grad is None for p in beit.tokenizer.parameters())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in beit.parameters())
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "message"),
+    [
+        ("ids", torch.zeros(4, 9, dtype=torch.long), "shape \\(4, 9\\).*needs 16 ids below 64"),
+        ("ids", torch.full((4, 16), 64), "largest id 64"),
+        ("mask", torch.zeros(4, 3, 4, dtype=torch.bool), "masks must be bool of shape \\(4, 4, 4\\)"),
+        ("token_image", torch.zeros(4, 3, 32, 32), "32x32, this model needs 16x16"),
+        ("image", torch.zeros(4, 3, 40, 40), "40x40, this model needs 32x32"),
+    ],
+)
+def test_bad_batches_are_named(beit, batch, entry, value, message):
+    with pytest.raises(ValueError, match=message):
+        beit.losses(batch | {entry: value})
+
+
+def test_bad_settings_are_named():
+    with pytest.raises(ValueError, match="vocab_size is 8192, but the tokenizer 'dvae_tiny:random' has 64 ids"):
+        zoo.create_model("beit_tiny", vocab_size=8192)
+    with pytest.raises(ValueError, match="30x30 is not divisible by patch_size 8"):
+        zoo.create_model("beit_tiny", image_size=30)
+    with pytest.raises(ValueError, match="width 32 is not divisible by heads 5"):
+        zoo.create_model("beit_tiny", heads=5)
+    with pytest.raises(ValueError, match="does not make one"):
+        zoo.create_model("beit_tiny", tokenizer="beit_classifier_tiny:random")
+
+
+# ---------------------------------------------------------------------- sizes and initial values
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "parameters"),
+    [
+        ("beit_base_patch16_224", {}, 91_965_776),
+        ("beit_large_patch16_224", {}, 311_534_016),
+        ("beit_base_patch16_224_abs", {}, 92_089_856),
+        ("beit_base_patch16_224_classifier", {}, 86_530_984),
+        ("beit_base_patch16_384_classifier", {}, 86_744_104),
+        ("beit_large_patch16_224_classifier", {}, 304_430_568),
+        ("beit_large_patch16_384_classifier", {}, 304_998_888),
+        ("beit_large_patch16_512_classifier", {}, 305_674_728),
+        ("beit_base_patch16_224_classifier", {"num_classes": 21_841}, 102_557_713),
+    ],
+)
+def test_published_parameter_counts(name, overrides, parameters):
+    if "classifier" not in name:
+        overrides = {"tokenizer": "dvae_openai:random"}
+    with torch.device("meta"):
+        model = zoo.create_model(name, **overrides)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_initial_values_are_the_published_ones():
+    torch.manual_seed(0)
+    vit = BeitViT(64, 8, 192, 6, 3, layer_scale=1e-5, vocab_size=512, absolute_positions=True)
+    for name, p in vit.named_parameters():
+        leaf = name.rpartition(".")[2]
+        if "table" in name or leaf in ("bias", "q_bias", "v_bias"):
+            assert (p == 0).all(), name
+        elif "gamma" in name:
+            assert (p == 1e-5).all()
+        elif "norm" in name:
+            assert (p == 1).all()
+        else:
+            depth = int(name.split(".")[1]) + 1 if "attn.proj" in name or "mlp.fc2" in name else None
+            bound = 0.02 / math.sqrt(2 * depth) if depth else 0.02
+            assert p.abs().max() <= bound * 1.0001, name  # cut at one sigma
+            if p.numel() > 10_000:  # sigma of a normal distribution cut there: 0.5397 of its own
+                assert p.std().item() == pytest.approx(0.5397 * bound, rel=0.02), name
+    classifier = BEiTClassifier(**TINY, num_classes=300)
+    assert classifier.vit.head.weight.std().item() == pytest.approx(0.02 * 0.001, rel=0.1)
+    assert (classifier.vit.head.bias == 0).all()
+    assert classifier.vit.blocks[0].mlp.fc1.weight.abs().max() > 0.04  # fine-tuning does not cut
+
+
+# ---------------------------------------------------------------------- optimizer
+
+
+def test_layer_decay_changes_the_learning_rates():
+    """Group i of depth + 2 learns at decay^(depth + 1 - i) (spec: run_class_finetuning.py)."""
+    optim = Optim(lr=2.0, layer_decay=0.65)
+    model = BEiTClassifier(**TINY | {"depth": 3}, absolute_positions=True, optim=optim, num_classes=4)
+    groups = parameter_groups(model.named_parameters(), optim, model.no_decay, model.layer_of, model.num_layers)
+    rate = {id(p): g["lr"] for g in groups for p in g["params"]}
+    expected = {"cls_token": 4, "pos_embed": 4, "patch_embed": 4, "blocks.0": 3, "blocks.2": 1, "fc_norm": 0, "head": 0}
+    seen = set()
+    for name, p in model.named_parameters():
+        for part, power in expected.items():
+            if name.startswith(f"vit.{part}"):
+                seen.add(part)
+                assert rate[id(p)] == pytest.approx(2.0 * 0.65**power), name
+    assert seen == set(expected)
+    shared = BEiTClassifier(**TINY, relative_positions="shared", num_classes=4)
+    assert shared.layer_of("vit.rel_pos_bias.relative_position_bias_table") == shared.num_layers == 3
+
+
+@pytest.mark.parametrize("convention", ["unilm", "timm"])
+def test_weight_decay_conventions(convention):
+    model = zoo.create_model("beit_tiny", absolute_positions=True, decay_convention=convention)
+    groups = parameter_groups(model.named_parameters(), Optim(weight_decay=0.05), model.no_decay)
+    decays = {id(p): g["weight_decay"] > 0 for g in groups for p in g["params"]}
+    for name, p in model.named_parameters():
+        leaf = name.rpartition(".")[2]
+        expected = leaf == "mask_token" or (leaf == "weight" and "norm" not in name)
+        expected |= leaf == "relative_position_bias_table" and convention == "unilm"
+        assert decays[id(p)] == expected, name
+
+
+# ---------------------------------------------------------------------- classifier
+
+
+def test_classifier_loss_smooths_in_training_only(batch):
+    model = BEiTClassifier(**TINY, num_classes=9, label_smoothing=0.1, drop_path=0.0, init_scale=50.0)
+    log_p = model(batch["image"]).double().log_softmax(-1)
+    right = log_p[range(4), batch["label"]].mean()
+    smoothed = 0.9 * right + 0.1 * log_p.mean()
+    assert model.losses(batch)["loss"].item() == pytest.approx(-smoothed.item(), rel=1e-5)
+    terms = model.eval().losses(batch)
+    assert terms["loss"].item() == pytest.approx(-right.item(), rel=1e-5)
+    order = log_p.argsort(descending=True)
+    assert terms["accuracy"].item() == (order[:, 0] == batch["label"]).double().mean().item()
+    assert terms["accuracy_top5"].item() == (order[:, :5] == batch["label"][:, None]).any(1).double().mean().item()
+    assert "accuracy_top5" not in BEiTClassifier(**TINY, num_classes=5).eval().losses(batch)
+
+
+def test_mixed_targets_are_those_of_the_mixed_images(batch):
+    model = BEiTClassifier(**TINY, num_classes=9, mixup=0.8, label_smoothing=0.1)
+    x = model.network_view(batch["image"])
+    before = x.clone()
+    mixed, target = model.mix(x, batch["label"])
+    assert torch.equal(x, before)
+    share = ((mixed - x.flip(0)) / (x - x.flip(0)))[x != x.flip(0)].median()
+    one_hot = F.one_hot(batch["label"], 9) * 0.9 + 0.1 / 9
+    torch.testing.assert_close(target, share * one_hot + (1 - share) * one_hot.flip(0), atol=1e-3, rtol=0)
+    assert set(model.losses(batch)) == {"loss"}
+    with pytest.raises(ValueError, match="the batch has 3: use an even batch"):
+        model.losses({k: v[:3] for k, v in batch.items()})
+
+
+def test_linear_probe_trains_one_head_per_block_and_nothing_else(batch):
+    model = BEiTClassifier(**TINY, num_classes=9, linear_probe=True, relative_positions="shared")
+    assert {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad} == {"probes"}
+    assert model.train().training and not model.vit.training
+    outputs = model.vit.block_outputs(model.network_view(batch["image"]), [0, 1])
+    features = [torch.cat([y[:, 0], y[:, 1:].mean(1)], -1) for y in outputs]
+    each = [F.cross_entropy(p(f), batch["label"]) for p, f in zip(model.probes, features, strict=True)]
+    terms = model.eval().losses(batch)
+    torch.testing.assert_close(terms["loss"], each[0] + each[1])
+    assert model.probe_block == 2 and torch.equal(model(batch["image"]), model.probes[1](features[1]))
+    assert {"accuracy_block1", "accuracy_block2"} <= set(terms)
+
+
+def test_new_head_for_other_labels(batch):
+    model = BEiTClassifier(**TINY, num_classes=9)
+    trunk = model.vit.blocks[0].attn.qkv.weight.clone()
+    model.reset_head(3)
+    assert model(batch["image"]).shape == (4, 3) and model.hparams["num_classes"] == 3
+    assert torch.equal(model.vit.blocks[0].attn.qkv.weight, trunk)
+    assert model.init_args()["num_classes"] == 3
+
+
+def test_classifier_has_no_tokens(batch):
+    model = BEiTClassifier(**TINY, num_classes=9)
+    assert model.spec is None
+    with pytest.raises(NotImplementedError, match="BEiTClassifier has no tokens"):
+        model.encode(batch["image"])
+    torch.testing.assert_close(model.predict_step(batch, 0).sum(-1), torch.ones(4))
+
+
+@pytest.mark.parametrize("cls", [BEiT, BEiTClassifier])
+def test_feature_maps(cls, batch):
+    model = zoo.create_model("beit_tiny" if cls is BEiT else "beit_classifier_tiny", depth=12).eval()
+    maps = model.forward_intermediates(batch["image"])
+    assert [tuple(m.shape) for m in maps] == [(4, 32, 4, 4)] * 4
+    x = model.network_view(batch["image"])
+    for block, found in zip([3, 5, 7, 11], maps, strict=True):
+        expected = model.vit.block_outputs(x, [block])[0][:, 1:]
+        assert torch.equal(found[:, :, 2, 1], expected[:, 2 * 4 + 1])
+    assert torch.equal(model.forward_intermediates(batch["image"], [11])[0], maps[3])
+    with pytest.raises(ValueError, match=r"0\.\.11, got \[12\]"):
+        model.forward_intermediates(batch["image"], [12])
+    with torch.device("meta"):
+        large = BeitViT(32, 8, 32, 24, 4)
+        assert len(large.forward_intermediates(torch.empty(1, 3, 32, 32))) == 4
+
+
+def test_a_masked_image_model_starts_a_classifier(beit, batch, tmp_path):
+    from zoo.checkpoints.export import save_weights
+
+    path = save_weights(beit, tmp_path / "beit.safetensors")
+    model = BEiTClassifier(**TINY, num_classes=5, drop_path=0.0, weights=str(path))
+    images = batch["image"]
+    for own, other in zip(model.forward_intermediates(images), beit.forward_intermediates(images), strict=True):
+        torch.testing.assert_close(own, other)
+    probe = BEiTClassifier(**TINY, num_classes=5, linear_probe=True, relative_positions="shared", weights=str(path))
+    torch.testing.assert_close(probe.forward_intermediates(images)[3], beit.forward_intermediates(images)[3])

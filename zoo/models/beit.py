@@ -1,0 +1,490 @@
+"""BEiT: BERT Pre-Training of Image Transformers (Bao, Dong, Piao, Wei, 2021).
+
+arXiv:2106.08254 v2. Official code: microsoft/unilm ``beit/`` (commit 768a3c8, MIT).
+
+Implemented: masked image modelling on the tokens of any grid tokenizer (Section 2), blockwise and uniform masks, both
+published networks (absolute positions; relative position bias with LayerScale), the initialisation, fine-tuning with
+layer-wise learning rates, mixup and cutmix, linear probes of all blocks, raw feature maps for segmentation.
+Not implemented: the segmentation heads, the two-stage intermediate fine-tuning script (run fine-tuning twice).
+Deviations: where a batch has no ``token_image``, the tokenizer sees the network's view resized with antialiased bicubic
+interpolation, not a second Lanczos resize of the crop (the data modules deliver the latter). Masks are drawn in the
+model, not in the data workers; validation masks depend on the image only, so that the number does not jitter.
+
+Equations: Algorithm 1 -> `nn.masking.BlockwiseMask`; Section 2.3 input -> `nn.beit_vit.BeitViT.embed_patches`;
+Eq. 1 -> `nn.beit_vit.BeitViT.masked_logits`; Eq. 2 -> `BEiT.losses`; Section 2.4 -> `BeitViT.reset_parameters`.
+"""
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor, nn
+
+from zoo.checkpoints import hf_beit, timm_beit, unilm
+from zoo.module import Batch, ZooModule
+from zoo.nn.beit_vit import BeitViT, exempt_from_decay, layer_of
+from zoo.nn.masking import BlockwiseMask, random_mask
+from zoo.nn.relative_position import ResizeMethod
+from zoo.optim import Optim
+from zoo.registry import model_from, register
+from zoo.tokens import Tokens, TokenSpec, as_pixels
+
+Normalisation = Literal["half", "imagenet"]
+STATISTICS = {
+    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+
+
+def normalise(images: Float[Tensor, "b 3 h w"], normalisation: Normalisation) -> Float[Tensor, "b 3 h w"]:
+    """Subtract the mean and divide by the standard deviation of each colour."""
+    mean, std = (images.new_tensor(s)[:, None, None] for s in STATISTICS[normalisation])
+    return (images - mean) / std
+
+
+class BEiT(ZooModule):
+    """Predicts a tokenizer's ids at hidden patches; is itself a quantizer of images.
+
+    Args:
+        image_size: side of the input in pixels.
+        patch_size: side of a patch in pixels.
+        width: of the tokens.
+        depth: blocks.
+        heads: of the attention.
+        mlp_ratio: hidden width of the MLPs in units of ``width``.
+        layer_scale: initial residual gain, 0.1 (base), 1e-5 (large), 0 for none.
+        absolute_positions: learned position embeddings (the paper's main tables).
+        relative_positions: attention bias ``shared`` by all blocks (the released models), ``per_block`` or ``none``.
+        drop_path: stochastic depth of the last block.
+        tokenizer: whose tokens are predicted; anything in the registry with one grid, e.g. ``dvae_openai:PATH``.
+        vocab_size: expected size of its vocabulary; None takes what it has.
+        num_masked: patches to hide per image; None scales the paper's 75 of 14x14.
+        min_block: smallest hidden block in patches; None scales the paper's 16 of 14x14.
+        masking: ``blockwise`` or, for the ablation of Table 4, ``random``.
+        normalisation: ``half`` maps pixels to [-1, 1] (ImageNet-22k runs), ``imagenet`` uses its mean and deviation.
+        decay_convention: ``unilm`` decays position bias tables, ``timm`` does not.
+        grad_checkpointing: trade time for memory.
+        optim: optimizer and schedule; the paper's at batch 2,048 by default.
+        weights: start from these: a registry name or a path.
+    """
+
+    spec: TokenSpec
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        patch_size: int = 16,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_ratio: float = 4.0,
+        layer_scale: float = 0.1,
+        absolute_positions: bool = False,
+        relative_positions: Literal["shared", "per_block", "none"] = "shared",
+        drop_path: float = 0.1,
+        tokenizer: str = "dvae_openai",
+        vocab_size: int | None = None,
+        num_masked: int | None = None,
+        min_block: int | None = None,
+        masking: Literal["blockwise", "random"] = "blockwise",
+        normalisation: Normalisation = "half",
+        decay_convention: Literal["unilm", "timm"] = "unilm",
+        grad_checkpointing: bool = False,
+        optim: Optim = Optim(lr=1.5e-3, warmup_steps=10_000, min_lr=1e-5, weight_decay=0.05),
+        weights: str | None = None,
+    ):
+        super().__init__(optim)
+        self.freeze("tokenizer", model_from(tokenizer))
+        spec = self.tokenizer.spec
+        if spec is None or spec.grid_shape is None or not spec.vocab_size:
+            raise ValueError(f"BEiT predicts a grid of ids, and {tokenizer!r} does not make one: take a grid tokenizer")
+        if vocab_size not in (None, spec.vocab_size):
+            raise ValueError(
+                f"vocab_size is {vocab_size}, but the tokenizer {tokenizer!r} has {spec.vocab_size} ids: "
+                "leave vocab_size out or take the tokenizer that the head was trained for"
+            )
+        self.image_size, self.normalisation, self.decay_convention = image_size, normalisation, decay_convention
+        self.vit = BeitViT(
+            image_size, patch_size, width, depth, heads, mlp_ratio, layer_scale, absolute_positions, relative_positions,
+            drop_path, vocab_size=spec.vocab_size, init="pretraining", grad_checkpointing=grad_checkpointing,
+        )  # fmt: skip
+        self.grid = self.vit.grid
+        self.spec = spec.with_grid(self.grid)
+        #: pixels of the tokenizer's view per patch, 8 for DALL-E's
+        self.token_factor = self.tokenizer.image_size // spec.grid_shape[0]
+        patches = self.spec.num_tokens
+        num_masked = num_masked or max(1, round(patches * 75 / 196))
+        min_block = min_block or max(1, round(patches * 16 / 196))
+        if masking not in ("blockwise", "random"):
+            raise ValueError(f"masking is 'blockwise' or 'random', not {masking!r}")
+        blockwise = BlockwiseMask(self.grid, num_masked, min_block)
+        self.draw_mask = blockwise if masking == "blockwise" else lambda rng: random_mask(self.grid, num_masked, rng)
+        self._rng: random.Random | None = None
+        self.load_weights(weights)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The frozen tokenizer."""
+        return self.frozen["tokenizer"]
+
+    # ------------------------------------------------------------------ tokens
+
+    @torch.no_grad()
+    def encode(self, images: Shaped[Tensor, "b 3 h w"], mask: Bool[Tensor, "b gh gw"] | None = None) -> Tokens:
+        """The ids that BEiT believes to stand at each patch.
+
+        Args:
+            images: in [0, 1] or uint8.
+            mask: patches that it must not look at; None shows all.
+        """
+        logits = self.vit.token_logits(self.network_view(images), None if mask is None else self.flat(mask, images))
+        return Tokens(logits.argmax(-1), None, self.spec)
+
+    def decode(self, tokens: Tokens) -> Float[Tensor, "b ..."]:
+        """Through the tokenizer, hence at its scale (112 pixels for 14x14 tokens of DALL-E's)."""
+        return self.tokenizer.decode(tokens)
+
+    def embed(self, ids: Int[Tensor, "b *n"]) -> Float[Tensor, "b *n d"]:
+        return self.tokenizer.embed(ids)
+
+    @torch.no_grad()
+    def tokenize(self, batch: Batch) -> Int[Tensor, "b n"]:
+        """The tokenizer's ids of a batch: precomputed ``ids``, else of ``token_image``, else of the image resized."""
+        images = batch["image"]
+        if (ids := batch.get("ids")) is not None:
+            if ids.shape != (len(images), self.spec.num_tokens) or ids.max() >= self.spec.vocab_size:
+                raise ValueError(
+                    f"batch['ids'] has shape {tuple(ids.shape)} and largest id {int(ids.max())}; this model needs "
+                    f"{self.spec.num_tokens} ids below {self.spec.vocab_size}: write them with its own tokenizer"
+                )
+            return ids
+        size = tuple(side * self.token_factor for side in self.grid)
+        if (view := batch.get("token_image")) is not None:
+            view = as_pixels(view, size=size)
+        else:
+            view = as_pixels(images)
+            if tuple(view.shape[-2:]) != size:
+                view = F.interpolate(view.float(), size, mode="bicubic", antialias=True).clamp(0, 1)
+        with torch.autocast(view.device.type, enabled=False):
+            tokens = self.tokenizer.encode(view)
+        if tokens.spec.grid_shape != self.grid:
+            raise ValueError(
+                f"the tokenizer makes a grid of {tokens.spec.grid_shape} from {size[0]}x{size[1]} pixels, but BEiT has "
+                f"{self.grid} patches: change image_size or patch_size, or take a fully convolutional tokenizer"
+            )
+        return tokens.ids
+
+    # ------------------------------------------------------------------ training
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Eq. 2: mean cross entropy in nats over the hidden patches of the whole batch; visible ones do not count."""
+        mask = self.flat(self.masks(batch), batch["image"])
+        target = self.tokenize(batch)[mask]
+        logits = self.vit.masked_logits(self.network_view(batch["image"]), mask).float()
+        return {
+            "loss": F.cross_entropy(logits, target),
+            "accuracy": (logits.detach().argmax(-1) == target).float().mean(),
+            "masked": mask.float().mean(),
+        }
+
+    def masks(self, batch: Batch) -> Bool[Tensor, "b gh gw"]:
+        """``batch["mask"]``, or new ones in training, or in evaluation those that belong to each ``index``."""
+        if (mask := batch.get("mask")) is not None:
+            return mask
+        images = batch["image"]
+        if self.training:
+            if self._rng is None:  # other masks on every rank, and after a resume
+                rank = self.global_rank if self._trainer is not None else 0
+                self._rng = random.Random(f"{torch.initial_seed()} {rank} {self.global_step}")
+            drawn = [self._draw(self._rng) for _ in images]
+        else:
+            index = batch["index"].tolist() if "index" in batch else range(len(images))
+            drawn = [self._draw(random.Random(i)) for i in index]
+        return torch.stack(drawn).to(images.device)
+
+    def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
+        return exempt_from_decay(name, self.decay_convention)
+
+    def layer_of(self, name: str) -> int:
+        return layer_of(name.removeprefix("vit."), self.vit.depth)
+
+    @property
+    def num_layers(self) -> int:
+        return self.vit.depth + 1
+
+    # ------------------------------------------------------------------ looking at it
+
+    def network_view(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """What the transformer sees: checked and normalised pixels."""
+        return normalise(as_pixels(images, size=self.image_size), self.normalisation)
+
+    def forward_intermediates(
+        self, images: Shaped[Tensor, "b 3 h w"], indices: list[int] | tuple[int, ...] | None = None
+    ) -> list[Float[Tensor, "b d gh gw"]]:
+        """Raw feature maps after some blocks, by default those of the published segmentation models."""
+        return self.vit.forward_intermediates(self.network_view(images), indices)
+
+    def complete(self, images: Shaped[Tensor, "b 3 h w"], mask: Bool[Tensor, "b gh gw"]) -> Tokens:
+        """Tokens of a partly hidden image: BEiT's prediction where it is hidden, the tokenizer's ids elsewhere.
+
+        ``decode(complete(images, mask))`` is the reconstruction under a mask.
+        """
+        predicted = self.encode(images, mask)
+        ids = torch.where(self.flat(mask, images), predicted.ids, self.tokenize({"image": images}))
+        return Tokens(ids, None, self.spec)
+
+    @torch.no_grad()
+    def picture_rows(self, images: Shaped[Tensor, "b 3 h w"], batch: Batch) -> dict[str, Float[Tensor, "b 3 h w"]]:
+        """Rows of the picture grid, all at the size of the images.
+
+        Args:
+            images: the first images of the batch.
+            batch: its other entries are used for as many images.
+        """
+        batch = {k: v[: len(images)] for k, v in batch.items() if isinstance(v, Tensor)} | {"image": images}
+        with evaluating(self):
+            mask = self.masks(batch)
+            pixels = as_pixels(images, size=self.image_size).float()
+            patch = self.image_size // self.grid[0]
+            hidden = repeat(mask, "b gh gw -> b 1 (gh p) (gw q)", p=patch, q=patch)
+            target = Tokens(self.tokenize(batch), None, self.spec)
+            under_mask = torch.where(self.flat(mask, images), self.encode(images, mask).ids, target.ids)
+            rows = {
+                "tokenizer": target,
+                "predicted_under_mask": Tokens(under_mask, None, self.spec),
+                "predicted_from_all": self.encode(images),
+            }
+            decoded = {name: self._enlarge(self.decode(tokens)) for name, tokens in rows.items()}
+        return {"original": pixels, "masked_input": torch.where(hidden, 0.5, pixels)} | decoded
+
+    def flat(self, mask: Bool[Tensor, "b gh gw"], images: Tensor) -> Bool[Tensor, "b n"]:
+        """Masks in raster order, checked against the images and the grid."""
+        if mask.shape != (len(images), *self.grid) or mask.dtype != torch.bool:
+            raise ValueError(
+                f"masks must be bool of shape {(len(images), *self.grid)}, got {mask.dtype} {tuple(mask.shape)}"
+            )
+        return rearrange(mask, "b gh gw -> b (gh gw)")
+
+    def _draw(self, rng: random.Random) -> Bool[Tensor, "gh gw"]:
+        for _ in range(100):
+            if (mask := self.draw_mask(rng)).any():
+                return mask
+        raise ValueError("no block of min_block patches fits into the grid: lower min_block")
+
+    def _enlarge(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h2 w2"]:
+        size = (self.image_size, self.image_size)
+        return images if images.shape[-2:] == size else F.interpolate(images.float(), size, mode="bilinear")
+
+
+class BEiTClassifier(ZooModule):
+    """BEiT fine-tuned, or linearly probed, on labelled images.
+
+    Args:
+        image_size: side of the input in pixels; weights of another size are resized.
+        patch_size: side of a patch in pixels.
+        width: of the tokens.
+        depth: blocks.
+        heads: of the attention.
+        mlp_ratio: hidden width of the MLPs in units of ``width``.
+        layer_scale: initial residual gain, 0.1 (base), 1e-5 (large), 0 for none.
+        absolute_positions: learned position embeddings.
+        relative_positions: attention bias; a shared table of a pre-trained model is copied into every block.
+        drop_path: stochastic depth of the last block.
+        num_classes: labels.
+        pool: classify the ``mean`` of the patches (normalised by ``fc_norm``) or the ``cls`` token.
+        normalisation: of the pixels, as in pre-training.
+        label_smoothing: of the training targets.
+        mixup: alpha of mixup, 0.8 in the paper; 0 for none.
+        cutmix: alpha of cutmix, 1.0 in the paper; 0 for none. With both, one of the two is drawn for each batch.
+        init_scale: factor on the initial classifier.
+        position_resize: how relative position tables of another size are resized: ``unilm-cubic`` as published,
+            ``timm-linear``, or ``bilinear`` as transformers does.
+        linear_probe: freeze the transformer and train one linear layer per block on [class token, mean of patches].
+        probe_block: the block (from 1) whose probe gives ``forward`` and ``accuracy``; None takes three quarters of
+            the depth (the paper's best of 12 is the 9th).
+        decay_convention: ``unilm`` decays position bias tables, ``timm`` does not.
+        grad_checkpointing: trade time for memory.
+        optim: optimizer and schedule; ``layer_decay`` works here.
+        weights: start from these: a registry name or a path; any masked-image-modelling checkpoint will do.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        patch_size: int = 16,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_ratio: float = 4.0,
+        layer_scale: float = 0.1,
+        absolute_positions: bool = False,
+        relative_positions: Literal["shared", "per_block", "none"] = "per_block",
+        drop_path: float = 0.1,
+        num_classes: int = 1000,
+        pool: Literal["mean", "cls"] = "mean",
+        normalisation: Normalisation = "half",
+        label_smoothing: float = 0.1,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        init_scale: float = 0.001,
+        position_resize: ResizeMethod = "unilm-cubic",
+        linear_probe: bool = False,
+        probe_block: int | None = None,
+        decay_convention: Literal["unilm", "timm"] = "unilm",
+        grad_checkpointing: bool = False,
+        optim: Optim = Optim(lr=4e-3, min_lr=1e-6, weight_decay=0.05, layer_decay=0.65),
+        weights: str | None = None,
+    ):
+        super().__init__(optim)
+        self.image_size, self.normalisation, self.decay_convention = image_size, normalisation, decay_convention
+        self.num_classes, self.label_smoothing, self.init_scale = num_classes, label_smoothing, init_scale
+        self.mixup, self.cutmix, self.position_resize = mixup, cutmix, position_resize
+        self.vit = BeitViT(
+            image_size, patch_size, width, depth, heads, mlp_ratio, layer_scale, absolute_positions, relative_positions,
+            drop_path, num_classes=num_classes, pool=pool, init="finetuning", grad_checkpointing=grad_checkpointing,
+        )  # fmt: skip
+        self.probe_block = probe_block or max(1, round(depth * 0.75))
+        if not 1 <= self.probe_block <= depth:
+            raise ValueError(f"probe_block must lie in 1..{depth}, got {probe_block}")
+        self.probes: nn.ModuleList | None = None
+        if linear_probe:
+            self.vit.norm, self.vit.fc_norm, self.vit.head = nn.Identity(), None, None  # probes look at raw blocks
+            self.vit.eval().requires_grad_(False)
+            self.probes = nn.ModuleList(nn.Linear(2 * width, num_classes) for _ in range(depth))
+        self.reset_head(num_classes)
+        self.load_weights(weights)
+
+    def reset_head(self, num_classes: int) -> None:
+        """Replace the classifier by a new one for other labels; the transformer stays as it is."""
+        self.num_classes = self.hparams["num_classes"] = num_classes
+        device = self.vit.cls_token.device
+        with torch.no_grad():
+            if self.probes is not None:
+                self.probes = nn.ModuleList(nn.Linear(p.in_features, num_classes) for p in self.probes).to(device)
+                for probe in self.probes:
+                    nn.init.normal_(probe.weight, std=0.01)
+                    nn.init.zeros_(probe.bias)
+                return
+            self.vit.head = nn.Linear(self.vit.width, num_classes, device=device)
+            nn.init.trunc_normal_(self.vit.head.weight, std=0.02)
+            nn.init.zeros_(self.vit.head.bias)
+            self.vit.head.weight.mul_(self.init_scale)
+
+    def train(self, mode: bool = True) -> "BEiTClassifier":
+        """A probed transformer stays in eval mode."""
+        super().train(mode)
+        if self.probes is not None:
+            self.vit.eval()
+        return self
+
+    def forward(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
+        """Class logits."""
+        return self.logits(self.network_view(images))[-1]
+
+    def logits(self, x: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c"]]:
+        """Of the normalised pixels: the classifier's; or those of all probes, then again the one of ``probe_block``."""
+        if self.probes is None:
+            return [self.vit(x)]
+        with torch.no_grad():
+            outputs = self.vit.block_outputs(x, list(range(self.vit.depth)))
+            features = [torch.cat([y[:, 0], y[:, 1:].mean(1)], dim=-1) for y in outputs]
+        every = [probe(f) for probe, f in zip(self.probes, features, strict=True)]
+        return [*every, every[self.probe_block - 1]]
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross entropy in nats, of mixed and smoothed targets in training; the sum over blocks for probes."""
+        x, label = self.network_view(batch["image"]), batch["label"]
+        target: Tensor = label
+        mixed = self.training and bool(self.mixup or self.cutmix)
+        if mixed:
+            x, target = self.mix(x, label)
+        smoothing = self.label_smoothing if self.training and not mixed else 0.0
+        logits = [y.float() for y in self.logits(x)]
+        every = logits[:-1] if self.probes is not None else logits
+        terms = {"loss": sum(F.cross_entropy(y, target, label_smoothing=smoothing) for y in every)}
+        if mixed:
+            return terms  # there is no one right label
+        terms["accuracy"] = top(logits[-1], label, 1)
+        if not self.training and self.num_classes > 5:
+            terms["accuracy_top5"] = top(logits[-1], label, 5)
+        if self.probes is not None:
+            terms |= {f"accuracy_block{i}": top(y, label, 1) for i, y in enumerate(every, start=1)}
+        return terms
+
+    def mix(
+        self, x: Float[Tensor, "b 3 h w"], label: Int[Tensor, "b"]
+    ) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b c"]]:
+        """Mixup or cutmix of one half of the batch with the other, and the soft targets (timm)."""
+        from timm.data import Mixup
+
+        if len(x) % 2:
+            raise ValueError(f"mixup and cutmix pair the images, the batch has {len(x)}: use an even batch, drop_last")
+        mixer = Mixup(self.mixup, self.cutmix, label_smoothing=self.label_smoothing, num_classes=self.num_classes)
+        return mixer(x.clone(), label)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, "b c"]:  # type: ignore[override]
+        """Class probabilities; a classifier has no tokens."""
+        return self(batch["image"]).softmax(-1)
+
+    def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
+        return exempt_from_decay(name, self.decay_convention)
+
+    def layer_of(self, name: str) -> int:
+        return layer_of(name.removeprefix("vit."), self.vit.depth)
+
+    @property
+    def num_layers(self) -> int:
+        return self.vit.depth + 1
+
+    def network_view(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """What the transformer sees: checked and normalised pixels."""
+        return normalise(as_pixels(images, size=self.image_size), self.normalisation)
+
+    def forward_intermediates(
+        self, images: Shaped[Tensor, "b 3 h w"], indices: list[int] | tuple[int, ...] | None = None
+    ) -> list[Float[Tensor, "b d gh gw"]]:
+        """Raw feature maps after some blocks, as :meth:`BEiT.forward_intermediates`."""
+        return self.vit.forward_intermediates(self.network_view(images), indices)
+
+
+def top(logits: Float[Tensor, "b c"], label: Int[Tensor, "b"], k: int) -> Float[Tensor, ""]:
+    """Fraction of images whose label is among the ``k`` likeliest."""
+    return (logits.detach().topk(k).indices == label[:, None]).any(-1).float().mean()
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
+
+
+BEiT.formats = BEiTClassifier.formats = (unilm.BEIT, hf_beit.BEIT, timm_beit.BEIT)
+
+PAPER = "arXiv:2106.08254"
+TINY: dict[str, Any] = {"image_size": 32, "patch_size": 8, "width": 32, "depth": 2, "heads": 4}
+EMOJI: dict[str, Any] = {"image_size": 64, "patch_size": 8, "width": 160, "depth": 6, "heads": 5}
+LARGE: dict[str, Any] = {"width": 1024, "depth": 24, "heads": 16, "layer_scale": 1e-5}
+ABSOLUTE: dict[str, Any] = {"layer_scale": 0.0, "absolute_positions": True, "relative_positions": "none"}
+
+register("beit_tiny", BEiT, paper=PAPER, **TINY, tokenizer="dvae_tiny:random", optim=Optim(lr=3e-3))
+register("beit_emoji", BEiT, paper=PAPER, **EMOJI, tokenizer="dvae_emoji")
+register("beit_base_patch16_224", BEiT, paper=PAPER, tokenizer="dvae_openai")
+register("beit_base_patch16_224_abs", BEiT, paper=PAPER, **ABSOLUTE, tokenizer="dvae_openai")
+register("beit_large_patch16_224", BEiT, paper=PAPER, **LARGE, tokenizer="dvae_openai")
+register("beit_classifier_tiny", BEiTClassifier, paper=PAPER, **TINY, num_classes=9, optim=Optim(lr=3e-3))
+register("beit_emoji_classifier", BEiTClassifier, paper=PAPER, **EMOJI, num_classes=9)
+for size in (224, 384):
+    register(f"beit_base_patch16_{size}_classifier", BEiTClassifier, paper=PAPER, image_size=size)
+register("beit_base_patch16_224_abs_classifier", BEiTClassifier, paper=PAPER, **ABSOLUTE)
+for size in (224, 384, 512):
+    register(f"beit_large_patch16_{size}_classifier", BEiTClassifier, paper=PAPER, image_size=size, **LARGE)
