@@ -144,8 +144,8 @@ def hf_config(model: Any) -> dict[str, Any]:
         "use_absolute_position_embeddings": vit.pos_embed is not None,
         "use_relative_position_bias": block.attn.relative_position_bias_table is not None,
         "use_shared_relative_position_bias": vit.rel_pos_bias is not None,
-        "layer_scale_init_value": args.get("layer_scale", 0.1) if block.gamma_1 is not None else 0,
-        "drop_path_rate": args.get("drop_path", 0.0),
+        "layer_scale_init_value": float(args.get("layer_scale", 0.1)) if block.gamma_1 is not None else 0.0,
+        "drop_path_rate": float(args.get("drop_path", 0.0)),
         "use_mean_pooling": vit.fc_norm is not None or vit.head is None,  # else a second norm stands before lm_head
     }
     if vit.lm_head is not None:
