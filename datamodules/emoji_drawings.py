@@ -118,7 +118,9 @@ def _svg(resvg_py: Any, path: Path, side: int) -> UInt8[np.ndarray, "h w 4"]:
 def _progress(items: list[Path], what: str) -> Iterable[Path]:
     from tqdm import tqdm
 
-    return tqdm(items, desc=what, unit="drawing", delay=2, mininterval=1, file=sys.stderr)  # silent when done within 2 s
+    return tqdm(
+        items, desc=what, unit="drawing", delay=2, mininterval=1, file=sys.stderr
+    )  # silent when done within 2 s
 
 
 def _write(path: Path, pixels: UInt8[np.ndarray, "n h w 4"]) -> None:

@@ -77,7 +77,7 @@ def read_image(path: Path) -> UInt8[Tensor, "3 h w"]:
             image = ImageOps.exif_transpose(image)
             image.load()
     except (*_PILLOW_RAISES, Image.DecompressionBombError) as error:
-        raise Unreadable(str(error).strip() or type(error).__name__) from error
+        raise Unreadable(str(error).replace(f" {str(path)!r}", "").strip() or type(error).__name__) from error
     if image.mode.startswith("I;16"):  # Pillow's own conversion would cut 16-bit values off at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
@@ -138,15 +138,14 @@ class ImageFolderDataset(Dataset):
 
     def _report(self, i: int, error: Exception) -> None:
         self._broken[i] = True
-        reason = str(error).strip() or type(error).__name__
         count, total = int(self._broken.sum()), len(self)
         if count > self.max_broken * total:
             names = ", ".join(str(path) for path in self.broken[:5]) + (", ..." if count > 5 else "")
             raise TooManyBroken(
                 f"{count} of {total} images cannot be used, more than max_broken={self.max_broken:g} allows: {names} "
-                f"(the last because: {reason}); repair or remove them, or raise max_broken"
+                f"(the last: {error}); repair or remove them, or raise max_broken"
             ) from error
-        warnings.warn(f"skipping {self.root / self.paths[i]}: {reason} ({count} broken so far)", stacklevel=2)
+        warnings.warn(f"skipping {self.root / self.paths[i]}: {error} ({count} broken so far)", stacklevel=2)
 
 
 class ImageFolderData(ZooDataModule):
