@@ -227,9 +227,9 @@ register(
     groups=3,
     vocab_size=512,
     loss="mse",
-    tau=(0.5, 1 / 16, 2400),
+    tau=(0.5, 1 / 16, 2000),
     beta=(0.0, 0.1, 400),
-    marginal_entropy=(1.0, 0.3, 4000),
+    marginal_entropy=(1.0, 0.0, 1800),
     codebook_init="kmeans",
     optim=Optim(lr=4e-3, min_lr=4e-5, warmup_steps=50, weight_decay=1e-4, decay="all"),
 )
