@@ -90,5 +90,11 @@ def test_reference_is_the_view_of_the_right_size():
     batch = {"image": torch.zeros(1, 3, 8, 8), "token_image": torch.ones(1, 3, 4, 4)}
     assert reference_view(batch, torch.zeros(1, 3, 8, 8)) is batch["image"]
     assert reference_view(batch, torch.zeros(1, 3, 4, 4)) is batch["token_image"]
-    with pytest.raises(ValueError, match=r"6x6 and the batch has images of 8x8, 4x4"):
-        reference_view(batch, torch.zeros(1, 3, 6, 6))
+    batch["image"][:, :, 4:] = 1
+    resized = reference_view(batch, torch.zeros(1, 3, 6, 6))
+    assert resized.shape == (1, 3, 6, 6)
+    assert resized[0, 0, :, 0].tolist() == pytest.approx([0, 0, 0, 1, 1, 1], abs=0.15)
+    with pytest.raises(ValueError, match="reconstructions are 6x4, images 8x8"):
+        reference_view(batch, torch.zeros(1, 3, 6, 4))
+    with pytest.raises(ValueError, match="with_images=true"):
+        reference_view({"ids": torch.zeros(1, 4)}, torch.zeros(1, 3, 6, 4))

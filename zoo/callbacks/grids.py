@@ -59,7 +59,7 @@ class ImageGrids(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if not self._wanted or dataloader_idx > 0:
+        if not self._wanted or dataloader_idx > 0 or "image" not in batch:
             return
         first = {k: v[: self._wanted] if isinstance(v, Tensor | list) else v for k, v in batch.items()}
         with trainer.precision_plugin.forward_context():

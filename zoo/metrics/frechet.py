@@ -107,4 +107,5 @@ def frechet_distance(
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     product = root @ covariance2 @ root
     trace = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
-    return (mean1 - mean2).square().sum() + covariance1.trace() + covariance2.trace() - 2 * trace
+    distance = (mean1 - mean2).square().sum() + covariance1.trace() + covariance2.trace() - 2 * trace
+    return distance.clamp(min=0)  # rounding makes it about -1e-5 for equal sets

@@ -144,7 +144,8 @@ class ReconstructionReport:
             "num_images": self.num_images,
             "image_shape": list(self.image_shape or ()),
             "images_sha256": self._digest.hexdigest(),
-            "reference": "the same images after the crop and resize of the data module",
+            "reference": "the same images after the crop and resize of the data module, in the view that has the size "
+            "of the reconstructions, otherwise resized to it (bicubic, antialiased)",
             "psnr": "-10 log10 of the mean squared error over all pixels of the set, data range 1, reconstructions "
             "clamped, not quantised",
             "packages": {p: version(p) for p in ("torch", "torchmetrics")} | {"tokenzoo": __version__},
@@ -159,22 +160,24 @@ class ReconstructionReport:
 
 
 def reference_view(batch: dict[str, Any], reconstructions: Float[Tensor, "b 3 h w"]) -> Shaped[Tensor, "b 3 h w"]:
-    """The images of a batch that reconstructions are compared with: those that have their size.
+    """The images of a batch that reconstructions are compared with, at their size.
 
     A model with two views reconstructs ``image``, or, where that has another size, the tokenizer's ``token_image``.
+    Without that view, it is ``image`` resized (bicubic, antialiased), as for the tokenizer inside such a model.
 
     Raises:
-        ValueError: where no view has that size.
+        ValueError: where the batch has no images, or only such of another aspect ratio.
     """
-    views = [batch[key] for key in ("image", "token_image") if key in batch]
-    for view in views:
+    if "image" not in batch:
+        raise ValueError("there are no images to compare with: write token shards with_images=true, or do not evaluate")
+    for view in (batch[key] for key in ("image", "token_image") if key in batch):
         if view.shape == reconstructions.shape:
             return view
-    sizes = ", ".join(f"{v.shape[-2]}x{v.shape[-1]}" for v in views)
-    raise ValueError(
-        f"reconstructions are {reconstructions.shape[-2]}x{reconstructions.shape[-1]} and the batch has images of "
-        f"{sizes}: let the data module deliver a view of that size"
-    )
+    (h, w), (height, width) = batch["image"].shape[-2:], reconstructions.shape[-2:]
+    if h * width != w * height:
+        raise ValueError(f"reconstructions are {height}x{width}, images {h}x{w}: let the data module crop them alike")
+    images = as_pixels(batch["image"]).float()
+    return torch.nn.functional.interpolate(images, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def reconstruct_batch(
