@@ -11,7 +11,8 @@ interpolation, not a second Lanczos resize of the crop (the data modules deliver
 model, not in the data workers; validation masks depend on the image only, so that the number does not jitter.
 
 Equations: Algorithm 1 -> `nn.masking.BlockwiseMask`; Section 2.3 input -> `nn.beit_vit.BeitViT.embed_patches`;
-Eq. 1 -> `nn.beit_vit.BeitViT.masked_logits`; Eq. 2 -> `BEiT.losses`; Section 2.4 -> `BeitViT.reset_parameters`.
+Section 2.3 prediction -> `BeitViT.masked_logits`; Eq. 1 -> `BEiT.losses`; Section 2.5 initialisation ->
+`BeitViT.reset_parameters`.
 """
 
 import random
@@ -182,7 +183,7 @@ class BEiT(ZooModule):
     # ------------------------------------------------------------------ training
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Eq. 2: mean cross entropy in nats over the hidden patches of the whole batch; visible ones do not count."""
+        """Eq. 1: mean cross entropy in nats over the hidden patches of the whole batch; visible ones do not count."""
         mask = self.flat(self.masks(batch), batch["image"])
         target = self.tokenize(batch)[mask]
         logits = self.vit.masked_logits(self.network_view(batch["image"]), mask).float()

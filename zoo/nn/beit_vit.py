@@ -219,7 +219,7 @@ class BeitViT(nn.Module):
                 if token is not None:
                     nn.init.trunc_normal_(token, std=STD, a=-cut, b=cut)
             for layer, block in enumerate(self.blocks, start=1):
-                block.attn.proj.weight.div_(math.sqrt(2 * layer))  # Section 2.4: keeps the residual stream's variance
+                block.attn.proj.weight.div_(math.sqrt(2 * layer))  # Section 2.5: keeps the residual stream's variance
                 block.mlp.fc2.weight.div_(math.sqrt(2 * layer))
 
     def embed_patches(
@@ -249,7 +249,7 @@ class BeitViT(nn.Module):
         return self.norm(x)
 
     def masked_logits(self, x: Float[Tensor, "b 3 h w"], mask: Bool[Tensor, "b n"]) -> Float[Tensor, "m v"]:
-        """Logits of the hidden patches of the whole batch in row-major order (Equation 1).
+        """Logits of the hidden patches of the whole batch in row-major order (Section 2.3).
 
         Nothing behind the last attention is computed for tokens whose prediction nobody asks for.
         """
