@@ -32,7 +32,7 @@ from zoo.nn.beit_vit import BeitViT, exempt_from_decay, layer_of
 from zoo.nn.masking import BlockwiseMask, random_mask
 from zoo.nn.relative_position import ResizeMethod
 from zoo.optim import Optim
-from zoo.registry import model_from, register
+from zoo.registry import Weights, model_from, register
 from zoo.tokens import Tokens, TokenSpec, as_pixels
 
 Normalisation = Literal["half", "imagenet"]
@@ -478,14 +478,30 @@ LARGE: dict[str, Any] = {"width": 1024, "depth": 24, "heads": 16, "layer_scale":
 ABSOLUTE: dict[str, Any] = {"layer_scale": 0.0, "absolute_positions": True, "relative_positions": "none"}
 
 register("beit_tiny", BEiT, paper=PAPER, **TINY, tokenizer="dvae_tiny:random", optim=Optim(lr=3e-3))
-register("beit_emoji", BEiT, paper=PAPER, **EMOJI, tokenizer="dvae_emoji")
+register(
+    "beit_emoji", BEiT, paper=PAPER, recipe="beit.yaml", **EMOJI, tokenizer="dvae_emoji",
+    weights={"emoji": Weights(file="beit_emoji.safetensors", note="recipes/beit.yaml on Twemoji, 64 px")},
+    optim=Optim(lr=2e-3, warmup_steps=100, min_lr=1e-5, weight_decay=0.05),
+)  # fmt: skip
 register("beit_base_patch16_224", BEiT, paper=PAPER, tokenizer="dvae_openai")
+register(
+    "beit_base_patch16_224_in1k", BEiT, paper=PAPER, recipe="paper/beit_base_imagenet1k.yaml", normalisation="imagenet",
+    optim=Optim(lr=1.5e-3, warmup_steps=6250, min_lr=1e-5, weight_decay=0.05),
+)  # fmt: skip
 register("beit_base_patch16_224_abs", BEiT, paper=PAPER, **ABSOLUTE, tokenizer="dvae_openai")
 register("beit_large_patch16_224", BEiT, paper=PAPER, **LARGE, tokenizer="dvae_openai")
 register("beit_classifier_tiny", BEiTClassifier, paper=PAPER, **TINY, num_classes=9, optim=Optim(lr=3e-3))
-register("beit_emoji_classifier", BEiTClassifier, paper=PAPER, **EMOJI, num_classes=9)
-for size in (224, 384):
-    register(f"beit_base_patch16_{size}_classifier", BEiTClassifier, paper=PAPER, image_size=size)
+register(
+    "beit_emoji_classifier", BEiTClassifier, paper=PAPER, recipe="beit_finetune.yaml", **EMOJI, num_classes=9,
+    optim=Optim(lr=1e-3, warmup_steps=50, min_lr=1e-6, weight_decay=0.05, layer_decay=0.75),
+)  # fmt: skip
+register(
+    "beit_base_patch16_224_in1k_classifier", BEiTClassifier, paper=PAPER, normalisation="imagenet",
+    recipe="paper/beit_base_imagenet1k_finetune.yaml", label_smoothing=0.1, mixup=0.8, cutmix=1.0,
+    optim=Optim(lr=4e-3, warmup_steps=25_000, min_lr=1e-6, weight_decay=0.05, layer_decay=0.65),
+)  # fmt: skip
+register("beit_base_patch16_224_classifier", BEiTClassifier, paper=PAPER)
+register("beit_base_patch16_384_classifier", BEiTClassifier, paper=PAPER, image_size=384)
 register("beit_base_patch16_224_abs_classifier", BEiTClassifier, paper=PAPER, **ABSOLUTE)
 for size in (224, 384, 512):
     register(f"beit_large_patch16_{size}_classifier", BEiTClassifier, paper=PAPER, image_size=size, **LARGE)

@@ -33,7 +33,6 @@ from zoo.optim import Optim, cosine
 from zoo.registry import Weights, register
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels
 
-
 MSE_SIGMA = 0.1  # of the Gaussian that ``loss="mse"`` puts on mapped pixels; sets the scale against the KL term
 KMEANS_BATCHES = 8  # training batches that ``codebook_init="kmeans"`` looks at
 
@@ -82,7 +81,9 @@ class DVAE(ZooModule):
         super().__init__(optim)
         self.factor = 2 ** (groups - 1)
         if image_size % self.factor:
-            raise ValueError(f"image_size {image_size} is not divisible by {self.factor}, the factor of {groups} groups")
+            raise ValueError(
+                f"image_size {image_size} is not divisible by {self.factor}, the factor of {groups} groups"
+            )
         self.image_size = image_size
         self.loss, self.relaxation = loss, relaxation
         self.tau, self.beta, self.marginal_entropy = tau, beta, marginal_entropy
@@ -123,6 +124,8 @@ class DVAE(ZooModule):
 
     def logits(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b k gh gw"]:
         """Unnormalised log-probabilities of the codes."""
+        if "encoder." in self.absent:
+            raise ValueError(self.absent["encoder."])
         images = as_pixels(images, multiple_of=self.factor)
         return self.encoder(map_pixels(images).contiguous(memory_format=torch.channels_last))
 

@@ -62,9 +62,7 @@ class DalleEncoder(nn.Module):
         channels: of the image.
     """
 
-    def __init__(
-        self, width: int = 256, blocks: int = 2, groups: int = 4, vocab_size: int = 8192, channels: int = 3
-    ):
+    def __init__(self, width: int = 256, blocks: int = 2, groups: int = 4, vocab_size: int = 8192, channels: int = 3):
         super().__init__()
         stages: OrderedDict[str, nn.Module] = OrderedDict(input=Conv2d(channels, width, 7))
         n_in = width
