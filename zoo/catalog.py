@@ -31,7 +31,7 @@ def recipes_table() -> str:
     """All recipes of the package with their title and what they are expected to reach."""
     headers = {name: parse_header(path) for name, path in packaged().items()}
     rows = [
-        (f"recipes/{name}.yaml", h.get("title", ""), h.get("expect", "").partition("\n")[0])
+        (f"recipes/{name}.yaml", *(h.get(key, "").partition("\n")[0] for key in ("title", "expect")))
         for name, h in headers.items()
     ]
     return table(("recipe", "title", "expect"), rows)

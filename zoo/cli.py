@@ -3,6 +3,7 @@
 import linecache
 import logging
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,8 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: as on the command line, without the program's name; None takes the command line itself.
     """
+    # Lightning 2.6 calls what jsonargparse 5 will drop; the bounds in pyproject.toml say so
+    os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = os.environ.get("JSONARGPARSE_DEPRECATION_WARNINGS") or "off"
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
     arguments = list(sys.argv[1:] if args is None else args)
     if os.getcwd() not in sys.path:
@@ -83,7 +86,6 @@ class ZooCLI(LightningCLI):
                 "parser_mode": "omegaconf+",  # plain "omegaconf" resolves before command-line overrides
                 "version": f"tokenzoo {zoo.__version__}",
                 "description": DESCRIPTION,
-                "allow_abbrev": False,  # --trainer.max_step is a typo, not --trainer.max_steps
             },
             args=recipe_files.resolve_arguments(arguments, self.recipes),
         )
@@ -159,18 +161,15 @@ class ZooCLI(LightningCLI):
 def _extra_command(command: str, *arguments: str) -> None:
     from zoo import catalog
 
-    try:
-        if command == "list":
-            print(catalog.models_table(*arguments))
-        elif command == "recipes":
-            print(catalog.recipes_table(*arguments))
-        else:
-            print(f"copied to {recipe_files.copy(*arguments)}")
-    except TypeError as error:
-        if error.__traceback__ is None or error.__traceback__.tb_next is not None:
-            raise
+    if not EXTRA_COMMANDS[command][0] <= len(arguments) <= EXTRA_COMMANDS[command][1]:
         sys.stderr.write("error: the commands are: list [PATTERN], recipes, copy RECIPE [TARGET]\n")
         sys.exit(2)
+    if command == "list":
+        print(catalog.models_table(*arguments))
+    elif command == "recipes":
+        print(catalog.recipes_table())
+    else:
+        print(f"copied to {recipe_files.copy(*arguments)}")
 
 
 def _sentence(error: BaseException | None) -> str | None:
@@ -184,6 +183,10 @@ def _sentence(error: BaseException | None) -> str | None:
             trace = trace.tb_next
         if isinstance(error, MisconfigurationException):
             return str(error)
+        if isinstance(error, RuntimeError) and (
+            other := re.match(r"Error\(s\) in loading (\w+) for (\w+):\s+(.+)", str(error))
+        ):
+            return f"the checkpoint is not of this {other[2]}: {other[3]}; use the recipe and the flags that it was made with"
         if isinstance(error, FOR_THE_USER) and trace is not None:
             module = trace.tb_frame.f_globals.get("__name__", "").partition(".")[0]
             line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip()

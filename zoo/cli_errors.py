@@ -11,13 +11,17 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
-#: commands of ours that are no methods of the Trainer
-EXTRA_COMMANDS = ("list", "recipes", "copy")
+#: commands of ours that are no methods of the Trainer, and how many arguments they take
+EXTRA_COMMANDS = {"list": (0, 1), "recipes": (0, 0), "copy": (1, 2)}
 _BLOCK = re.MULTILINE | re.DOTALL
 
 
 class ZooParser(LightningArgumentParser):
-    """The parser of Lightning, which ends with one line instead of its usage."""
+    """The parser of Lightning, which ends with one line instead of its usage and takes no abbreviations."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        # also of the parsers that it makes for constructor arguments: --model.optim.l is a typo, not ...layer_decay
+        super().__init__(*args, **{"allow_abbrev": False} | kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one line and exit with code 2; inner parsers raise as before."""

@@ -13,7 +13,7 @@ _PLACES = (Path(zoo.__file__).parent / "recipes", Path(zoo.__file__).parents[1] 
 
 def packaged() -> dict[str, Path]:
     """Name (``beit``, ``paper/beit_base_imagenet1k``) to file, of every recipe that came with the package."""
-    root = next((place for place in _PLACES if place.is_dir()), _PLACES[1])
+    root = next((place for place in _PLACES if place.is_dir()), _PLACES[-1])
     return {p.relative_to(root).with_suffix("").as_posix(): p for p in sorted(root.rglob("*.yaml"))}
 
 

@@ -1,0 +1,104 @@
+"""The documentation is true: its Python runs, its links lead somewhere, its equation maps name functions that exist."""
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAPERS = sorted((ROOT / "docs" / "models").glob("*.md"))
+#: a block may be preceded by <!-- no-run: reason -->
+BLOCK = re.compile(
+    r"(<!-- no-run(?:: *(?P<reason>[^>]*?))? -->\s*)?^```python\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL
+)
+HEADINGS = (
+    "In one paragraph", "Idea and equations", "What is implemented", "Deviations", "Tokens", "Recipe", "Results",
+    "Use from Python", "Weights and licences", "References",
+)  # fmt: skip
+
+
+def name(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_there_are_pages():
+    assert len(PAGES) > 1 and PAPERS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_python_blocks_run(page, in_tmp):
+    """Blocks of one page share their names, like cells of a notebook."""
+    namespace = {"__name__": "snippet"}
+    text = page.read_text(encoding="utf-8")
+    for block in BLOCK.finditer(text):
+        line = text[: block.start("code")].count("\n") + 1
+        if block[1]:
+            assert block["reason"], f"{name(page)}:{line}: say why the block does not run: <!-- no-run: reason -->"
+            ast.parse(block["code"])
+            continue
+        exec(compile("\n" * (line - 1) + block["code"], str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_relative_links_resolve(page):
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"!?\[[^\]]*\]\(([^)\s]+)[^)]*\)", text) + re.findall(r"(?:src|href)=\"([^\"]+)\"", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{name(page)} links to {target}, which is not there"
+        if anchor and file.suffix == ".md":
+            assert anchor in anchors(file), f"{name(page)} links to {target}: no such heading"
+
+
+def anchors(page):
+    found = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in found}
+
+
+@pytest.mark.parametrize("page", PAPERS, ids=name)
+def test_model_pages_have_the_same_headings(page):
+    headings = re.findall(r"^## (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert [h for h in headings if h in HEADINGS] == list(HEADINGS)
+
+
+@pytest.mark.parametrize("page", PAPERS, ids=name)
+def test_model_pages_belong_to_a_paper(page):
+    importlib.import_module(f"zoo.models.{page.stem}")
+
+
+@pytest.mark.parametrize("page", PAPERS, ids=name)
+def test_functions_of_the_equation_map_exist(page):
+    rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    names = [n for row in rows for n in re.findall(r"`((?:zoo|datamodules)\.[\w.]+)`", row)]
+    assert names, f"{name(page)} has no table that maps equations to functions of the zoo"
+    missing = [n for n in names if not exists(n)]
+    assert not missing, f"{name(page)} names {', '.join(missing)}, which do not exist"
+
+
+@pytest.mark.parametrize("page", PAPERS, ids=name)
+def test_functions_of_the_docstring_exist(page):
+    """`Equations: Eq. 1 -> `DVAE.losses`` at the top of the paper's module, relative to it or to the package."""
+    module = f"zoo.models.{page.stem}"
+    equations = importlib.import_module(module).__doc__.partition("Equations:")[2]
+    names = re.findall(r"`+([A-Za-z_][\w.]*)`+", equations)
+    assert names
+    missing = [n for n in names if not any(exists(f"{prefix}{n}") for prefix in ("", "zoo.", f"{module}."))]
+    assert not missing, f"the equation map of {module} names {', '.join(missing)}"
+
+
+def exists(dotted):
+    parts = dotted.split(".")
+    for cut in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:cut]))
+        except ImportError:
+            continue
+        for part in parts[cut:]:
+            found = getattr(found, part, None)
+        return found is not None
+    return False

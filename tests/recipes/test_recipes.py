@@ -1,0 +1,183 @@
+"""Every recipe: found, parsed, documented, equal to its preset, and run for two steps."""
+
+import inspect
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from zoo import recipe_files
+from zoo.module import plain
+from zoo.recipe_header import KEYS, parse_header
+from zoo.registry import presets
+
+ROOT = Path(__file__).parents[2]
+RECIPES = {
+    p.relative_to(ROOT / "recipes").with_suffix("").as_posix(): p for p in sorted(ROOT.glob("recipes/**/*.yaml"))
+}
+SMALL = [name for name in RECIPES if not name.startswith("paper/")]
+TOP = ["seed_everything", "compile", "model", "data", "trainer"]
+
+
+@pytest.fixture(params=RECIPES)
+def recipe(request):
+    return RECIPES[request.param]
+
+
+def config(path):
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def test_every_recipe_is_found_and_packaged():
+    assert len(RECIPES) == len(list((ROOT / "recipes").rglob("*.y*ml"))) > 0
+    assert recipe_files.packaged() == RECIPES
+    assert {path.parent.name for path in RECIPES.values()} <= {"recipes", "paper"}, (
+        "pyproject.toml packages two folders"
+    )
+
+
+def test_recipes_and_presets_name_each_other():
+    """A preset says which recipe trains it, that recipe says which preset it is."""
+    named = {name: preset.recipe for name, preset in presets().items() if preset.recipe}
+    assert set(named.values()) <= {f"{name}.yaml" for name in RECIPES}
+    for name, path in RECIPES.items():
+        preset = parse_header(path)["model"]
+        assert preset in presets(), f"{name}: {preset}"
+        assert named.get(preset) == f"{name}.yaml", f"register({preset!r}, recipe='{name}.yaml')"
+
+
+def test_every_paper_has_a_recipe_that_runs_anywhere():
+    papers = {preset.cls.__module__.rpartition(".")[2] for preset in presets().values()}
+    assert papers <= set(SMALL)
+
+
+# ---------------------------------------------------------------- reading
+
+
+def test_header(recipe):
+    header = parse_header(recipe)
+    assert tuple(header) == KEYS and all(header.values())
+    assert re.search(r"arXiv:\d{4}\.\d{5}", header["paper"])
+    assert "not run" in header["expect"] or re.search(r"\S+ = [-\d.]+ .*\+-.*\d", header["expect"]), header["expect"]
+    assert any(word in header["hardware"] for word in ("measured", "estimated", "not run"))
+    short = f"recipes/{recipe.relative_to(ROOT / 'recipes').as_posix()}"
+    assert f"lightning fit --config {short}" in header["run"] and short in header["smaller"]
+
+
+def test_commands_of_the_header_parse(recipe, run_cli):
+    """What a reader copies is what the parser accepts; files that a first command writes are not there yet."""
+    header = parse_header(recipe)
+    commands = [
+        line for key in ("run", "smaller") for line in header[key].splitlines() if line.startswith("lightning ")
+    ]
+    assert commands
+    for command in commands:
+        args = re.sub(r"\s+#.*", "", command).split()[1:]
+        code, _, err = run_cli(*args, "--print_config")
+        assert code == 0, f"{command}: {err}"
+
+
+def test_body_fits_a_screen_in_the_agreed_order(recipe):
+    lines = recipe.read_text(encoding="utf-8").splitlines()
+    body = [line for line in lines if line and not line.startswith("#")]
+    assert len(body) <= 60
+    assert list(config(recipe)) == [key for key in TOP if key in config(recipe)] and "seed_everything" in config(recipe)
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys without a word."""
+
+    def construct_mapping(self, node, deep=False):
+        twice = [key for key, n in Counter(k.value for k, _ in node.value).items() if n > 1]
+        assert not twice, f"line {node.start_mark.line + 1}: {', '.join(twice)} twice"
+        return super().construct_mapping(node, deep)
+
+
+def test_no_key_twice_and_no_way_around_the_types(recipe):
+    text = recipe.read_text(encoding="utf-8")
+    yaml.load(text, UniqueKeys)
+    assert "dict_kwargs" not in text
+
+
+def test_duplicate_keys_would_be_seen():
+    with pytest.raises(AssertionError, match="line 2: b twice"):
+        yaml.load("a:\n  b: 1\n  b: 2\n", UniqueKeys)
+
+
+def test_output_goes_to_a_folder_of_its_own(recipe):
+    name = recipe.stem
+    assert config(recipe)["trainer"]["default_root_dir"] == f"runs/{name}"
+    assert not re.search(r"[:\s](/|~|[A-Z]:\\)\w", recipe.read_text(encoding="utf-8").split("\n\n", 1)[1]), (
+        "absolute path"
+    )
+
+
+def test_arguments_stand_in_the_order_of_the_constructor(recipe):
+    preset = presets()[parse_header(recipe)["model"]]
+    order = list(signature_defaults(preset.cls))
+    given = list(config(recipe)["model"].get("init_args", {}))
+    assert given == sorted(given, key=order.index)
+
+
+def test_recipe_equals_the_preset_of_its_header(recipe, run_cli):
+    """People who use Python and people who use the command line train the same model."""
+    preset = presets()[parse_header(recipe)["model"]]
+    code, out, err = run_cli("fit", "--config", recipe, "--print_config")
+    assert code == 0, err
+    model = yaml.safe_load(out)["model"]
+    assert model["class_path"].rpartition(".")[2] == preset.cls.__name__
+    expected = plain(signature_defaults(preset.cls) | preset.init_args)
+    found = dict(model["init_args"])
+    expected.pop("weights", None), found.pop("weights", None)  # where to start from is the recipe's business
+    assert found == expected
+
+
+def signature_defaults(cls):
+    return {n: p.default for n, p in inspect.signature(cls.__init__).parameters.items() if n != "self"}
+
+
+def test_documentation_mentions_the_recipe(recipe):
+    module = presets()[parse_header(recipe)["model"]].cls.__module__.rpartition(".")[2]
+    page = (ROOT / "docs" / "models" / f"{module}.md").read_text(encoding="utf-8")
+    assert f"recipes/{recipe.relative_to(ROOT / 'recipes').as_posix()}" in page
+
+
+# ---------------------------------------------------------------- running
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_two_steps_evaluation_and_resume(name, run_cli):
+    """The recipe's own model and data; only the number of steps, the batch and the place of the output differ."""
+    path = RECIPES[name]
+    tiny = [
+        "--config", path, "--data.batch_size=4", "--trainer.accelerator=cpu", "--trainer.devices=1",
+        "--trainer.precision=32-true", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1",
+        "--trainer.limit_test_batches=1", "--trainer.check_val_every_n_epoch=1", "--trainer.log_every_n_steps=1",
+        "--trainer.enable_progress_bar=false", "--trainer.default_root_dir=out",
+    ]  # fmt: skip
+    weights = config(path)["model"]["init_args"].get("weights")
+    if isinstance(weights, str) and weights.startswith(("ckpt:", "runs/")):
+        tiny.append("--model.weights=null")  # the recipe before it has not been run here
+    checkpoint = f"--ckpt_path={find_checkpoint(run_cli, tiny)}"
+    for command in ("validate", "test"):
+        code, out, err = run_cli(command, *tiny, checkpoint)
+        assert code == 0, err
+        assert "/loss" in out
+    code, _, err = run_cli("fit", *tiny, "--trainer.max_steps=4", checkpoint)
+    assert code == 0, err
+    after = [torch.load(p, weights_only=True) for p in Path("out").rglob("*.ckpt")]
+    assert max(c["global_step"] for c in after) == 4
+
+
+def find_checkpoint(run_cli, tiny):
+    code, out, err = run_cli("fit", *tiny, "--trainer.max_steps=2")
+    assert code == 0, err
+    assert "expect:" in out and "lightning test --config" in out.splitlines()[-1]
+    found = sorted(Path("out").rglob("*.ckpt"))
+    assert found and torch.load(found[-1], weights_only=True)["global_step"] == 2
+    assert list(Path("out").rglob("metrics.csv")) and list(Path("out").rglob("config.yaml"))
+    return found[-1]

@@ -1,0 +1,120 @@
+"""ZooModule: hyper-parameters as plain data, frozen towers, optimizers, checkpoints."""
+
+import json
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+from toys import Toy, ToyData
+
+from zoo.module import ZooModule, plain
+from zoo.optim import Optim
+from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec
+
+GRID = TokenSpec((Segment("grid", (2, 2), 0, 4),), dim=1)
+
+
+class Towered(Toy):
+    """Toy with a frozen tower."""
+
+    def __init__(self, image_size: int = 8, weights: str | None = None, optim: Optim = Optim()):
+        super().__init__(image_size, optim=optim)
+        self.freeze("teacher", nn.Linear(2, 2))
+
+
+def fit(model, **options):
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, log_every_n_steps=1, **({"max_steps": 4, "limit_val_batches": 0} | options),
+    )  # fmt: skip
+    trainer.fit(model, ToyData(model.image_size))
+    return trainer
+
+
+def test_plain_data():
+    value = plain({"optim": Optim(lr=0.5), "sizes": (1, (2, 3)), "name": None})
+    assert value["optim"]["lr"] == 0.5 and value["sizes"] == [1, [2, 3]]
+    assert json.loads(json.dumps(value)) == value
+
+
+@pytest.mark.parametrize("value", [nn.Linear(1, 1), len, Toy, {"x": torch.zeros(1)}])
+def test_objects_are_no_constructor_arguments(value):
+    with pytest.raises(TypeError, match="plain data"):
+        plain(value)
+
+
+def test_init_args_hold_every_argument():
+    model = Toy(image_size=4, optim=Optim(lr=0.25))
+    assert model.init_args() == {
+        "image_size": 4, "width": 4, "tokenizer": "none", "optim": plain(Optim(lr=0.25)),
+    }  # fmt: skip
+
+
+def test_frozen_tower_is_outside_the_state_but_moves_with_the_model():
+    model = Towered()
+    teacher = model.frozen["teacher"]
+    assert set(model.state_dict()) == {f"net.{i}.{n}" for i in (0, 1) for n in ("weight", "bias")}
+    assert not any(p is q for p in model.parameters() for q in teacher.parameters())
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+    model.train().double()
+    assert teacher.weight.dtype == torch.float64 and not teacher.training
+
+
+def test_weights_are_not_asked_for_again_by_a_checkpoint(monkeypatch):
+    monkeypatch.setattr(ZooModule, "load_weights", lambda self, weights: None)
+    assert Towered(weights="somewhere").hparams["weights"] is None
+
+
+def test_what_a_model_lacks_is_said():
+    with pytest.raises(NotImplementedError, match="Toy has no tokens"):
+        Toy().encode(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(NotInvertible, match="Toy"):
+        Toy().decode(Tokens(None, None, GRID))
+    with pytest.raises(ValueError, match="layer_decay"):
+        Toy().layer_of("net.0.weight")
+
+
+def test_learning_rate_is_stepped_per_optimizer_step_over_the_whole_run():
+    model = Toy(optim=Optim(lr=1.0, warmup_steps=1))
+    trainer = fit(model, max_steps=4)
+    scheduler = trainer.lr_scheduler_configs[0]
+    assert scheduler.interval == "step" and scheduler.scheduler.last_epoch == 4
+    assert scheduler.scheduler.get_last_lr() == pytest.approx([0.0, 0.0], abs=1e-9)
+
+
+def test_accumulation_counts_optimizer_steps():
+    trainer = fit(Toy(optim=Optim(warmup_steps=1)), max_steps=2, accumulate_grad_batches=2)
+    assert trainer.global_step == 2 and trainer.lr_scheduler_configs[0].scheduler.last_epoch == 2
+
+
+def test_a_run_without_an_end_is_refused():
+    with pytest.raises(ValueError, match="the run has no end"):
+        fit(Toy(), max_steps=-1, max_epochs=-1)
+    assert fit(Toy(optim=Optim(total_steps=3)), max_steps=-1, max_epochs=1).global_step == 2
+
+
+def test_log_names():
+    trainer = fit(Toy(), max_epochs=1, limit_val_batches=1)
+    assert {"train/loss", "val/loss"} <= set(trainer.callback_metrics)
+
+
+def test_checkpoint_says_what_it_is(tmp_path):
+    model = Toy(image_size=4)
+    trainer = fit(model)
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    block = torch.load(tmp_path / "x.ckpt", weights_only=True)["zoo"]
+    assert block["class"] == "toys.Toy" and block["init_args"] == model.init_args()
+    again = Toy.load_from_checkpoint(tmp_path / "x.ckpt")
+    assert again.init_args() == model.init_args()
+    torch.testing.assert_close(dict(again.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
+
+
+def test_compiling_in_place_keeps_the_names():
+    model = Towered()
+    names = list(model.state_dict())
+    model.compile_networks(backend="eager")
+    assert list(model.state_dict()) == names
+    assert model.net._compiled_call_impl is not None
+    batch = {"image": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}
+    torch.testing.assert_close(model.losses(batch)["loss"], model.net._call_impl(torch.zeros(2, 192)).square().mean())

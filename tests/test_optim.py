@@ -1,0 +1,97 @@
+"""Schedules at their steps, and parameter groups by hand."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from zoo.optim import Optim, cosine, lr_factor, parameter_groups
+
+
+@pytest.mark.parametrize(
+    ("step", "value"), [(-3, 2.0), (0, 2.0), (25, 2 - 1.5 * 0.146447), (50, 1.25), (100, 0.5), (999, 0.5)]
+)
+def test_cosine_at_its_steps(step, value):
+    assert cosine(step, 2.0, 0.5, 100) == pytest.approx(value, rel=1e-5)
+
+
+def test_cosine_without_steps_is_at_its_end():
+    assert cosine(0, 1.0, 0.25, 0) == 0.25
+
+
+def test_warm_up_then_cosine_down_to_min_lr():
+    factor = lr_factor(Optim(lr=2.0, warmup_steps=4, min_lr=0.5), total_steps=12)
+    assert [factor(s) for s in range(5)] == [0, 0.25, 0.5, 0.75, 1.0]
+    assert factor(8) == pytest.approx((1 + 0.25) / 2)
+    assert factor(12) == factor(1000) == pytest.approx(0.25)
+    assert all(a > b for a, b in pairwise([factor(s) for s in range(4, 13)]))
+
+
+def test_constant_schedule():
+    factor = lr_factor(Optim(warmup_steps=2, schedule="constant"), total_steps=10)
+    assert [factor(s) for s in (1, 2, 500)] == [0.5, 1.0, 1.0]
+
+
+def test_schedule_drives_the_learning_rate_of_torch():
+    optim = Optim(lr=0.1, warmup_steps=2)
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=optim.lr)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(optim, 4))
+    rates = []
+    for _ in range(5):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx([0, 0.05, 0.1, 0.1 * (1 + math.cos(math.pi / 2)) / 2, 0])
+
+
+def net():
+    module = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Linear(2, 1, bias=False))
+    module.register_parameter("table", nn.Parameter(torch.zeros(3, 2)))
+    return module
+
+
+def names(groups, module):
+    by_id = {id(p): n for n, p in module.named_parameters()}
+    return {g["name"]: [by_id[id(p)] for p in g["params"]] for g in groups}
+
+
+def test_only_matrices_decay_and_the_model_may_exempt_more():
+    module = net()
+    groups = parameter_groups(module.named_parameters(), Optim(weight_decay=0.3), lambda name, p: name == "table")
+    assert names(groups, module) == {
+        "layer0_decay": ["0.weight", "2.weight"],
+        "layer0_no_decay": ["table", "0.bias", "1.weight", "1.bias"],
+    }
+    assert [g["weight_decay"] for g in sorted(groups, key=lambda g: g["name"])] == [0.3, 0.0]
+
+
+def test_all_decays_everything():
+    groups = parameter_groups(net().named_parameters(), Optim(decay="all", weight_decay=0.1), lambda name, p: True)
+    assert len(groups) == 1 and groups[0]["weight_decay"] == 0.1
+
+
+def test_frozen_parameters_are_left_out():
+    module = net()
+    module[0].requires_grad_(False)
+    named = names(parameter_groups(module.named_parameters(), Optim()), module)
+    assert not any(n.startswith("0.") for group in named.values() for n in group)
+
+
+def test_layer_decay_changes_lr_itself():
+    module = net()
+    layer = {"0": 0, "1": 1, "2": 3, "table": 3}
+    groups = parameter_groups(
+        module.named_parameters(), Optim(lr=1.0, layer_decay=0.5), layer_of=lambda n: layer[n.partition(".")[0]],
+        num_layers=3,
+    )  # fmt: skip
+    rates = {name: g["lr"] for g in groups for name in names([g], module)[g["name"]]}
+    assert rates == {
+        "0.weight": 0.125, "0.bias": 0.125, "1.weight": 0.25, "1.bias": 0.25, "2.weight": 1.0, "table": 1.0,
+    }  # fmt: skip
+
+
+def test_optim_survives_weights_only_loading(tmp_path):
+    torch.save({"optim": Optim(lr=0.5)}, tmp_path / "x.pt")
+    assert torch.load(tmp_path / "x.pt", weights_only=True)["optim"] == Optim(lr=0.5)

@@ -1,0 +1,156 @@
+"""The registry: names, suggestions, overrides, references, and what is known without allocating anything."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from toys import Toy
+
+import zoo
+from zoo import registry
+from zoo.registry import Weights
+
+
+@pytest.fixture
+def toy(monkeypatch, tmp_path):
+    """A registry with one more model, whose weights lie in a file."""
+    monkeypatch.setattr(registry, "_PRESETS", dict(registry.presets()))
+    monkeypatch.setattr(registry, "WEIGHTS_DIR", tmp_path)
+    weights = {"local": Weights(file="toy.safetensors"), "far": Weights(origin="https://example.org/toy")}
+    zoo.register("toy", Toy, paper="none", weights=weights, image_size=4, optim=zoo.Optim(lr=0.5))
+    return "toy"
+
+
+def test_names_of_the_zoo_follow_the_grammar():
+    papers = {p.cls.__module__.rpartition(".")[2] for p in registry.presets().values()}
+    for paper in papers:
+        assert f"{paper}_tiny" in zoo.list_models(), f"zoo/models/{paper}.py registers no {paper}_tiny"
+    for name, preset in registry.presets().items():
+        assert preset.paper.startswith("arXiv:"), name
+
+
+def test_list_models_is_sorted_naturally(toy, monkeypatch):
+    for size in (9, 10):
+        zoo.register(f"toy_{size}", Toy, paper="none", image_size=size)
+    assert zoo.list_models("toy*") == ["toy", "toy_9", "toy_10"]
+    assert zoo.list_models("nothing*") == []
+    assert "toy" in zoo.list_models(weights=True) and "toy_9" not in zoo.list_models(weights=True)
+    assert "dvae_tiny" in zoo.list_models(decodes="pixels") and "toy" not in zoo.list_models(decodes="pixels")
+
+
+def test_preset_and_overrides(toy):
+    model = zoo.create_model(toy, width=6)
+    assert model.init_args()["image_size"] == 4 and model.init_args()["width"] == 6
+    assert model.init_args()["optim"]["lr"] == 0.5
+    assert zoo.create_model(toy, optim={"lr": 0.1, "betas": [0.5, 0.6]}).optim_settings == zoo.Optim(0.1, (0.5, 0.6))
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("dvae_tinny", "did you mean dvae_tiny"),
+        ("qwxz", "python -m zoo list"),
+        ("runs/x/last.ckpt", "'ckpt:runs/x/last.ckpt'"),
+    ],
+)
+def test_unknown_name(name, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        zoo.create_model(name)
+
+
+def test_unknown_override(toy):
+    with pytest.raises(TypeError, match=r"did you mean width.*image_size, width, tokenizer, optim"):
+        zoo.create_model(toy, widht=3)
+
+
+def test_registering_mistakes(toy):
+    with pytest.raises(ValueError, match="twice"):
+        zoo.register("toy", Toy, paper="none")
+    with pytest.raises(ValueError, match="lower snake case"):
+        zoo.register("Toy-2", Toy, paper="none")
+    with pytest.raises(ValueError, match="takes no widht"):
+        zoo.register("toy_2", Toy, paper="none", widht=3)
+
+
+def test_weights_are_resolved_or_explained(toy, tmp_path):
+    preset = registry.find(toy)
+    with pytest.raises(FileNotFoundError, match="reinstall"):
+        registry.weights_path(preset, True)
+    (tmp_path / "toy.safetensors").touch()
+    assert registry.weights_path(preset, True) == registry.weights_path(preset, "local") == tmp_path / "toy.safetensors"
+    assert registry.weights_path(preset, tmp_path) == tmp_path
+    with pytest.raises(FileNotFoundError, match=r"https://example\.org/toy"):
+        registry.weights_path(preset, "far")
+    with pytest.raises(FileNotFoundError, match="its tags: local, far"):
+        registry.weights_path(preset, "nowhere")
+    with pytest.raises(ValueError, match="dvae_tiny has no default weights"):
+        zoo.create_model("dvae_tiny", weights=True)
+
+
+def test_references_say_where_the_weights_are_from():
+    assert isinstance(registry.model_from("dvae_tiny:random"), zoo.DVAE)
+    with pytest.raises(ValueError, match="'dvae_tiny:random' to use it untrained"):
+        registry.model_from("dvae_tiny")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        registry.model_from("dvae_tiny:nowhere")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.ckpt"):
+        registry.model_from("ckpt:nowhere.ckpt")
+    with pytest.raises(ValueError, match="leave weights out"):
+        zoo.create_model("ckpt:nowhere.ckpt", weights=True)
+
+
+def test_classes_that_are_not_registered_are_never_imported():
+    with pytest.raises(ValueError, match=r"os\.system is not a registered model class"):
+        registry.class_named("os.system")
+
+
+def test_info_allocates_nothing():
+    info = zoo.model_info("dvae_openai")
+    assert (info.spec.num_tokens, info.spec.vocab_size, info.spec.decodes) == (1024, 8192, "pixels")
+    assert info.num_parameters == 97_619_206  # 53,785,600 + 43,833,606 of encoder.pkl and decoder.pkl
+    assert info.description.startswith("DALL-E's discrete VAE") and info.paper == "arXiv:2102.12092"
+
+
+def test_info_agrees_with_the_built_model():
+    for name in zoo.list_models("*_tiny"):
+        model, info = zoo.create_model(name), zoo.model_info(name)
+        assert info.num_parameters == sum(p.numel() for p in model.parameters()), name
+        assert info.spec == model.spec, name
+
+
+def test_paper_classes_by_their_bare_name():
+    from zoo.models.dvae import DVAE
+
+    assert zoo.DVAE is DVAE
+    with pytest.raises(AttributeError, match="Nonexistent"):
+        _ = zoo.Nonexistent
+
+
+def test_importing_the_zoo_stays_light():
+    """Heavy libraries are imported where they are used; compared with what Lightning itself imports."""
+    heavy = (
+        "timm",
+        "transformers",
+        "torchvision",
+        "skimage",
+        "sklearn",
+        "scipy",
+        "matplotlib",
+        "torch_fidelity",
+        "PIL",
+    )
+    code = "import sys, {0}; {1}print(*[m for m in {2!r} if m in sys.modules])"
+    base, ours = (
+        subprocess.check_output([sys.executable, "-c", code.format(module, more, heavy)], text=True)
+        for module, more in (
+            ("lightning", ""),
+            ("zoo, datamodules, zoo.cli", "zoo.list_models(); datamodules.ZooDataModule; "),
+        )
+    )
+    assert set(ours.split()) <= set(base.split())
+
+
+def test_a_model_can_be_made_on_the_meta_device():
+    with torch.device("meta"):
+        assert next(zoo.create_model("dvae_tiny").parameters()).device.type == "meta"

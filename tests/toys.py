@@ -1,0 +1,93 @@
+"""A model and data so small that only the machinery around them is tested."""
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from datamodules.base import ZooDataModule
+from zoo.module import ZooModule
+from zoo.optim import Optim
+
+
+class Toy(ZooModule):
+    """One linear layer that predicts the brightness of an image.
+
+    Args:
+        image_size: side of the images.
+        width: hidden units.
+        tokenizer: the name of nothing.
+        optim: optimizer and schedule.
+    """
+
+    def __init__(self, image_size: int = 8, width: int = 4, tokenizer: str = "none", optim: Optim = Optim(lr=1e-2)):
+        super().__init__(optim)
+        self.image_size = image_size
+        self.net = nn.Sequential(nn.Linear(3 * image_size**2, width), nn.Linear(width, 1))
+
+    def losses(self, batch) -> dict[str, Tensor]:
+        pixels = batch["image"].float().flatten(1) / 255
+        return {"loss": (self.net(pixels)[:, 0] - pixels.mean(1)).square().mean()}
+
+
+class Exploding(Toy):
+    """Its loss is NaN from the third step on."""
+
+    def losses(self, batch) -> dict[str, Tensor]:
+        terms = super().losses(batch)
+        return terms | {"loss": terms["loss"] * (float("nan") if self.global_step >= 2 else 1)}
+
+
+class Buggy(Toy):
+    """Has a bug that only shows in training."""
+
+    def losses(self, batch) -> dict[str, Tensor]:
+        return {"loss": torch.zeros(2) @ torch.zeros(3)}
+
+
+class RandomImages(torch.utils.data.Dataset):
+    """The same random images each time."""
+
+    def __init__(self, count: int, image_size: int, num_classes: int):
+        self.count, self.image_size, self.num_classes = count, image_size, num_classes
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, i):
+        generator = torch.Generator().manual_seed(i)
+        shape = (3, self.image_size, self.image_size)
+        image = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        return {"image": image, "label": i % self.num_classes, "caption": f"image {i}", "index": i}
+
+
+class ToyData(ZooDataModule):
+    """Random images.
+
+    Args:
+        image_size: side of the images.
+        batch_size: images per batch.
+        count: images per epoch.
+        num_classes: of the labels.
+    """
+
+    def __init__(self, image_size: int = 8, batch_size: int = 4, count: int = 8, num_classes: int = 2):
+        super().__init__(batch_size=batch_size, seed=0)
+        self.image_size, self.count, self.num_classes = image_size, count, num_classes
+
+    def setup(self, stage: str) -> None:
+        self.train = self.val = self.test = RandomImages(self.count, self.image_size, self.num_classes)
+
+    def view(self, split: str):
+        return self.train
+
+
+class SameOnEveryRank(pl.Callback):
+    """Fails where ranks end with different parameters."""
+
+    def on_train_end(self, trainer, pl_module):
+        mine = torch.cat([p.detach().flatten() for p in pl_module.parameters()])
+        every = pl_module.all_gather(mine)
+        if trainer.world_size < 2 or not torch.equal(every[0], every[1]):
+            raise AssertionError("the ranks differ")
+        if trainer.is_global_zero:
+            print("RANKS AGREE")
