@@ -75,7 +75,7 @@ class DVAE(ZooModule):
         marginal_entropy: tuple[float, float, int] = (0.0, 0.0, 0),
         codebook_init: Literal["random", "kmeans"] = "random",
         encoder_start: int = 0,
-        optim: Optim = Optim(lr=1e-4, min_lr=1.25e-6, total_steps=1_200_000, weight_decay=1e-4, decay="all"),
+        optim: Optim = Optim(lr=1e-4, min_lr=1.25e-6, weight_decay=1e-4, decay="all"),
         weights: str | None = None,
     ):
         super().__init__(optim)
@@ -217,6 +217,7 @@ register(
             note="250 million text-image pairs, 256 px",
         )
     },
+    optim=Optim(lr=1e-4, min_lr=1.25e-6, total_steps=1_200_000, weight_decay=1e-4, decay="all"),
 )
 register(
     "dvae_emoji",
@@ -230,9 +231,9 @@ register(
     groups=3,
     vocab_size=512,
     loss="mse",
-    tau=(0.5, 1 / 16, 2000),
+    tau=(0.5, 1 / 16, 1400),
     beta=(0.0, 0.1, 400),
-    marginal_entropy=(1.0, 0.0, 1800),
+    marginal_entropy=(1.0, 0.0, 1200),
     codebook_init="kmeans",
     optim=Optim(lr=4e-3, min_lr=4e-5, warmup_steps=50, weight_decay=1e-4, decay="all"),
 )
