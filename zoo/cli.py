@@ -186,7 +186,7 @@ def _sentence(error: BaseException | None) -> str | None:
         if isinstance(error, RuntimeError) and (
             other := re.match(r"Error\(s\) in loading (\w+) for (\w+):\s+(.+)", str(error))
         ):
-            return f"the checkpoint is not of this {other[2]}: {other[3]}; use the recipe and the flags that it was made with"
+            return f"the checkpoint is not of this {other[2]}: {other[3]}; use the recipe and flags that made it"
         if isinstance(error, FOR_THE_USER) and trace is not None:
             module = trace.tb_frame.f_globals.get("__name__", "").partition(".")[0]
             line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip()
