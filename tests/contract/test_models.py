@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -311,6 +312,7 @@ def test_two_processes_agree_and_equal_one_with_their_batches(name, tmp_path):
     # epsilon 1 makes the first step of Adam proportional to the gradient instead of to its sign
     recipe["model"]["init_args"]["optim"] |= {"eps": 1.0, "warmup_steps": 0, "lr": 0.1}
     recipe["trainer"] |= {"num_sanity_val_steps": 0, "limit_val_batches": 0}
+    shutil.copy(Path(__file__).parents[1] / "toys.py", tmp_path)  # the working directory is on the path of both ranks
     path = tmp_path / "ddp.yaml"
     path.write_text(yaml.safe_dump(recipe))
 
@@ -321,10 +323,9 @@ def test_two_processes_agree_and_equal_one_with_their_batches(name, tmp_path):
             f"--trainer.default_root_dir={out}", "--trainer.limit_train_batches=1",
         ]  # fmt: skip
         args += ["--trainer.strategy=ddp", "--trainer.callbacks+=toys.SameOnEveryRank"] if devices == 2 else []
-        environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [sys.executable, "-m", "zoo", *args], capture_output=True, text=True, cwd=tmp_path, timeout=240,
-            env=os.environ | environment,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout, torch.load(out / "last.ckpt", weights_only=True)["state_dict"]
