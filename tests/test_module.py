@@ -20,7 +20,7 @@ class Towered(Toy):
 
     def __init__(self, image_size: int = 8, weights: str | None = None, optim: Optim = Optim()):
         super().__init__(image_size, optim=optim)
-        self.freeze("teacher", nn.Linear(2, 2))
+        self.add_tower("teacher", nn.Linear(2, 2))
 
 
 def fit(model, **options):

@@ -123,14 +123,14 @@ class ZooModule(pl.LightningModule):
             load_weights(self, weights)
             self.started_from_weights = True
 
-    def freeze(self, name: str, module: nn.Module) -> None:
+    def add_tower(self, name: str, module: nn.Module) -> None:
         """Hold a tower that is not trained: eval mode, no gradients, not in ``state_dict``, moves with the model."""
         self.frozen[name] = module.eval().requires_grad_(False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ZooModule":
         for module in self.frozen.values():
-            module._apply(fn, recurse)
-        return super()._apply(fn, recurse)  # type: ignore[return-value]
+            module._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def compile_networks(self, **options: Any) -> None:
         """Compile every network in place, so that parameter names stay as they are."""

@@ -8,7 +8,7 @@ import pkgutil
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from zoo.module import ZooModule
 from zoo.optim import Optim
@@ -144,8 +144,8 @@ def create_model(name: str, weights: bool | str | Path | None = None, **override
 
     Args:
         name: a registry name, or ``ckpt:PATH`` for a checkpoint that one of our runs wrote.
-        weights: None for random initialisation, True for the preset's default weights, a tag, or a path to weights
-            in any layout that the model reads.
+        weights: None for random initialisation, True for the preset's default weights, a tag, the name of another
+            model whose weights this one can start from, or a path to weights in any layout that the model reads.
         overrides: constructor arguments that differ from the preset.
 
     Returns:
@@ -165,7 +165,7 @@ def create_model(name: str, weights: bool | str | Path | None = None, **override
     return model
 
 
-def weights_path(preset: Preset, weights: bool | str | Path) -> Path:
+def weights_path(preset: Preset, weights: Literal[True] | str | Path) -> Path:
     """Resolve True, a tag or a path to a file or folder that exists.
 
     Raises:
@@ -189,11 +189,30 @@ def weights_path(preset: Preset, weights: bool | str | Path) -> Path:
         if not entry.path.exists():
             raise FileNotFoundError(f"the shipped weights {entry.path} are missing: reinstall tokenzoo")
         return entry.path
-    path = Path(weights)
-    if not path.exists():
+    try:
+        return locate_weights(str(weights))
+    except FileNotFoundError:
         tags = ", ".join(preset.weights) or "none"
-        raise FileNotFoundError(f"{path} is neither a file or folder nor a tag of {preset.name} (its tags: {tags})")
-    return path
+        raise FileNotFoundError(
+            f"{weights} is neither a file or folder, nor a model, nor a tag of {preset.name} (its tags: {tags})"
+        ) from None
+
+
+def locate_weights(source: str) -> Path:
+    """The file or folder behind a path, ``ckpt:PATH``, or the name of a model with weights (``NAME`` or ``NAME:TAG``).
+
+    Raises:
+        FileNotFoundError: for anything else.
+    """
+    path = Path(source.removeprefix("ckpt:"))
+    if path.exists():
+        return path
+    name, _, tag = source.partition(":")
+    if name in presets():
+        return weights_path(find(name), tag or True)
+    if name == "ckpt":
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    raise FileNotFoundError(f"the weights {source!r} are neither a file, a folder nor the name of a model")
 
 
 def model_from(reference: str) -> Any:
@@ -234,9 +253,9 @@ def model_info(name: str) -> ModelInfo:
     )
 
 
-def check_overrides(cls: type, overrides: dict[str, Any]) -> None:
+def check_overrides(cls: type[ZooModule], overrides: dict[str, Any]) -> None:
     """Refuse arguments that the constructor does not take, naming the nearest one."""
-    accepted = [p for p in inspect.signature(cls.__init__).parameters if p != "self"]
+    accepted = list(inspect.signature(cls).parameters)
     for name in overrides:
         if name not in accepted:
             close = difflib.get_close_matches(name, accepted, n=1)
@@ -259,7 +278,8 @@ def class_named(path: str) -> type[ZooModule]:
 def _without_towers(preset: Preset) -> dict[str, Any]:
     """Arguments that build the model without reading weights from disk."""
     args = dict(preset.init_args)
-    reference = args.get("tokenizer")
+    default = inspect.signature(preset.cls).parameters.get("tokenizer")
+    reference = args.get("tokenizer", default.default if default else None)
     if isinstance(reference, str) and not reference.startswith("ckpt:"):
         args["tokenizer"] = reference.partition(":")[0] + ":random"
     return args

@@ -3,14 +3,15 @@
 Pixels are ``b 3 h w`` floats in [0, 1]; uint8 is accepted and converted. Each model owns its normalisation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class NotInvertible(RuntimeError):
@@ -128,7 +129,7 @@ class Tokens:
         values = self.ids if self.ids is not None else self.embeddings
         if values is None:
             raise ValueError("these tokens hold neither ids nor embeddings")
-        return values[:, self.spec.span(segment.name)].unflatten(1, segment.shape)
+        return values[:, self.spec.span(segment.name)].unflatten(1, segment.shape)  # type: ignore[no-untyped-call]
 
     def words(self) -> list[list[str]]:
         """The tokens as strings, one list per image.
@@ -182,14 +183,20 @@ def reconstruct(model: Tokenizer, images: Shaped[Tensor, "b 3 h w"]) -> Float[Te
     """
     if model.spec.decodes != "pixels":
         raise NotInvertible(f"{type(model).__name__} does not decode to pixels (spec.decodes = {model.spec.decodes!r})")
-    was_training = getattr(model, "training", False)
-    if was_training:
+    with torch.no_grad(), evaluating(model):
+        return model.decode(model.encode(images))
+
+
+@contextmanager
+def evaluating(model: object) -> Iterator[None]:
+    """Eval mode inside the block; tokenizers that are no modules have no such mode."""
+    training = isinstance(model, nn.Module) and model.training
+    if training:
         model.eval()  # type: ignore[attr-defined]
     try:
-        with torch.no_grad():
-            return model.decode(model.encode(images))
+        yield
     finally:
-        if was_training:
+        if training:
             model.train()  # type: ignore[attr-defined]
 
 

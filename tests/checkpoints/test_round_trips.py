@@ -174,7 +174,7 @@ def test_export_describes_the_model_and_leaves_frozen_towers_out(tmp_path):
     from safetensors import safe_open
 
     model = DVAE(**SMALL, optim=OPTIM)
-    model.freeze("teacher", torch.nn.Linear(3, 3))
+    model.add_tower("teacher", torch.nn.Linear(3, 3))
     with safe_open(save_weights(model, tmp_path / "m.safetensors"), "pt") as file:
         block = json.loads(file.metadata()["zoo"])
         names = set(file.keys())

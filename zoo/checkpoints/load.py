@@ -28,8 +28,7 @@ def load_weights(model: ZooModule, source: str | Path) -> None:
         ValueError: for a layout that the model does not read, missing or unexpected names, or other shapes. The model
             is then as it was.
     """
-    path = _path_of(source)
-    _put(model, read(path, _known_classes()))
+    _put(model, read(registry.locate_weights(str(source)), _known_classes()))
 
 
 def from_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None) -> ZooModule:
@@ -65,18 +64,6 @@ def _put(model: ZooModule, checkpoint: Checkpoint) -> None:
     model.load_state_dict(converted.state, strict=False)  # strictness is _check's
     model.absent = dict(converted.absent)
     _report(checkpoint.path, layout, converted)
-
-
-def _path_of(source: str | Path) -> Path:
-    path = Path(source)
-    if path.exists():
-        return path
-    name, _, rest = str(source).partition(":")
-    if name == "ckpt":
-        return Path(rest)
-    if name in registry.presets():
-        return registry.weights_path(registry.find(name), rest or True)
-    raise FileNotFoundError(f"the weights {str(source)!r} are neither a file, a folder nor the name of a model")
 
 
 def _convert(model: ZooModule, checkpoint: Checkpoint) -> tuple[str, Converted]:

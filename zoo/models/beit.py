@@ -16,8 +16,6 @@ Section 2.3 prediction -> `BeitViT.masked_logits`; Eq. 1 -> `BEiT.losses`; Secti
 """
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -33,7 +31,7 @@ from zoo.nn.masking import BlockwiseMask, random_mask
 from zoo.nn.relative_position import ResizeMethod
 from zoo.optim import Optim
 from zoo.registry import Weights, model_from, register
-from zoo.tokens import Tokens, TokenSpec, as_pixels
+from zoo.tokens import Tokens, TokenSpec, as_pixels, evaluating
 
 Normalisation = Literal["half", "imagenet"]
 STATISTICS = {
@@ -100,7 +98,7 @@ class BEiT(ZooModule):
         weights: str | None = None,
     ):
         super().__init__(optim)
-        self.freeze("tokenizer", model_from(tokenizer))
+        self.add_tower("tokenizer", model_from(tokenizer))
         spec = self.tokenizer.spec
         if spec is None or spec.grid_shape is None or not spec.vocab_size:
             raise ValueError(f"BEiT predicts a grid of ids, and {tokenizer!r} does not make one: take a grid tokenizer")
@@ -456,17 +454,6 @@ class BEiTClassifier(ZooModule):
 def top(logits: Float[Tensor, "b c"], label: Int[Tensor, "b"], k: int) -> Float[Tensor, ""]:
     """Fraction of images whose label is among the ``k`` likeliest."""
     return (logits.detach().topk(k).indices == label[:, None]).any(-1).float().mean()
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block."""
-    was_training = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(was_training)
 
 
 BEiT.formats = BEiTClassifier.formats = (unilm.BEIT, hf_beit.BEIT, timm_beit.BEIT)
