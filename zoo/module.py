@@ -70,7 +70,8 @@ class ZooModule(pl.LightningModule):
         return self._log_losses("test", batch)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tokens:
-        return self.encode(batch["image"])
+        """Tokens of the tokenizer's own view where the data has one, so that a second stage can train on them."""
+        return self.encode(batch.get("token_image", batch["image"]))
 
     def _log_losses(self, stage: str, batch: Batch) -> Tensor:
         terms = self.losses(batch)

@@ -18,6 +18,8 @@ from jaxtyping import Int, UInt8
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from zoo.tokens import TokenSpec
+
 FORMAT = 1
 HEADER = "header.json"
 
@@ -32,7 +34,9 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def make_header(tokenizer: Any, *, split: str, count: int, model: str = "") -> dict[str, Any]:
+def make_header(
+    tokenizer: Any, *, split: str, count: int, model: str = "", spec: TokenSpec | None = None
+) -> dict[str, Any]:
     """The header of a dump.
 
     Args:
@@ -40,13 +44,14 @@ def make_header(tokenizer: Any, *, split: str, count: int, model: str = "") -> d
         split: which images, e.g. ``train``.
         count: number of images over all shards.
         model: registry name or checkpoint of the tokenizer, for the reader.
+        spec: of the ids, where they are of another image size than the tokenizer's own.
 
     Raises:
         ValueError: for a tokenizer without ids.
     """
     from zoo import __version__
 
-    spec = tokenizer.spec
+    spec = spec or tokenizer.spec
     if spec is None or spec.vocab_size == 0:
         raise ValueError(f"{type(tokenizer).__name__} has no discrete tokens that could be written as ids")
     return {

@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny_tokenizer import RandomImageData, RandomImages, TinyTokenizer, quiet_trainer
 
+import zoo
 from datamodules.tokens import TokenData
 from zoo.callbacks.token_dump import TokenDump
 from zoo.token_shards import check_header, read_header, read_shards
@@ -65,3 +66,23 @@ def test_models_without_ids_are_refused_before_any_work(tmp_path):
 
     with pytest.raises(ValueError, match="no discrete tokens"):
         dump(tmp_path, Blind())
+
+
+def test_second_stage_has_equal_losses_on_shards_and_on_the_fly(tmp_path):
+    """The tokenizer's predict run writes ids of its own view beside the image; BEiT then needs no tokenizer pass."""
+    from datamodules import EmojiData
+
+    torch.manual_seed(0)
+    beit = zoo.create_model("beit_tiny").eval()
+    data = EmojiData(image_size=32, token_image_size=16, batch_size=20)
+    for split in ("train", "val"):
+        dump_of = TokenDump(str(tmp_path), split, with_images=True)
+        quiet_trainer(tmp_path, callbacks=[dump_of], limit_predict_batches=2).predict(beit.tokenizer, data)
+    shards = TokenData(str(tmp_path), batch_size=20)
+    shards.setup("fit")
+    data.setup("fit")
+    for stored, fresh in zip(shards.val_dataloader(), data.val_dataloader(), strict=False):
+        assert "token_image" not in stored and torch.equal(stored["image"], fresh["image"])
+        assert torch.equal(stored["ids"], beit.tokenize(fresh))
+        from_shards, on_the_fly = beit.losses(stored), beit.losses(fresh)
+        assert from_shards["loss"].item() == on_the_fly["loss"].item() > 0

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zoo.metrics.extractors import quantise
 from zoo.token_shards import HEADER, make_header, write_header, write_shard
-from zoo.tokens import Tokens
+from zoo.tokens import Tokens, TokenSpec
 
 
 class TokenDump(BasePredictionWriter):
@@ -46,6 +46,7 @@ class TokenDump(BasePredictionWriter):
         self.model, self.overwrite = model, overwrite
         self._parts: list[dict[str, Tensor]] = []
         self._waiting = self._shards = self._count = 0
+        self._spec: TokenSpec | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -82,6 +83,7 @@ class TokenDump(BasePredictionWriter):
     ) -> None:
         if not isinstance(prediction, Tokens) or prediction.ids is None:
             raise TypeError(f"predict_step of {type(pl_module).__name__} must return Tokens with ids")
+        self._spec = prediction.spec
         part = {"ids": prediction.ids.to("cpu", torch.int32)}
         if "index" in batch:
             part["index"] = batch["index"].cpu()
@@ -104,7 +106,7 @@ class TokenDump(BasePredictionWriter):
         total = torch.tensor(self._count, device=trainer.strategy.root_device)
         total = trainer.strategy.reduce(total, reduce_op="sum")  # also waits for the shards of all ranks
         if trainer.is_global_zero:
-            header = make_header(pl_module, split=self.split, count=int(total), model=self.model)
+            header = make_header(pl_module, split=self.split, count=int(total), model=self.model, spec=self._spec)
             write_header(self.folder, header)
             print(f"{int(total):,} images x {header['num_tokens']} tokens in {self.folder}")
 

@@ -178,6 +178,9 @@ class BEiT(ZooModule):
             )
         return tokens.ids
 
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tokens:
+        return self.encode(batch["image"])
+
     # ------------------------------------------------------------------ training
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
