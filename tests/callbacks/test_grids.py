@@ -45,12 +45,13 @@ def test_pictures_on_disk_and_in_tensorboard(tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == ["curves.png", "step_000004.png", "step_000012.png"]
     picture = read(folder / "step_000012.png")
     assert picture.shape == (2 * (LABEL_HEIGHT + 16 + 4), 6 * 18 + 2, 3)
-    images = data.val_dataloader().dataset.images[:6]
-    shown = picture[LABEL_HEIGHT + 2 :][:16, 2 + 5 * 18 :][:, :16]  # from the second batch of four
-    assert np.array_equal(shown, images[5].permute(1, 2, 0).numpy())
-    below = picture[2 * LABEL_HEIGHT + 16 + 4 + 2 :][:16, 2 + 5 * 18 :][:, :16]
-    expected = (reconstruct(model, images)[5].clamp(0, 1) * 255).round().permute(1, 2, 0).numpy()
-    assert np.array_equal(below, expected)
+    images = data.val_dataloader().dataset.images
+    for column, index in enumerate((2, 5, 7, 10, 13, 15)):  # spread over the four batches of four
+        shown = picture[LABEL_HEIGHT + 2 :][:16, 2 + column * 18 :][:, :16]
+        assert np.array_equal(shown, images[index].permute(1, 2, 0).numpy())
+        below = picture[2 * LABEL_HEIGHT + 16 + 4 + 2 :][:16, 2 + column * 18 :][:, :16]
+        expected = (reconstruct(model, images)[index].clamp(0, 1) * 255).round().permute(1, 2, 0).numpy()
+        assert np.array_equal(below, expected)
     events = EventAccumulator(str(tmp_path / "tb"), size_guidance={"images": 0}).Reload()
     assert [e.step for e in events.Images("val/images")] == [4, 12]
     assert {"train/loss", "val/loss"} <= set(read_metrics(folder.parent / "metrics.csv"))

@@ -1,4 +1,4 @@
-"""Pictures of what a model does with the first validation images, and of how its losses went."""
+"""Pictures of what a model does with some validation images, and of how its losses went."""
 
 import csv
 import math
@@ -18,7 +18,8 @@ from zoo.tokens import as_pixels
 class ImageGrids(Callback):
     """Write ``images/step_NNNNNN.png`` into the log folder, and to every logger that shows images.
 
-    The images are the first of the validation set each time, so that pictures line up over a run. The rows are the
+    The images are spread evenly over the validation set (data sets are often sorted) and the same each time, so that
+    pictures line up over a run. The rows are the
     original and its reconstruction, or what the model's ``picture_rows(images, batch) -> {name: images}`` returns. The
     weights are those of validation, so the averaged ones with EMA. At the end of ``fit``, ``curves.png`` shows every
     logged quantity (where a CSV logger is used).
@@ -61,12 +62,21 @@ class ImageGrids(Callback):
     ) -> None:
         if not self._wanted or dataloader_idx > 0 or "image" not in batch:
             return
-        first = {k: v[: self._wanted] if isinstance(v, Tensor | list) else v for k, v in batch.items()}
+        batches = trainer.num_val_batches[0]
+        if batches == float("inf"):
+            chosen = list(range(min(self._wanted, len(batch["image"]))))  # a stream: the first ones
+        else:
+            share = self.num_images * (batch_idx + 1) // batches - self.num_images * batch_idx // batches
+            share = min(share, len(batch["image"]))
+            chosen = [len(batch["image"]) * (2 * i + 1) // (2 * share) for i in range(share)]
+        if not chosen:
+            return
+        some = {k: pick(v, chosen) for k, v in batch.items()}
         with trainer.precision_plugin.forward_context():
-            rows = self._draw(pl_module, first)
+            rows = self._draw(pl_module, some)
         for name, images in rows.items():
             self._rows.setdefault(name, []).append(images.detach().float().clamp(0, 1).cpu())
-        self._wanted -= len(first["image"])
+        self._wanted -= len(chosen)
 
     def _draw(self, model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         if hasattr(model, "picture_rows"):
@@ -101,6 +111,13 @@ class ImageGrids(Callback):
                 if series:
                     self.folder.mkdir(parents=True, exist_ok=True)
                     line_plots(series).save(self.folder / "curves.png")
+
+
+def pick(values: Any, chosen: list[int]) -> Any:
+    """The chosen entries of a batched value."""
+    if isinstance(values, Tensor):
+        return values[chosen]
+    return [values[i] for i in chosen] if isinstance(values, list) else values
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
