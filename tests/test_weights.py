@@ -1,0 +1,62 @@
+"""The shipped weights: every file has a card that is true."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import zoo
+from zoo.metrics.evaluate import evaluate
+from zoo.registry import WEIGHTS_DIR, presets
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted(WEIGHTS_DIR.glob("*.safetensors"))
+sys.path.append(str(ROOT / "benchmarks"))
+
+
+@pytest.fixture(params=FILES, ids=lambda p: p.stem)
+def card(request):
+    return json.loads(request.param.with_suffix(".json").read_text())
+
+
+def test_presets_and_files_name_each_other():
+    named = {w.file for preset in presets().values() for w in preset.weights.values() if w.file}
+    assert named == {path.name for path in FILES}
+
+
+def test_they_stay_small():
+    assert sum(path.stat().st_size for path in FILES) <= 12e6
+
+
+def test_card_describes_the_file(card):
+    from ship import CARD
+
+    path = WEIGHTS_DIR / card["file"]
+    assert tuple(card) == CARD and card["metrics"]
+    assert card["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() and card["bytes"] == path.stat().st_size
+    assert card["recipe"] == presets()[card["name"]].recipe and f"recipes/{card['recipe']}" in card["command"]
+
+
+def test_weights_fit_their_preset_exactly(card):
+    model = zoo.create_model(card["name"], weights=True)
+    assert sum(p.numel() for p in model.parameters()) == card["parameters"]
+    again = zoo.create_model(f"ckpt:{WEIGHTS_DIR / card['file']}")
+    assert type(again) is type(model) and again.init_args() == model.init_args()
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+
+
+def test_reconstruction_is_as_good_as_the_card_says(card):
+    """The deterministic part of the card, measured again; FD-lite0 is left to the benchmark, which takes longer."""
+    from datamodules import EmojiData
+
+    record = next((r for r in card["metrics"] if r["benchmark"] == "rfid"), None)
+    if record is None:
+        pytest.skip("no tokenizer, so nothing to reconstruct")
+    model = zoo.create_model(card["name"], weights=True)
+    data = EmojiData(image_size=record["protocol"]["image_shape"][0], batch_size=32)
+    metrics = evaluate(model, data, split="test", full=False)["metrics"]
+    for name in ("psnr", "codebook_usage", "perplexity"):
+        assert metrics[name] == pytest.approx(record["metrics"][name], rel=2e-3), name
