@@ -134,9 +134,14 @@ class ZooModule(pl.LightningModule):
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def compile_networks(self, **options: Any) -> None:
-        """Compile every network in place, so that parameter names stay as they are."""
+        """Compile every network in place, so that parameter names stay as they are; those of towers too.
+
+        What is compiled is the call of a network, ``self.network(x)``, and none of its other methods.
+        """
         for child in [*self.children(), *self.frozen.values()]:
-            if any(True for _ in child.parameters()):
+            if isinstance(child, ZooModule):
+                child.compile_networks(**options)
+            elif any(True for _ in child.parameters()):
                 child.compile(**options)
 
     def init_args(self) -> dict[str, Any]:

@@ -388,3 +388,24 @@ def test_a_masked_image_model_starts_a_classifier(beit, batch, tmp_path):
         torch.testing.assert_close(own, other)
     probe = BEiTClassifier(**TINY, num_classes=5, linear_probe=True, relative_positions="shared", weights=str(path))
     torch.testing.assert_close(probe.forward_intermediates(images)[3], beit.forward_intermediates(images)[3])
+
+
+@pytest.mark.parametrize(
+    ("name", "networks"), [("beit_tiny", {"BeitViT", "DalleEncoder"}), ("beit_classifier_tiny", {"BeitViT"})]
+)
+def test_compiling_reaches_what_the_losses_compute(name, networks, batch, monkeypatch):
+    """Only calls of a module are compiled; its other methods are not."""
+    called = set()
+
+    def compile_in_place(module, **options):
+        def compiled(*args):
+            called.add(type(module).__name__)
+            return module._call_impl(*args)
+
+        module._compiled_call_impl = compiled
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_in_place)
+    model = zoo.create_model(name)
+    model.compile_networks()
+    model.losses(batch)["loss"].backward()
+    assert called == networks

@@ -187,7 +187,7 @@ class BEiT(ZooModule):
         """Eq. 1: mean cross entropy in nats over the hidden patches of the whole batch; visible ones do not count."""
         mask = self.flat(self.masks(batch), batch["image"])
         target = self.tokenize(batch)[mask]
-        logits = self.vit.masked_logits(self.network_view(batch["image"]), mask).float()
+        logits = self.vit(self.network_view(batch["image"]), mask).float()
         return {
             "loss": F.cross_entropy(logits, target),
             "accuracy": (logits.detach().argmax(-1) == target).float().mean(),

@@ -268,11 +268,19 @@ class BeitViT(nn.Module):
             raise ValueError("this network predicts no tokens: build it with vocab_size")
         return self.lm_head(self.forward_features(x, mask)[:, 1:])
 
-    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
-        """Class logits."""
-        if self.head is None:
-            raise ValueError("this network has no classifier: build it with num_classes")
-        return self.head(self.pooled(self.forward_features(x)))
+    def forward(
+        self, x: Float[Tensor, "b 3 h w"], mask: Bool[Tensor, "b n"] | None = None
+    ) -> Float[Tensor, "b c"] | Float[Tensor, "m v"] | Float[Tensor, "b n v"]:
+        """What training asks for, and hence what is compiled: class logits of a classifier, else token logits.
+
+        Args:
+            x: normalised pixels.
+            mask: True where a patch is hidden; the logits are then those of :meth:`masked_logits`, else of
+                :meth:`token_logits`.
+        """
+        if self.head is not None:
+            return self.head(self.pooled(self.forward_features(x)))
+        return self.token_logits(x) if mask is None else self.masked_logits(x, mask)
 
     def pooled(self, tokens: Float[Tensor, "b m d"]) -> Float[Tensor, "b d"]:
         """The feature under the classifier: normalised mean of the patches, or the class token."""
