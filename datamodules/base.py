@@ -1,6 +1,5 @@
 """ZooDataModule, the base of every data module: loaders, seeds and the batch contract."""
 
-import difflib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any, Literal, get_args
 import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
+
+from zoo.choices import one_of
 
 Split = Literal["train", "val", "test", "all"]
 Sample = dict[str, Any]
@@ -123,19 +124,6 @@ def collate(samples: Sequence[Sample | None]) -> dict[str, Any]:
         else:
             batch[key] = values
     return batch
-
-
-def one_of(name: str, value: str, choices: Sequence[str]) -> Any:
-    """The value, if it is one of the choices.
-
-    Raises:
-        ValueError: naming the nearest choice.
-    """
-    if value in choices:
-        return value
-    close = difflib.get_close_matches(value, choices, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise ValueError(f"{name} cannot be {value!r}: {hint}it is one of {', '.join(choices)}")
 
 
 def package_folder(module: str, needed_by: str, extra: str = "demo") -> Path:

@@ -18,9 +18,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
-from datamodules.base import Sample, Split, ZooDataModule, missing, one_of, package_folder
+from datamodules.base import Sample, Split, ZooDataModule, missing, package_folder
 from datamodules.emoji_drawings import composite, load_rgba, png_pixels
 from datamodules.transforms import TrainTransform, Transform, make_eval_transform, make_train_transform
+from zoo.choices import one_of
 
 Style = Literal["twemoji", "openmoji"]
 Language = Literal["en", "es", "ja", "ko", "pt", "it", "fr", "de", "fa", "id", "zh", "ru", "tr", "ar"]

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
-from datamodules.base import Sample, Split, ZooDataModule, one_of
+from datamodules.base import Sample, Split, ZooDataModule
 from datamodules.transforms import (
     EVAL_TRANSFORMS,
     EvalTransform,
@@ -25,6 +25,7 @@ from datamodules.transforms import (
     make_eval_transform,
     make_train_transform,
 )
+from zoo.choices import one_of
 
 EXTENSIONS = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 # for damaged files; SyntaxError for PNG, struct.error for EXIF

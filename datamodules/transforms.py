@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from datamodules.base import one_of
+from zoo.choices import one_of
 
 TrainTransform = Literal["none", "flip", "shift_scale", "dalle", "beit", "finetune"]
 EvalTransform = Literal["beit", "dalle"]

@@ -1,5 +1,6 @@
 """Schedules at their steps, and parameter groups by hand."""
 
+import inspect
 import math
 from itertools import pairwise
 
@@ -95,3 +96,9 @@ def test_layer_decay_changes_lr_itself():
 def test_optim_survives_weights_only_loading(tmp_path):
     torch.save({"optim": Optim(lr=0.5)}, tmp_path / "x.pt")
     assert torch.load(tmp_path / "x.pt", weights_only=True)["optim"] == Optim(lr=0.5)
+
+
+@pytest.mark.parametrize(("name", "value"), [("schedule", "linear"), ("decay", "matrix")])
+def test_settings_that_do_not_exist_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} cannot be '{value}'"):
+        inspect.unwrap(Optim.__init__)(Optim.__new__(Optim), **{name: value})  # beartype checks before it does

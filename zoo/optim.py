@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from zoo.choices import one_of
+
 GroupOf = Callable[[str], int]
 
 
@@ -38,6 +40,10 @@ class Optim:
     min_lr: float = 0.0
     total_steps: int | None = None
     layer_decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        one_of("decay", self.decay, ("matrices", "all"))
+        one_of("schedule", self.schedule, ("cosine", "constant"))
 
 
 torch.serialization.add_safe_globals([Optim])

@@ -10,7 +10,8 @@ from torch.utils.data import Dataset
 
 import datamodules
 from datamodules import ZooDataModule
-from datamodules.base import collate, one_of
+from datamodules.base import collate
+from zoo.choices import one_of
 
 
 class Numbers(Dataset):
