@@ -1,5 +1,6 @@
 """Equations of the dVAE. Shapes, gradients, round trips and the CLI are covered by tests/contract for every preset."""
 
+import inspect
 import math
 
 import numpy as np
@@ -174,3 +175,35 @@ def test_kmeans_start_puts_all_codes_to_use():
     before = model.encode(smooth).ids.unique().numel()
     model.initialise_codebook(smooth)
     assert model.encode(smooth).ids.unique().numel() > max(50, before)
+
+
+def test_codes_are_chosen_in_float32_under_autocast(dvae, images):
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = dvae.logits(images)
+        sample = dvae.relax(logits, 1.0)
+        codes = dvae.decoder.mix(sample)
+    assert logits.dtype == sample.dtype == codes.dtype == torch.float32
+    torch.testing.assert_close(codes, dvae.decoder.mix(sample), atol=0, rtol=0)
+
+
+def test_images_are_checked_once_per_loss(dvae, images, monkeypatch):
+    calls = []
+    monkeypatch.setattr("zoo.models.dvae.as_pixels", lambda x, **_: calls.append(1) or x)
+    dvae.losses({"image": images})
+    assert len(calls) == 1  # each check of a float range makes a GPU wait
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "hint"),
+    [("loss", "mae", "mse"), ("relaxation", "straight", "straight_through"), ("codebook_init", "k-means", "kmeans")],
+)
+def test_settings_that_do_not_exist_are_refused(name, value, hint):
+    with pytest.raises(ValueError, match=f"{name} cannot be '{value}'.*{hint}"):
+        inspect.unwrap(zoo.DVAE.__init__)(zoo.DVAE.__new__(zoo.DVAE), **{name: value})  # beartype checks before it does
+
+
+def test_kmeans_sees_few_images_at_once(dvae, monkeypatch):
+    seen = []
+    dvae.encoder.blocks.input.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    dvae.initialise_codebook(torch.rand(70, 3, 32, 32))
+    assert max(seen) <= 32 and sum(seen) == 70

@@ -24,6 +24,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from zoo.checkpoints import flava, openai, openmmlab
+from zoo.choices import one_of
 from zoo.losses.categorical import kl_to_uniform, marginal_entropy_gap
 from zoo.losses.logit_laplace import logit_laplace_nll, map_pixels, unmap_pixels
 from zoo.module import Batch, ZooModule
@@ -35,6 +36,7 @@ from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels
 
 MSE_SIGMA = 0.1  # of the Gaussian that ``loss="mse"`` puts on mapped pixels; sets the scale against the KL term
 KMEANS_BATCHES = 8  # training batches that ``codebook_init="kmeans"`` looks at
+KMEANS_CHUNK = 32  # of their images at once, which bounds the memory
 
 
 class DVAE(ZooModule):
@@ -85,9 +87,11 @@ class DVAE(ZooModule):
                 f"image_size {image_size} is not divisible by {self.factor}, the factor of {groups} groups"
             )
         self.image_size = image_size
-        self.loss, self.relaxation = loss, relaxation
+        self.loss = one_of("loss", loss, ("logit_laplace", "mse"))
+        self.relaxation = one_of("relaxation", relaxation, ("soft", "straight_through"))
         self.tau, self.beta, self.marginal_entropy = tau, beta, marginal_entropy
-        self.codebook_init, self.encoder_start = codebook_init, encoder_start
+        self.codebook_init = one_of("codebook_init", codebook_init, ("random", "kmeans"))
+        self.encoder_start = encoder_start
         # Channels-last convolutions are a third faster on a CPU and on tensor cores.
         self.encoder = DalleEncoder(width, blocks, groups, vocab_size).to(memory_format=torch.channels_last)
         self.decoder = DalleDecoder(width, blocks, groups, vocab_size, code_width).to(memory_format=torch.channels_last)
@@ -124,9 +128,12 @@ class DVAE(ZooModule):
 
     def logits(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b k gh gw"]:
         """Unnormalised log-probabilities of the codes."""
+        return self._logits(as_pixels(images, multiple_of=self.factor))
+
+    def _logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k gh gw"]:
+        """The same for images that are checked already: the check makes a GPU wait."""
         if "encoder." in self.absent:
             raise ValueError(self.absent["encoder."])
-        images = as_pixels(images, multiple_of=self.factor)
         return self.encoder(map_pixels(images).contiguous(memory_format=torch.channels_last))
 
     def pixels(
@@ -155,7 +162,7 @@ class DVAE(ZooModule):
         images = as_pixels(batch["image"], multiple_of=self.factor)
         step = self.global_step
         tau, beta, entropy_weight = (cosine(step, *s) for s in (self.tau, self.beta, self.marginal_entropy))
-        logits = self.logits(images)
+        logits = self._logits(images)
         if self.training and step < self.encoder_start:
             logits = logits.detach() + 0 * logits  # zero gradients rather than none: DDP wants every parameter
         image, mu, log_scale = self.pixels(self.decoder.mix(self.relax(logits, tau)))
@@ -188,14 +195,14 @@ class DVAE(ZooModule):
         The last convolution then computes a soft assignment to k-means centres, -|f - c|^2 / T up to a constant, and
         the decoder's embedding of a code is a random projection of its centre, so that near codes look alike.
         """
-        features = F.relu(self.encoder.blocks[:-1](map_pixels(as_pixels(images, multiple_of=self.factor))))
-        weight, bias, embedding = codebook_from_features(
-            rearrange(features, "b d gh gw -> (b gh gw) d"), self.spec.vocab_size, self.spec.dim
-        )
+        trunk = self.encoder.blocks[:-1]
+        parts = as_pixels(images, multiple_of=self.factor).split(KMEANS_CHUNK)
+        features = [rearrange(F.relu(trunk(map_pixels(x))), "b d gh gw -> (b gh gw) d") for x in parts]
+        weight, bias, embedding = codebook_from_features(torch.cat(features), self.spec.vocab_size, self.spec.dim)
         tensors = [rearrange(weight, "k d -> k d 1 1"), bias, rearrange(embedding, "k d -> d k 1 1")]
         targets = [self.encoder.blocks.output.conv.w, self.encoder.blocks.output.conv.b, self.decoder.blocks.input.w]
         for target, value in zip(targets, tensors, strict=True):
-            target.copy_(self.trainer.strategy.broadcast(value) if self._trainer is not None else value)
+            target.copy_(self.trainer.strategy.broadcast(value.cpu()) if self._trainer is not None else value)
 
 
 DVAE.formats = (openai.DALLE, flava.CODEBOOK, openmmlab.ENCODER)

@@ -13,16 +13,27 @@ from torch import Tensor, nn
 
 
 class Conv2d(nn.Module):
-    """Same-size convolution with parameters ``w`` and ``b``, weights drawn from N(0, 1 / fan-in)."""
+    """Same-size convolution with parameters ``w`` and ``b``, weights drawn from N(0, 1 / fan-in).
 
-    def __init__(self, n_in: int, n_out: int, kernel: int):
+    Args:
+        n_in: input channels.
+        n_out: output channels.
+        kernel: side of the kernel.
+        exact: compute in float32 under autocast, as the reference does where codes come and go (``use_float16=False``):
+            ids near ties and Gumbel noise do not survive 8 bits of mantissa.
+    """
+
+    def __init__(self, n_in: int, n_out: int, kernel: int, exact: bool = False):
         super().__init__()
         self.w = nn.Parameter(torch.randn(n_out, n_in, kernel, kernel) / math.sqrt(n_in * kernel**2))
         self.b = nn.Parameter(torch.zeros(n_out))
-        self.padding = (kernel - 1) // 2
+        self.padding, self.exact = (kernel - 1) // 2, exact
 
     def forward(self, x: Float[Tensor, "b ci h w"]) -> Float[Tensor, "b co h w"]:
-        return F.conv2d(x, self.w, self.b, padding=self.padding)
+        if not self.exact:
+            return F.conv2d(x, self.w, self.b, padding=self.padding)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.conv2d(x.float(), self.w.float(), self.b.float(), padding=self.padding)
 
 
 class Block(nn.Module):
@@ -75,7 +86,7 @@ class DalleEncoder(nn.Module):
             if g < groups - 1:
                 group["pool"] = nn.MaxPool2d(2)
             stages[f"group_{g + 1}"] = nn.Sequential(group)
-        stages["output"] = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=Conv2d(n_in, vocab_size, 1)))
+        stages["output"] = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=Conv2d(n_in, vocab_size, 1, exact=True)))
         self.blocks = nn.Sequential(stages)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k gh gw"]:
@@ -104,7 +115,7 @@ class DalleDecoder(nn.Module):
         channels: int = 6,
     ):
         super().__init__()
-        stages: OrderedDict[str, nn.Module] = OrderedDict(input=Conv2d(vocab_size, code_width, 1))
+        stages: OrderedDict[str, nn.Module] = OrderedDict(input=Conv2d(vocab_size, code_width, 1, exact=True))
         n_in = code_width
         for g in range(groups):
             n_out = width * 2 ** (groups - 1 - g)
