@@ -111,3 +111,8 @@ def test_reconstruct_refuses_what_does_not_decode_to_pixels():
     model.spec = PYRAMID
     with pytest.raises(NotInvertible, match="Inverter"):
         zoo.reconstruct(model, torch.rand(1, 3, 2, 2))
+
+
+def test_normalised_images_are_not_told_to_divide_by_255():
+    with pytest.raises(ValueError, match="undo any mean/std"):
+        as_pixels(torch.linspace(-3, 3, 3 * 16).view(1, 3, 4, 4))

@@ -227,6 +227,7 @@ def as_pixels(
     if not torch.compiler.is_compiling():
         low, high = (x.item() for x in images.detach().aminmax()) if images.numel() else (0.0, 0.0)
         if not (low >= -1e-3 and high <= 1 + 1e-3):  # also catches nan
-            hint = "divide by 255" if high > 2 else "undo any mean/std normalisation; each model normalises by itself"
+            normalised = "undo any mean/std normalisation; each model normalises by itself"
+            hint = "divide by 255" if high > 2 and low >= 0 else normalised
             raise ValueError(f"float images must lie in [0, 1], got [{low:.3g}, {high:.3g}]: {hint}")
     return images
