@@ -25,3 +25,11 @@ def test_without_checkpoint_and_pictures(tmp_path, capsys):
     line = capsys.readouterr().out.strip().splitlines()[-1]
     assert line.startswith("1 steps: train/loss ")
     assert "checkpoint" not in line and "pictures" not in line
+
+
+def test_values_of_an_earlier_validation_say_so(tmp_path, capsys):
+    callbacks = [RunSummary(), Evaluation()]
+    trainer = quiet_trainer(tmp_path, max_steps=3, callbacks=callbacks, val_check_interval=2)
+    trainer.fit(TinyTokenizer(), RandomImageData())
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    assert line.startswith("3 steps (validated at step 2): val/psnr ")

@@ -18,6 +18,14 @@ class RunSummary(Callback):
 
     def __init__(self, recipe: str | None = None, metrics: tuple[str, ...] = METRICS):
         self.recipe, self.metrics = recipe, tuple(metrics)
+        self._validated: int | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validated = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._validated = trainer.global_step
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         folder = trainer.log_dir or trainer.default_root_dir  # on every rank: log_dir broadcasts
@@ -28,7 +36,9 @@ class RunSummary(Callback):
         """The line that is printed."""
         logged = trainer.callback_metrics
         reached = ", ".join(f"{name} {float(logged[name]):.4g}" for name in self.metrics if name in logged)
-        parts = [f"{trainer.global_step} steps: {reached or 'no metrics were logged'}"]
+        earlier = self._validated not in (None, trainer.global_step)  # max_steps may end a run between validations
+        when = f" (validated at step {self._validated})" if earlier else ""
+        parts = [f"{trainer.global_step} steps{when}: {reached or 'no metrics were logged'}"]
         checkpoint = last_checkpoint(trainer)
         if checkpoint:
             parts.append(f"checkpoint {checkpoint}")
