@@ -420,3 +420,17 @@ def test_a_module_in_the_working_directory_is_found_but_shadows_nothing(run_cli,
     code, out, err = run_cli("fit", "--config", recipe, "--model=mine.Mine", "--print_config")
     assert code == 0 and yaml.safe_load(out)["model"]["class_path"] == "mine.Mine", err
     sys.modules.pop("mine")
+
+
+def test_a_missing_argument_of_a_class_is_not_a_missing_recipe(run_cli, recipe):
+    out = message(run_cli, "fit", "--config", recipe, "--trainer.callbacks+=zoo.callbacks.TokenDump")
+    assert "TokenDump needs out_dir: add --trainer.callbacks.out_dir=VALUE" in out
+
+
+def test_checkpoint_of_another_model_in_one_short_line(run_cli, recipe):
+    fit(run_cli)
+    torch.save(
+        torch.load("runs/toy/last.ckpt") | {"state_dict": {f"key{i}": torch.ones(1) for i in range(99)}}, "a.ckpt"
+    )
+    out = message(run_cli, "fit", "--config", recipe, "--trainer.max_steps=9", "--ckpt_path=a.ckpt", code=1)
+    assert "is not of this" in out and "use the recipe and flags that made it" in out and len(out) < 400

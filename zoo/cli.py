@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -186,7 +187,8 @@ def _sentence(error: BaseException | None) -> str | None:
         if isinstance(error, RuntimeError) and (
             other := re.match(r"Error\(s\) in loading (\w+) for (\w+):\s+(.+)", str(error))
         ):
-            return f"the checkpoint is not of this {other[2]}: {other[3]}; use the recipe and flags that made it"
+            keys = textwrap.shorten(other[3], 240, placeholder=" ...")
+            return f"the checkpoint is not of this {other[2]}: {keys}; use the recipe and flags that made it"
         if isinstance(error, FOR_THE_USER) and trace is not None:
             module = trace.tb_frame.f_globals.get("__name__", "").partition(".")[0]
             line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip()

@@ -54,7 +54,10 @@ def one_line(message: str, parser: ArgumentParser, where: str = "", owner: str =
     if match := re.search(r"argument subcommand: invalid choice: '([^']*)'", message):
         return f"there is no command {match[1]!r}{nearest(match[1], [*_subcommands(parser), *EXTRA_COMMANDS], True)}"
     if match := re.search(r"following arguments are required: (.+)", message):
-        missing = " and ".join(sorted(name.rpartition(".")[2] for name in match[1].split(", ")))
+        names = sorted(name.strip().rpartition(".")[2] for name in match[1].split(", "))
+        missing = " and ".join(names)
+        if owner:
+            return f"{owner} needs {missing}: add " + " ".join(f"--{where}.{name}=VALUE" for name in names)
         return f"{missing} missing: name a recipe, e.g. lightning fit --config recipes/beit.yaml"
     if named := re.search(r"Expected a dot import path string: (\S+)", message):
         owner, cls = named[1], None
