@@ -1,6 +1,7 @@
 """Equations of BEiT, its optimizer groups, and what only it does with tokens."""
 
 import math
+import pickle
 import random
 
 import pytest
@@ -217,6 +218,21 @@ def test_bad_settings_are_named():
         zoo.create_model("beit_tiny", heads=5)
     with pytest.raises(ValueError, match="does not make one"):
         zoo.create_model("beit_tiny", tokenizer="beit_classifier_tiny:random")
+    for value, message in (
+        ({"num_masked": 0}, "1..16.*got 0"),
+        ({"min_block": 0}, ">= 1"),
+        ({"drop_path": 1.0}, "got 1.0"),
+    ):
+        with pytest.raises(ValueError, match=message):  # 0 does not mean the default, and 1 would divide by zero
+            zoo.create_model("beit_tiny", **value)
+    with pytest.raises(ValueError, match=r"probe_block must lie in 1\.\.2, got 0"):
+        zoo.create_model("beit_classifier_tiny", probe_block=0)
+
+
+@pytest.mark.parametrize("masking", ["blockwise", "random"])
+def test_a_model_can_be_sent_to_another_process(masking):
+    model = pickle.loads(pickle.dumps(zoo.create_model("beit_tiny", masking=masking)))
+    assert model.draw_mask(random.Random(0)).shape == (4, 4)
 
 
 # ---------------------------------------------------------------------- sizes and initial values

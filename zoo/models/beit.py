@@ -16,6 +16,7 @@ Section 2.3 prediction -> `BeitViT.masked_logits`; Eq. 1 -> `BEiT.losses`; Secti
 """
 
 import random
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -117,12 +118,12 @@ class BEiT(ZooModule):
         #: pixels of the tokenizer's view per patch, 8 for DALL-E's
         self.token_factor = self.tokenizer.image_size // spec.grid_shape[0]
         patches = self.spec.num_tokens
-        num_masked = num_masked or max(1, round(patches * 75 / 196))
-        min_block = min_block or max(1, round(patches * 16 / 196))
+        num_masked = max(1, round(patches * 75 / 196)) if num_masked is None else num_masked
+        min_block = max(1, round(patches * 16 / 196)) if min_block is None else min_block
         if masking not in ("blockwise", "random"):
             raise ValueError(f"masking is 'blockwise' or 'random', not {masking!r}")
         blockwise = BlockwiseMask(self.grid, num_masked, min_block)
-        self.draw_mask = blockwise if masking == "blockwise" else lambda rng: random_mask(self.grid, num_masked, rng)
+        self.draw_mask = blockwise if masking == "blockwise" else partial(random_mask, self.grid, num_masked)
         self._rng: random.Random | None = None
         self.load_weights(weights)
 
@@ -350,7 +351,7 @@ class BEiTClassifier(ZooModule):
             image_size, patch_size, width, depth, heads, mlp_ratio, layer_scale, absolute_positions, relative_positions,
             drop_path, num_classes=num_classes, pool=pool, init="finetuning", grad_checkpointing=grad_checkpointing,
         )  # fmt: skip
-        self.probe_block = probe_block or max(1, round(depth * 0.75))
+        self.probe_block = max(1, round(depth * 0.75)) if probe_block is None else probe_block
         if not 1 <= self.probe_block <= depth:
             raise ValueError(f"probe_block must lie in 1..{depth}, got {probe_block}")
         self.probes: nn.ModuleList | None = None

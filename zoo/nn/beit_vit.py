@@ -159,7 +159,7 @@ class BeitViT(nn.Module):
         grad_checkpointing: recompute the blocks in the backward pass instead of keeping their activations.
 
     Raises:
-        ValueError: for sizes that do not divide.
+        ValueError: for sizes that do not divide, and other impossible settings.
     """
 
     def __init__(
@@ -186,6 +186,8 @@ class BeitViT(nn.Module):
             raise ValueError(f"width {width} is not divisible by heads {heads}: change one of them")
         if relative_positions not in ("shared", "per_block", "none"):
             raise ValueError(f"relative_positions is 'shared', 'per_block' or 'none', not {relative_positions!r}")
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path must lie in [0, 1), got {drop_path}")
         if pool not in ("mean", "cls"):
             raise ValueError(f"pool is 'mean' or 'cls', not {pool!r}")
         self.width, self.depth, self.pool, self.init = width, depth, pool, init
