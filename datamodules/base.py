@@ -89,8 +89,9 @@ class ZooDataModule(pl.LightningDataModule):
 
     def _seed(self) -> int:
         # the rank keeps augmentations of different processes apart: worker seeds are drawn from this generator
-        rank = self.trainer.global_rank if self.trainer is not None else 0
-        return ((torch.initial_seed() if self.seed is None else self.seed) + rank) % 2**63
+        # the epoch gives a resumed run new batches instead of those of the first epoch again
+        rank, epoch = (self.trainer.global_rank, self.trainer.current_epoch) if self.trainer is not None else (0, 0)
+        return ((torch.initial_seed() if self.seed is None else self.seed) + rank + 1_000_003 * epoch) % 2**63
 
     def _eval_loader(self, dataset: Dataset | None) -> DataLoader | list:
         if dataset is None or len(dataset) == 0:  # type: ignore[arg-type]

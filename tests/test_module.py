@@ -118,3 +118,32 @@ def test_compiling_in_place_keeps_the_names():
     assert model.net._compiled_call_impl is not None
     batch = {"image": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}
     torch.testing.assert_close(model.losses(batch)["loss"], model.net._call_impl(torch.zeros(2, 192)).square().mean())
+
+
+class Noisy(Toy):
+    """Records the first random number of each run."""
+
+    def losses(self, batch):
+        self.first = getattr(self, "first", None) or torch.rand(()).item()
+        return super().losses(batch)
+
+
+def test_a_resumed_run_has_noise_of_its_own(tmp_path):
+    drawn = []
+    for ckpt_path in (None, None, tmp_path / "half.ckpt"):
+        pl.seed_everything(3, verbose=False)
+        model = Noisy()
+        trainer = pl.Trainer(
+            max_steps=4 if ckpt_path else 2, accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+        )  # fmt: skip
+        trainer.fit(model, ToyData(model.image_size), ckpt_path=ckpt_path)
+        if not ckpt_path:
+            trainer.save_checkpoint(tmp_path / "half.ckpt")
+        drawn.append(model.first)
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_half_precision_weights_are_refused():
+    with pytest.raises(ValueError, match="use bf16-mixed"):
+        fit(Toy(), precision="bf16-true")

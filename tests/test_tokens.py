@@ -116,3 +116,9 @@ def test_reconstruct_refuses_what_does_not_decode_to_pixels():
 def test_normalised_images_are_not_told_to_divide_by_255():
     with pytest.raises(ValueError, match="undo any mean/std"):
         as_pixels(torch.linspace(-3, 3, 3 * 16).view(1, 3, 4, 4))
+
+
+def test_a_token_count_that_the_spec_does_not_say_is_refused():
+    spec = TokenSpec((Segment("grid", (2, 2), 0, 4),), dim=1)
+    with pytest.raises(ValueError, match=r"ids have 5 tokens per image, but the spec says 4"):
+        Tokens(torch.zeros(1, 5, dtype=torch.long), None, spec)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import random
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -59,6 +60,18 @@ class ZooModule(pl.LightningModule):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """All mathematics of the paper: ``loss`` to minimise, and every term to look at."""
         raise NotImplementedError
+
+    def setup(self, stage: str) -> None:
+        if self.trainer.precision in ("16-true", "bf16-true"):
+            raise ValueError(
+                f"--trainer.precision={self.trainer.precision} would keep pixels and weights in half precision, where "
+                "ids change: use bf16-mixed"
+            )
+
+    def on_train_start(self) -> None:
+        """Give every rank, and every resumed run, noise of its own: all of them start from the same seed."""
+        if self.global_rank or self.global_step:
+            seed_noise(torch.initial_seed(), self.global_rank, self.global_step)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._log_losses("train", batch)
@@ -178,6 +191,16 @@ def constructor_arguments(module: nn.Module) -> dict[str, Any]:
             arguments |= {name: frame.f_locals[name] for name in names if name in frame.f_locals}
         frame = frame.f_back
     return arguments
+
+
+def seed_noise(*entropy: int) -> None:
+    """Seed torch, NumPy and ``random`` from several numbers at once."""
+    import numpy as np
+
+    state = np.random.SeedSequence([n % 2**63 for n in entropy]).generate_state(3)
+    torch.manual_seed(int(state[0]))
+    np.random.seed(int(state[1]))  # noqa: NPY002 - timm's Mixup draws from the global generator
+    random.seed(int(state[2]))
 
 
 def plain(value: Any) -> Any:

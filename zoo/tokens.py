@@ -113,6 +113,14 @@ class Tokens:
     embeddings: Float[Tensor, "b n d"] | None
     spec: TokenSpec
 
+    def __post_init__(self) -> None:
+        for name, values in (("ids", self.ids), ("embeddings", self.embeddings)):
+            if values is not None and values.shape[1] != self.spec.num_tokens:
+                raise ValueError(
+                    f"{name} have {values.shape[1]} tokens per image, but the spec says {self.spec.num_tokens}: "
+                    "take the spec of the tokenizer and the image size that made them"
+                )
+
     def __len__(self) -> int:
         values = self.ids if self.ids is not None else self.embeddings
         return 0 if values is None else len(values)

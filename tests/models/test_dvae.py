@@ -26,8 +26,7 @@ def images():
     return torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
-def test_loss_is_the_evidence_bound_divided_by_the_number_of_pixel_values(dvae, images, monkeypatch):
-    monkeypatch.setattr(type(dvae), "global_step", 25)  # half of the schedule of beta
+def test_loss_is_the_evidence_bound_divided_by_the_number_of_pixel_values(dvae, images):
     dvae.eval()  # one-hot codes, so that the value does not depend on noise
     terms = dvae.losses({"image": images})
     with torch.no_grad():
@@ -38,18 +37,27 @@ def test_loss_is_the_evidence_bound_divided_by_the_number_of_pixel_values(dvae, 
     nll = -likelihood.log_prob(map_pixels(images)).sum()
     q = np.exp(logits.log_softmax(1).double().numpy())
     kl = sum(math.log(64) + np.sum(q[b, :, i, j] * np.log(q[b, :, i, j])) for b, i, j in np.ndindex(3, 8, 8))
-    beta = 0.1 * 0.5 * (1 - math.cos(math.pi * 25 / 50))
-    assert terms["beta"].item() == pytest.approx(beta, rel=1e-6)
-    assert terms["loss"].item() == pytest.approx((nll.item() + beta * kl) / (3 * 3 * 32 * 32), rel=1e-5)
+    assert terms["loss"].item() == pytest.approx((nll.item() + 0.1 * kl) / (3 * 3 * 32 * 32), rel=1e-5)
     assert terms["kl"].item() == pytest.approx(kl / (3 * 64), rel=1e-5)
 
 
-def test_marginal_entropy_is_added_with_its_weight(images, monkeypatch):
+def test_schedules_run_in_training_and_stand_at_their_end_elsewhere(dvae, images, monkeypatch):
+    for step in (0, 20, 25, 100):
+        monkeypatch.setattr(type(dvae), "global_step", step)
+        train, val = (dvae.train(mode).losses({"image": images}) for mode in (True, False))
+        beta = 0.05 * (1 - math.cos(math.pi * min(step, 50) / 50))
+        tau = 1 / 16 + (1 - 1 / 16) / 2 * (1 + math.cos(math.pi * step / 200))
+        assert (train["beta"].item(), train["tau"].item()) == pytest.approx((beta, tau), rel=1e-5)
+        assert (val["beta"].item(), val["tau"].item()) == pytest.approx((0.1, 1 / 16), rel=1e-5)
+        parts = (train["reconstruction"] + beta * train["kl"] * 64 / (3 * 32 * 32)).item()
+        assert train["loss"].item() == pytest.approx(parts, rel=1e-5)
+
+
+def test_marginal_entropy_is_added_with_its_weight(images):
     torch.manual_seed(0)
     plain = zoo.create_model("dvae_tiny").eval()
-    other = zoo.create_model("dvae_tiny", marginal_entropy=(2.0, 1.0, 10)).eval()
+    other = zoo.create_model("dvae_tiny", marginal_entropy=(2.0, 1.5, 10)).eval()
     other.load_state_dict(plain.state_dict())
-    monkeypatch.setattr(type(plain), "global_step", 5)
     q = plain.logits(images).softmax(1).mean((0, 2, 3))
     gap = math.log(64) + (q * q.log()).sum()
     difference = other.losses({"image": images})["loss"] - plain.losses({"image": images})["loss"]
@@ -113,6 +121,20 @@ def test_tokens_of_another_vocabulary_are_refused(dvae, images):
     tokens = zoo.create_model("dvae_tiny", vocab_size=32).eval().encode(images)
     with pytest.raises(ValueError, match=r"another vocabulary \(32 ids\).*\(64\)"):
         dvae.decode(tokens)
+
+
+@pytest.mark.parametrize("id_", [-1, 64])
+def test_ids_out_of_range_are_named(dvae, images, id_):
+    tokens = dvae.eval().encode(images)
+    tokens.ids[0, 0] = id_
+    with pytest.raises(ValueError, match=rf"ids must lie in 0\.\.63, got .*{id_}"):
+        dvae.decode(tokens)
+
+
+@pytest.mark.parametrize("sizes", [{"width": 6}, {"groups": 0}, {"vocab_size": 0}, {"blocks": 0}])
+def test_sizes_that_make_no_network_are_refused(sizes):
+    with pytest.raises(ValueError, match="width a multiple of 4"):
+        zoo.create_model("dvae_tiny", **sizes)
 
 
 def test_size_that_does_not_divide_is_named():

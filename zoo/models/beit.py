@@ -464,13 +464,13 @@ BEiT.formats = BEiTClassifier.formats = (unilm.BEIT, hf_beit.BEIT, timm_beit.BEI
 
 PAPER = "arXiv:2106.08254"
 TINY: dict[str, Any] = {"image_size": 32, "patch_size": 8, "width": 32, "depth": 2, "heads": 4}
-EMOJI: dict[str, Any] = {"image_size": 64, "patch_size": 8, "width": 160, "depth": 6, "heads": 5}
-LARGE: dict[str, Any] = {"width": 1024, "depth": 24, "heads": 16, "layer_scale": 1e-5}
 ABSOLUTE: dict[str, Any] = {"layer_scale": 0.0, "absolute_positions": True, "relative_positions": "none"}
+EMOJI: dict[str, Any] = {"image_size": 64, "patch_size": 8, "width": 160, "depth": 6, "heads": 5, **ABSOLUTE}
+LARGE: dict[str, Any] = {"width": 1024, "depth": 24, "heads": 16, "layer_scale": 1e-5}
 
 register("beit_tiny", BEiT, paper=PAPER, **TINY, tokenizer="dvae_tiny:random", optim=Optim(lr=3e-3))
 register(
-    "beit_emoji", BEiT, paper=PAPER, recipe="beit.yaml", **EMOJI, tokenizer="dvae_emoji",
+    "beit_emoji", BEiT, paper=PAPER, recipe="beit.yaml", **EMOJI, drop_path=0.0, tokenizer="dvae_emoji",
     weights={"emoji": Weights(file="beit_emoji.safetensors", note="recipes/beit.yaml on Twemoji, 64 px")},
     optim=Optim(lr=2e-3, warmup_steps=100, min_lr=1e-5, weight_decay=0.05),
 )  # fmt: skip

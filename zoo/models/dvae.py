@@ -14,6 +14,7 @@ Equations: Eq. 1 -> `DVAE.losses`; Section A.2 relaxation -> `DVAE.relax`; Secti
 Section A.3 likelihood -> `losses.logit_laplace.logit_laplace_nll`; KL -> `losses.categorical.kl_to_uniform`.
 """
 
+import sys
 from itertools import islice
 from typing import Literal
 
@@ -53,7 +54,8 @@ class DVAE(ZooModule):
         relaxation: ``soft`` Gumbel-softmax samples as in the paper, or ``straight_through`` hard ones.
         tau: temperature of the relaxation: start, end, steps of the cosine between them.
         beta: weight of the KL term: start, end, steps.
-        marginal_entropy: weight of ln K - H(mean q), which fights codebook collapse in short runs: start, end, steps.
+        marginal_entropy: weight of ln K - H(mean q over the batch of a process), which fights codebook collapse in
+            short runs: start, end, steps.
         codebook_init: ``random`` as published, or ``kmeans`` on the encoder's features of a few batches.
         encoder_start: step from which the encoder is trained too; before, the decoder learns its codes.
         optim: optimizer and schedule; the paper's by default.
@@ -81,6 +83,11 @@ class DVAE(ZooModule):
         weights: str | None = None,
     ):
         super().__init__(optim)
+        if min(blocks, groups, vocab_size, code_width) < 1 or width < 4 or width % 4:
+            raise ValueError(
+                f"blocks, groups, vocab_size and code_width must be at least 1 and width a multiple of 4, got {blocks}, "
+                f"{groups}, {vocab_size}, {code_width} and {width}"
+            )
         self.factor = 2 ** (groups - 1)
         if image_size % self.factor:
             raise ValueError(
@@ -117,6 +124,9 @@ class DVAE(ZooModule):
                 f"these tokens are of another vocabulary ({tokens.spec.vocab_size} ids) than this dVAE's "
                 f"({self.spec.vocab_size}): decode them with the tokenizer that made them"
             )
+        low, high = (int(x) for x in tokens.ids.aminmax())
+        if low < 0 or high >= self.spec.vocab_size:
+            raise ValueError(f"ids must lie in 0..{self.spec.vocab_size - 1}, got {low}..{high}")
         codes = rearrange(self.embed(tokens.grid()), "b gh gw d -> b d gh gw")
         return self.pixels(codes)[0]
 
@@ -160,7 +170,7 @@ class DVAE(ZooModule):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Eq. 1, normalised as in Section A.2: sums over pixels and cells, divided by the number of pixel values."""
         images = as_pixels(batch["image"], multiple_of=self.factor)
-        step = self.global_step
+        step = self.global_step if self.training else sys.maxsize  # validation: the weights that the run ends with
         tau, beta, entropy_weight = (cosine(step, *s) for s in (self.tau, self.beta, self.marginal_entropy))
         logits = self._logits(images)
         if self.training and step < self.encoder_start:
@@ -184,7 +194,10 @@ class DVAE(ZooModule):
         }
 
     def on_train_start(self) -> None:
+        super().on_train_start()
         if self.codebook_init == "kmeans" and self.global_step == 0 and not self.started_from_weights:
+            if "FSDP" in type(self.trainer.strategy).__name__:
+                raise ValueError("k-means cannot write into sharded parameters: use ddp, or codebook_init=random")
             batches = islice(self.trainer.train_dataloader, KMEANS_BATCHES)
             self.initialise_codebook(torch.cat([batch["image"] for batch in batches]).to(self.device))
 
