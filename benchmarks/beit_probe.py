@@ -49,7 +49,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
     start = time.perf_counter()
     beit = model_from(options.model).eval()
-    data = EmojiData(image_size=beit.image_size, batch_size=options.batch_size, train_transform="shift_scale", seed=0)
+    data = EmojiData(
+        image_size=beit.image_size,
+        token_image_size=beit.grid[0] * beit.token_factor,
+        batch_size=options.batch_size,
+        train_transform="shift_scale",
+        seed=0,
+    )
     data.prepare_data()
     data.setup("fit")
     views = {split: list(loader(data.view(split), options.batch_size)) for split in ("train", "val", "test")}

@@ -434,3 +434,20 @@ def test_checkpoint_of_another_model_in_one_short_line(run_cli, recipe):
     )
     out = message(run_cli, "fit", "--config", recipe, "--trainer.max_steps=9", "--ckpt_path=a.ckpt", code=1)
     assert "is not of this" in out and "use the recipe and flags that made it" in out and len(out) < 400
+
+
+@pytest.mark.slow
+def test_importing_the_zoo_costs_little_more_than_lightning():
+    """Heavy libraries are imported where they are used."""
+
+    def seconds(module):
+        code = f"import time; t = time.perf_counter(); import {module}; print(time.perf_counter() - t)"
+        runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True) for _ in range(5)]
+        return min(float(run.stdout) for run in runs)
+
+    code = "import sys, zoo; print(*sorted({'timm', 'torchvision', 'PIL', 'skimage', 'sklearn'} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split()
+    baseline = "import sys, lightning; print(*sys.modules)"
+    already = subprocess.run([sys.executable, "-c", baseline], capture_output=True, text=True).stdout.split()
+    assert set(loaded) <= set(already)
+    assert seconds("zoo") < 1.3 * seconds("lightning")

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import zoo
+from zoo.losses.mixing import mix
 from zoo.models.beit import BEiT, BEiTClassifier
 from zoo.nn.beit_vit import BeitViT
 from zoo.nn.masking import BlockwiseMask
@@ -337,7 +338,7 @@ def test_mixed_targets_are_those_of_the_mixed_images(batch):
     model = BEiTClassifier(**TINY, num_classes=9, mixup=0.8, label_smoothing=0.1)
     x = model.network_view(batch["image"])
     before = x.clone()
-    mixed, target = model.mix(x, batch["label"])
+    mixed, target = mix(x, batch["label"], model.mixup, model.cutmix, model.label_smoothing, model.num_classes)
     assert torch.equal(x, before)
     share = ((mixed - x.flip(0)) / (x - x.flip(0)))[x != x.flip(0)].median()
     one_hot = F.one_hot(batch["label"], 9) * 0.9 + 0.1 / 9
@@ -425,3 +426,26 @@ def test_compiling_reaches_what_the_losses_compute(name, networks, batch, monkey
     model.compile_networks()
     model.losses(batch)["loss"].backward()
     assert called == networks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"position_resize": "cubic"}, "position_resize cannot be 'cubic'"),
+        ({"normalisation": "clip"}, "normalisation cannot be 'clip'"),
+        ({"decay_convention": "tim"}, "did you mean 'timm'"),
+        ({"mixup": -1.0}, "mixup and cutmix not negative"),
+        ({"num_classes": 0}, "num_classes must be at least 1"),
+        ({"depth": 0}, "depth and heads must be at least 1"),
+    ],
+)
+def test_settings_that_make_no_classifier_are_refused(arguments, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        BEiTClassifier(**TINY | arguments)
+
+
+@pytest.mark.parametrize("label", [-1, 9])
+def test_labels_that_the_classifier_does_not_have_are_named(label):
+    model = BEiTClassifier(**TINY, num_classes=9)
+    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.8"):
+        model.losses({"image": torch.rand(2, 3, 32, 32), "label": torch.tensor([0, label])})

@@ -17,7 +17,7 @@ Section 2.3 prediction -> `BeitViT.masked_logits`; Eq. 1 -> `BEiT.losses`; Secti
 
 import random
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -26,25 +26,16 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from zoo.checkpoints import hf_beit, timm_beit, unilm
+from zoo.choices import one_of
+from zoo.losses.mixing import mix, top
 from zoo.module import Batch, ZooModule
 from zoo.nn.beit_vit import BeitViT, exempt_from_decay, layer_of
 from zoo.nn.masking import BlockwiseMask, random_mask
+from zoo.nn.normalisation import STATISTICS, Normalisation, normalise
 from zoo.nn.relative_position import ResizeMethod
 from zoo.optim import Optim
 from zoo.registry import Weights, model_from, register
 from zoo.tokens import Tokens, TokenSpec, as_pixels, evaluating
-
-Normalisation = Literal["half", "imagenet"]
-STATISTICS = {
-    "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
-
-
-def normalise(images: Float[Tensor, "b 3 h w"], normalisation: Normalisation) -> Float[Tensor, "b 3 h w"]:
-    """Subtract the mean and divide by the standard deviation of each colour."""
-    mean, std = (images.new_tensor(s)[:, None, None] for s in STATISTICS[normalisation])
-    return (images - mean) / std
 
 
 class BEiT(ZooModule):
@@ -108,7 +99,9 @@ class BEiT(ZooModule):
                 f"vocab_size is {vocab_size}, but the tokenizer {tokenizer!r} has {spec.vocab_size} ids: "
                 "leave vocab_size out or take the tokenizer that the head was trained for"
             )
-        self.image_size, self.normalisation, self.decay_convention = image_size, normalisation, decay_convention
+        self.image_size = image_size
+        self.normalisation = one_of("normalisation", normalisation, tuple(STATISTICS))
+        self.decay_convention = one_of("decay_convention", decay_convention, ("unilm", "timm"))
         self.vit = BeitViT(
             image_size, patch_size, width, depth, heads, mlp_ratio, layer_scale, absolute_positions, relative_positions,
             drop_path, vocab_size=spec.vocab_size, init="pretraining", grad_checkpointing=grad_checkpointing,
@@ -344,9 +337,17 @@ class BEiTClassifier(ZooModule):
         weights: str | None = None,
     ):
         super().__init__(optim)
-        self.image_size, self.normalisation, self.decay_convention = image_size, normalisation, decay_convention
+        if num_classes < 1 or min(mixup, cutmix, label_smoothing) < 0 or label_smoothing >= 1:
+            raise ValueError(
+                f"num_classes must be at least 1, mixup and cutmix not negative and label_smoothing in [0, 1), got "
+                f"{num_classes}, {mixup}, {cutmix} and {label_smoothing}"
+            )
+        self.image_size = image_size
+        self.normalisation = one_of("normalisation", normalisation, tuple(STATISTICS))
+        self.decay_convention = one_of("decay_convention", decay_convention, ("unilm", "timm"))
+        self.position_resize = one_of("position_resize", position_resize, get_args(ResizeMethod))
         self.num_classes, self.label_smoothing, self.init_scale = num_classes, label_smoothing, init_scale
-        self.mixup, self.cutmix, self.position_resize = mixup, cutmix, position_resize
+        self.mixup, self.cutmix = mixup, cutmix
         self.vit = BeitViT(
             image_size, patch_size, width, depth, heads, mlp_ratio, layer_scale, absolute_positions, relative_positions,
             drop_path, num_classes=num_classes, pool=pool, init="finetuning", grad_checkpointing=grad_checkpointing,
@@ -402,10 +403,12 @@ class BEiTClassifier(ZooModule):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Cross entropy in nats, of mixed and smoothed targets in training; the sum over blocks for probes."""
         x, label = self.network_view(batch["image"]), batch["label"]
+        if not 0 <= int(label.min()) <= (last := int(label.max())) < self.num_classes:
+            raise ValueError(f"labels must lie in 0..{self.num_classes - 1}, got {last}: set num_classes to the data's")
         target: Tensor = label
         mixed = self.training and bool(self.mixup or self.cutmix)
         if mixed:
-            x, target = self.mix(x, label)
+            x, target = mix(x, label, self.mixup, self.cutmix, self.label_smoothing, self.num_classes)
         smoothing = self.label_smoothing if self.training and not mixed else 0.0
         logits = [y.float() for y in self.logits(x)]
         every = logits[:-1] if self.probes is not None else logits
@@ -418,17 +421,6 @@ class BEiTClassifier(ZooModule):
         if self.probes is not None:
             terms |= {f"accuracy_block{i}": top(y, label, 1) for i, y in enumerate(every, start=1)}
         return terms
-
-    def mix(
-        self, x: Float[Tensor, "b 3 h w"], label: Int[Tensor, "b"]
-    ) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b c"]]:
-        """Mixup or cutmix of one half of the batch with the other, and the soft targets (timm)."""
-        from timm.data import Mixup
-
-        if len(x) % 2:
-            raise ValueError(f"mixup and cutmix pair the images, the batch has {len(x)}: use an even batch, drop_last")
-        mixer = Mixup(self.mixup, self.cutmix, label_smoothing=self.label_smoothing, num_classes=self.num_classes)
-        return mixer(x.clone(), label)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, "b c"]:  # type: ignore[override]
         """Class probabilities; a classifier has no tokens."""
@@ -453,11 +445,6 @@ class BEiTClassifier(ZooModule):
     ) -> list[Float[Tensor, "b d gh gw"]]:
         """Raw feature maps after some blocks, as :meth:`BEiT.forward_intermediates`."""
         return self.vit.forward_intermediates(self.network_view(images), indices)
-
-
-def top(logits: Float[Tensor, "b c"], label: Int[Tensor, "b"], k: int) -> Float[Tensor, ""]:
-    """Fraction of images whose label is among the ``k`` likeliest."""
-    return (logits.detach().topk(k).indices == label[:, None]).any(-1).float().mean()
 
 
 BEiT.formats = BEiTClassifier.formats = (unilm.BEIT, hf_beit.BEIT, timm_beit.BEIT)
@@ -487,12 +474,26 @@ register(
     optim=Optim(lr=1e-3, warmup_steps=50, min_lr=1e-6, weight_decay=0.05, layer_decay=0.75),
 )  # fmt: skip
 register(
-    "beit_base_patch16_224_in1k_classifier", BEiTClassifier, paper=PAPER, normalisation="imagenet",
-    recipe="paper/beit_base_imagenet1k_finetune.yaml", label_smoothing=0.1, mixup=0.8, cutmix=1.0,
-    optim=Optim(lr=4e-3, warmup_steps=25_000, min_lr=1e-6, weight_decay=0.05, layer_decay=0.65),
+    "beit_emoji_probe", BEiTClassifier, paper=PAPER, recipe="beit_linear_probe.yaml", **EMOJI, num_classes=9,
+    linear_probe=True, optim=Optim(lr=4e-3, min_lr=0.0, weight_decay=1e-4, layer_decay=1.0),
 )  # fmt: skip
-register("beit_base_patch16_224_classifier", BEiTClassifier, paper=PAPER)
-register("beit_base_patch16_384_classifier", BEiTClassifier, paper=PAPER, image_size=384)
-register("beit_base_patch16_224_abs_classifier", BEiTClassifier, paper=PAPER, **ABSOLUTE)
+# fine-tuning from ImageNet-22k pre-training as published (unilm beit/README.md): 20 or 5 epochs of warm-up, batch 1,024
+AFTER_22K = {
+    "base": {"optim": Optim(lr=4e-3, warmup_steps=25_000, min_lr=1e-6, weight_decay=0.05, layer_decay=0.65)},
+    "large": {"optim": Optim(lr=1e-3, warmup_steps=6_250, min_lr=1e-6, weight_decay=0.05, layer_decay=0.75)},
+}
+MIX: dict[str, Any] = {"label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0}
+register(
+    "beit_base_patch16_224_in1k_classifier", BEiTClassifier, paper=PAPER, normalisation="imagenet", **MIX,
+    recipe="paper/beit_base_imagenet1k_finetune.yaml", **AFTER_22K["base"],
+)  # fmt: skip
+for size in (224, 384):
+    register(
+        f"beit_base_patch16_{size}_classifier", BEiTClassifier, paper=PAPER, image_size=size, **MIX, **AFTER_22K["base"]
+    )
+register("beit_base_patch16_224_abs_classifier", BEiTClassifier, paper=PAPER, **ABSOLUTE, **MIX, **AFTER_22K["base"])
 for size in (224, 384, 512):
-    register(f"beit_large_patch16_{size}_classifier", BEiTClassifier, paper=PAPER, image_size=size, **LARGE)
+    register(
+        f"beit_large_patch16_{size}_classifier", BEiTClassifier, paper=PAPER, image_size=size, **LARGE, **MIX,
+        drop_path=0.2, **AFTER_22K["large"],
+    )  # fmt: skip

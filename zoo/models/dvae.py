@@ -85,8 +85,8 @@ class DVAE(ZooModule):
         super().__init__(optim)
         if min(blocks, groups, vocab_size, code_width) < 1 or width < 4 or width % 4:
             raise ValueError(
-                f"blocks, groups, vocab_size and code_width must be at least 1 and width a multiple of 4, got {blocks}, "
-                f"{groups}, {vocab_size}, {code_width} and {width}"
+                "blocks, groups, vocab_size and code_width must be at least 1 and width a multiple of 4, got "
+                f"{blocks}, {groups}, {vocab_size}, {code_width} and {width}"
             )
         self.factor = 2 ** (groups - 1)
         if image_size % self.factor:

@@ -182,6 +182,8 @@ class BeitViT(nn.Module):
     ):
         super().__init__()
         self.grid = patch_grid(image_size, patch_size)
+        if min(width, depth, heads) < 1:
+            raise ValueError(f"width, depth and heads must be at least 1, got {width}, {depth} and {heads}")
         if width % heads:
             raise ValueError(f"width {width} is not divisible by heads {heads}: change one of them")
         if relative_positions not in ("shared", "per_block", "none"):

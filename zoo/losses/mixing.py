@@ -1,0 +1,34 @@
+"""Mixed training images with soft targets, and top-k accuracy."""
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def mix(
+    x: Float[Tensor, "b 3 h w"],
+    label: Int[Tensor, "b"],
+    mixup: float,
+    cutmix: float,
+    smoothing: float,
+    num_classes: int,
+) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b c"]]:
+    """Mixup or cutmix of one half of the batch with the other, and the soft targets (timm).
+
+    Args:
+        x: images, in any normalisation.
+        label: their classes.
+        mixup: alpha of mixup, 0 for none.
+        cutmix: alpha of cutmix, 0 for none; with both, one of the two is drawn for each batch.
+        smoothing: of the labels.
+        num_classes: width of the targets.
+    """
+    from timm.data import Mixup
+
+    if len(x) % 2:
+        raise ValueError(f"mixup and cutmix pair the images, the batch has {len(x)}: use an even batch, drop_last")
+    return Mixup(mixup, cutmix, label_smoothing=smoothing, num_classes=num_classes)(x.clone(), label)
+
+
+def top(logits: Float[Tensor, "b c"], label: Int[Tensor, "b"], k: int) -> Float[Tensor, ""]:
+    """Fraction of images whose label is among the ``k`` likeliest."""
+    return (logits.detach().topk(k).indices == label[:, None]).any(-1).float().mean()
