@@ -431,9 +431,6 @@ def test_compiling_reaches_what_the_losses_compute(name, networks, batch, monkey
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"position_resize": "cubic"}, "position_resize cannot be 'cubic'"),
-        ({"normalisation": "clip"}, "normalisation cannot be 'clip'"),
-        ({"decay_convention": "tim"}, "did you mean 'timm'"),
         ({"mixup": -1.0}, "mixup and cutmix not negative"),
         ({"num_classes": 0}, "num_classes must be at least 1"),
         ({"depth": 0}, "depth and heads must be at least 1"),

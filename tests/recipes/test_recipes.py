@@ -156,7 +156,7 @@ def test_two_steps_evaluation_and_resume(name, run_cli):
     tiny = [
         "--config", path, "--data.batch_size=4", "--trainer.accelerator=cpu", "--trainer.devices=1",
         "--trainer.precision=32-true", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1",
-        "--trainer.limit_test_batches=1", "--trainer.check_val_every_n_epoch=1", "--trainer.log_every_n_steps=1",
+        "--trainer.limit_test_batches=1", "--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=1.0", "--trainer.log_every_n_steps=1",
         "--trainer.enable_progress_bar=false", "--trainer.default_root_dir=out",
     ]  # fmt: skip
     weights = config(path)["model"]["init_args"].get("weights")

@@ -403,8 +403,9 @@ class BEiTClassifier(ZooModule):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Cross entropy in nats, of mixed and smoothed targets in training; the sum over blocks for probes."""
         x, label = self.network_view(batch["image"]), batch["label"]
-        if not 0 <= int(label.min()) <= (last := int(label.max())) < self.num_classes:
-            raise ValueError(f"labels must lie in 0..{self.num_classes - 1}, got {last}: set num_classes to the data's")
+        low, high = (int(y) for y in label.aminmax())
+        if low < 0 or high >= self.num_classes:
+            raise ValueError(f"labels must lie in 0..{self.num_classes - 1}, got {low}..{high}: set num_classes")
         target: Tensor = label
         mixed = self.training and bool(self.mixup or self.cutmix)
         if mixed:
@@ -471,7 +472,7 @@ register("beit_large_patch16_224", BEiT, paper=PAPER, **LARGE, tokenizer="dvae_o
 register("beit_classifier_tiny", BEiTClassifier, paper=PAPER, **TINY, num_classes=9, optim=Optim(lr=3e-3))
 register(
     "beit_emoji_classifier", BEiTClassifier, paper=PAPER, recipe="beit_finetune.yaml", **EMOJI, num_classes=9,
-    optim=Optim(lr=1e-3, warmup_steps=50, min_lr=1e-6, weight_decay=0.05, layer_decay=0.75),
+    optim=Optim(lr=3e-3, warmup_steps=50, min_lr=1e-6, weight_decay=0.05, layer_decay=0.9),
 )  # fmt: skip
 register(
     "beit_emoji_probe", BEiTClassifier, paper=PAPER, recipe="beit_linear_probe.yaml", **EMOJI, num_classes=9,
