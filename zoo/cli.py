@@ -218,7 +218,7 @@ def _keep_old_metrics(log_dir: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without advertising tips, and without warnings about a run directory that is used again on purpose."""
+    """Without advertising tips, and without warnings about what is done on purpose (a run directory used again, a frozen trunk)."""
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
 
     def no_tips(record: logging.LogRecord) -> bool:
@@ -226,7 +226,13 @@ def _quiet() -> Iterator[None]:
 
     logger.addFilter(no_tips)
     with warnings.catch_warnings():
-        for message in ("exists and is not empty", "dirpath has changed", "not have many workers", "LeafSpec"):
+        for message in (
+            "exists and is not empty",
+            "dirpath has changed",
+            "not have many workers",
+            "LeafSpec",
+            "in eval mode",
+        ):
             warnings.filterwarnings("ignore", f".*{message}")
         try:
             yield

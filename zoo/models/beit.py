@@ -479,22 +479,18 @@ register(
     linear_probe=True, optim=Optim(lr=4e-3, min_lr=0.0, weight_decay=1e-4, layer_decay=1.0),
 )  # fmt: skip
 # fine-tuning from ImageNet-22k pre-training as published (unilm beit/README.md): 20 or 5 epochs of warm-up, batch 1,024
-AFTER_22K = {
-    "base": {"optim": Optim(lr=4e-3, warmup_steps=25_000, min_lr=1e-6, weight_decay=0.05, layer_decay=0.65)},
-    "large": {"optim": Optim(lr=1e-3, warmup_steps=6_250, min_lr=1e-6, weight_decay=0.05, layer_decay=0.75)},
-}
+AFTER_22K = {"optim": Optim(lr=4e-3, warmup_steps=25_000, min_lr=1e-6, weight_decay=0.05, layer_decay=0.65)}
+LARGE_AFTER_22K = {"optim": Optim(lr=1e-3, warmup_steps=6_250, min_lr=1e-6, weight_decay=0.05, layer_decay=0.75)}
 MIX: dict[str, Any] = {"label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0}
 register(
     "beit_base_patch16_224_in1k_classifier", BEiTClassifier, paper=PAPER, normalisation="imagenet", **MIX,
-    recipe="paper/beit_base_imagenet1k_finetune.yaml", **AFTER_22K["base"],
+    recipe="paper/beit_base_imagenet1k_finetune.yaml", **AFTER_22K,
 )  # fmt: skip
 for size in (224, 384):
-    register(
-        f"beit_base_patch16_{size}_classifier", BEiTClassifier, paper=PAPER, image_size=size, **MIX, **AFTER_22K["base"]
-    )
-register("beit_base_patch16_224_abs_classifier", BEiTClassifier, paper=PAPER, **ABSOLUTE, **MIX, **AFTER_22K["base"])
+    register(f"beit_base_patch16_{size}_classifier", BEiTClassifier, paper=PAPER, image_size=size, **MIX, **AFTER_22K)
+register("beit_base_patch16_224_abs_classifier", BEiTClassifier, paper=PAPER, **ABSOLUTE, **MIX, **AFTER_22K)
 for size in (224, 384, 512):
     register(
         f"beit_large_patch16_{size}_classifier", BEiTClassifier, paper=PAPER, image_size=size, **LARGE, **MIX,
-        drop_path=0.2, **AFTER_22K["large"],
+        drop_path=0.2, **LARGE_AFTER_22K,
     )  # fmt: skip
