@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zoo.checkpoints import pickles
+from zoo.checkpoints import flax_msgpack, pickles
 
 WRAPPERS = ("state_dict", "model", "module")  # Lightning and OpenMMLab, unilm, DeepSpeed
 HF_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -30,7 +30,7 @@ class Checkpoint:
 
 
 def read(path: Path, classes: Iterable[str] = ()) -> Checkpoint:
-    """Read a file (safetensors, or anything of ``torch.save``) or a folder of them; no pickle is executed.
+    """Read a file (safetensors, Flax, or anything of ``torch.save``) or a folder of them; no pickle is executed.
 
     Args:
         path: file, folder with ``encoder.pkl`` and/or ``decoder.pkl``, or folder in the layout of transformers.
@@ -48,6 +48,8 @@ def read(path: Path, classes: Iterable[str] = ()) -> Checkpoint:
         start = file.read(9)
     if path.suffix == ".safetensors" or start[8:] == b"{":
         return _read_safetensors(path)
+    if flax_msgpack.matches(start):
+        return Checkpoint(path, flax_msgpack.read(path))
     content = pickles.load(path, classes)
     zoo = content.get("zoo") if isinstance(content, Mapping) else None
     return Checkpoint(path, _without_ddp(_state_of(content, path)), zoo if isinstance(zoo, dict) else None)

@@ -1,0 +1,119 @@
+"""Reading the bytes of ``flax.serialization`` without JAX, into one flat state dict.
+
+The format is msgpack with one extension: type 1 is an array, packed again as ``(shape, dtype name, bytes)``. Arrays
+above a gigabyte are split into ``{"__msgpack_chunked_array__": True, "shape": {...}, "chunks": {...}}``. Nothing in it
+can run code; what is not a tree of arrays is refused.
+"""
+
+from collections.abc import Iterator, Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.checkpoints.pickles import damage
+
+ARRAY = 1  # flax's extension type of an array; 2 (complex numbers) and 3 (scalars) do not occur in weights
+CHUNKED = "__msgpack_chunked_array__"
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "bool": torch.bool,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "int32": torch.int32,
+    "int64": torch.int64,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+}
+
+
+def matches(start: bytes) -> bool:
+    """Whether these first bytes are a msgpack map whose first key is a text, which no pickle or zip begins with."""
+    if len(start) < 2:
+        return False
+    key = {0xDE: 3, 0xDF: 5}.get(start[0], 1 if 0x81 <= start[0] <= 0x8F else len(start))
+    return key < len(start) and (0xA1 <= start[key] <= 0xBF or start[key] == 0xD9)
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The arrays of a file of ``flax.serialization``.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Arrays by the path of their leaf, joined with ``/``, without the outer level ``params`` where that is all
+        there is. Layouts are as stored: convolution kernels (height, width, in, out), dense kernels (in, out).
+
+    Raises:
+        ModuleNotFoundError: without the package ``msgpack``.
+        ValueError: for damaged bytes, or content other than a tree of arrays.
+    """
+    try:
+        import msgpack
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(f"{path} is a Flax checkpoint, whose bytes need: pip install msgpack") from None
+    data = path.read_bytes()
+    try:
+        tree = msgpack.unpackb(data, ext_hook=_array, raw=False, strict_map_key=True, max_ext_len=len(data))
+    except RefusedContent as error:
+        raise ValueError(f"{path} was not read: {error}; save the parameters alone") from None
+    except Exception as error:  # msgpack raises whatever the damaged bytes lead to
+        raise ValueError(damage(path, error)) from error
+    while isinstance(tree, Mapping) and tree.keys() == {"params"}:
+        tree = tree["params"]
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"{path} was not read: it holds a {type(tree).__name__}, not a tree of arrays")
+    try:
+        return dict(_leaves(tree))
+    except RefusedContent as error:
+        raise ValueError(f"{path} was not read: {error}; save the parameters alone") from None
+
+
+class RefusedContent(ValueError):
+    """Something in a Flax file that is no array."""
+
+
+def _array(code: int, data: bytes) -> Tensor:
+    import msgpack
+
+    if code != ARRAY:
+        raise RefusedContent(f"it holds the msgpack extension type {code}, and only arrays (type {ARRAY}) are read")
+    shape, dtype, values = msgpack.unpackb(data, raw=False)
+    name = dtype.decode() if isinstance(dtype, bytes) else dtype
+    if name not in DTYPES:
+        raise RefusedContent(f"it holds an array of type {name}, and only {', '.join(DTYPES)} are read")
+    wanted = prod(shape) * DTYPES[name].itemsize
+    if len(values) != wanted:
+        raise ValueError(f"an array of shape {tuple(shape)} has {len(values)} bytes instead of {wanted}")
+    if not values:
+        return torch.empty(tuple(shape), dtype=DTYPES[name])
+    return torch.frombuffer(bytearray(values), dtype=DTYPES[name]).reshape(tuple(shape))
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    for name, value in tree.items():
+        if isinstance(value, Tensor):
+            yield prefix + name, value
+        elif isinstance(value, Mapping) and CHUNKED in value:
+            yield prefix + name, _joined(value, prefix + name)
+        elif isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}/")
+        else:
+            raise RefusedContent(f"{prefix}{name} is a {type(value).__name__} and no array")
+
+
+def _joined(value: Mapping[str, Any], name: str) -> Tensor:
+    """An array from its chunks, which are keyed by their number."""
+    shape, chunks = value.get("shape"), value.get("chunks")
+    if not isinstance(shape, Mapping) or not isinstance(chunks, Mapping) or not chunks:
+        raise RefusedContent(f"{name} is a chunked array without shape or chunks")
+    parts = [chunks.get(str(i)) for i in range(len(chunks))]
+    sizes = [shape.get(str(i)) for i in range(len(shape))]
+    whole = all(isinstance(part, Tensor) for part in parts) and all(isinstance(size, int) for size in sizes)
+    if not whole or sum(part.numel() for part in parts) != prod(sizes):
+        raise RefusedContent(f"the chunks of {name} do not make up its shape")
+    return torch.cat([part.flatten() for part in parts]).reshape(sizes)
