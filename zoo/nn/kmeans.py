@@ -6,6 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from zoo.nn.nearest_code import nearest_code
+from zoo.nn.quantized import count_codes
+from zoo.nn.ranks import joint_rows, same_on_every_rank, sum_over_ranks
+
 
 def kmeans(
     features: Float[Tensor, "n d"], k: int, iterations: int = 15
@@ -20,12 +24,12 @@ def kmeans(
         pool = torch.cat([pool, features[torch.randint(len(features), (k - len(pool),), device=features.device)]])
     centres = pool[torch.randperm(len(pool), device=pool.device)[:k]]
     for _ in range(iterations):
-        nearest = (pool @ centres.t() - centres.square().sum(1) / 2).argmax(1)
+        nearest = nearest_code(pool, centres)
         count = torch.bincount(nearest, minlength=k)
         total = torch.zeros_like(centres).index_add_(0, nearest, pool)
         random = pool[torch.randint(len(pool), (k,), device=pool.device)]
         centres = torch.where(count[:, None] > 0, total / count.clamp(min=1)[:, None], random)
-    nearest = (pool @ centres.t() - centres.square().sum(1) / 2).argmax(1)
+    nearest = nearest_code(pool, centres)
     return centres, (pool - centres[nearest]).square().sum(1).mean()
 
 
@@ -49,3 +53,27 @@ def codebook_from_features(
     centred = centred / centred.square().mean().sqrt().clamp(min=1e-12)
     projection = torch.randn(centres.shape[1], code_width, device=centres.device) / math.sqrt(centres.shape[1])
     return 2 * scale * centres, -scale * centres.square().sum(1), centred @ projection
+
+
+def shared_kmeans(
+    features: Float[Tensor, "n d"], k: int, rows_per_centre: int = 64, iterations: int = 10
+) -> tuple[Float[Tensor, "k d"], Float[Tensor, "k"]]:
+    """K-means on the features of all ranks, with the same result on every rank.
+
+    Args:
+        features: of this rank.
+        k: centres.
+        rows_per_centre: at most this many features per centre are looked at.
+        iterations: of Lloyd's algorithm.
+
+    Returns:
+        Centres, and how many of the features looked at are nearest to each.
+    """
+    total = int(sum_over_ranks(torch.tensor(len(features), device=features.device)))
+    rows = joint_rows(features.float(), min(total, rows_per_centre * k), seed=0)
+    devices = [features.device] if features.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.autocast(features.device.type, enabled=False):
+        torch.manual_seed(0)  # ranks have noise of their own
+        centres, _ = kmeans(rows, k, iterations)
+    centres = same_on_every_rank(centres)
+    return centres, count_codes(nearest_code(rows, centres), k)
