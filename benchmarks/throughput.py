@@ -125,7 +125,7 @@ def training_step(model: torch.nn.Module, loss_of: Callable[[dict], Tensor], inp
 
 
 CASES = {
-    "dvae": (dvae_ours, dvae_reference, "DALL-E", {"size": 256, "batch": 1}),
+    "dvae": (dvae_ours, dvae_reference, "DALL-E", {"size": 256, "batch": 4}),
     "beit": (beit_ours, beit_reference, "transformers", {"size": 224, "batch": 8}),
 }
 

@@ -44,9 +44,13 @@ class Block(nn.Module):
         n_out: output channels; the bottleneck has a quarter.
         kernels: of the four convolutions; the decoder's order is the encoder's reversed.
         n_layers: number of blocks in the whole network.
+        upsample: double the sides of the input (nearest) first. The two 1x1 convolutions that see the input commute
+            with it and run before, on a quarter of the positions.
     """
 
-    def __init__(self, n_in: int, n_out: int, kernels: tuple[int, int, int, int], n_layers: int):
+    def __init__(
+        self, n_in: int, n_out: int, kernels: tuple[int, int, int, int], n_layers: int, upsample: bool = False
+    ):
         super().__init__()
         hidden = n_out // 4
         widths = (n_in, hidden, hidden, hidden, n_out)
@@ -54,12 +58,27 @@ class Block(nn.Module):
         self.id_path = Conv2d(n_in, n_out, 1) if n_in != n_out else nn.Identity()
         layers: OrderedDict[str, nn.Module] = OrderedDict()
         for i, kernel in enumerate(kernels):
-            layers[f"relu_{i + 1}"] = nn.ReLU()
+            layers[f"relu_{i + 1}"] = nn.ReLU(inplace=i > 0)  # the first would overwrite the input
             layers[f"conv_{i + 1}"] = Conv2d(widths[i], widths[i + 1], kernel)
         self.res_path = nn.Sequential(layers)
+        if upsample and kernels[0] != 1:
+            raise ValueError(f"a 1x1 convolution must come first to commute with upsampling, got kernels {kernels}")
+        self.upsample = upsample
 
-    def forward(self, x: Float[Tensor, "b ci h w"]) -> Float[Tensor, "b co h w"]:
-        return torch.add(self.id_path(x), self.res_path(x), alpha=self.post_gain)
+    def forward(self, x: Float[Tensor, "b ci h w"]) -> Float[Tensor, "b co h2 w2"]:
+        identity = self.id_path(x)
+        if self.upsample:
+            identity = F.interpolate(identity, scale_factor=2, mode="nearest")
+            hidden = F.interpolate(self.res_path[:2](x), scale_factor=2, mode="nearest")
+            residual = self.res_path[2:](hidden)
+        else:
+            residual = self.res_path(x)
+        # into memory that is there already: fresh pages for maps of this size cost as much as the addition
+        if identity is not x:
+            return identity.add_(residual, alpha=self.post_gain)
+        if torch.is_grad_enabled():
+            return torch.add(x, residual, alpha=self.post_gain)
+        return torch.add(x, residual, alpha=self.post_gain, out=residual)
 
 
 class DalleEncoder(nn.Module):
@@ -121,10 +140,8 @@ class DalleDecoder(nn.Module):
             n_out = width * 2 ** (groups - 1 - g)
             group: OrderedDict[str, nn.Module] = OrderedDict()
             for i in range(blocks):
-                group[f"block_{i + 1}"] = Block(n_in, n_out, (1, 3, 3, 3), groups * blocks)
+                group[f"block_{i + 1}"] = Block(n_in, n_out, (1, 3, 3, 3), groups * blocks, upsample=g > 0 and i == 0)
                 n_in = n_out
-            if g < groups - 1:
-                group["upsample"] = nn.Upsample(scale_factor=2, mode="nearest")
             stages[f"group_{g + 1}"] = nn.Sequential(group)
         stages["output"] = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=Conv2d(n_in, channels, 1)))
         self.blocks = nn.Sequential(stages)
