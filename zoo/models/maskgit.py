@@ -1,0 +1,271 @@
+"""MaskGIT: Masked Generative Image Transformer (Chang, Zhang, Jiang, Liu, Freeman, 2022).
+
+arXiv:2202.04200. Official code: google-research/maskgit (commit 1db2359, Apache-2.0), inference only; the training
+objective follows Section 3.1 and the loss and configuration files of that repository.
+
+Implemented: masked token modelling over the ids of any discrete tokenizer, all mask schedules, parallel decoding,
+class-conditional and unconditional generation, inpainting, outpainting, class-conditional editing; the released
+transformer and that of valeoai/Maskgit-pytorch; reading of both checkpoints.
+Not implemented: rejection sampling with a classifier.
+Deviations: options of ours or of successors, off by default: class dropout with classifier-free guidance, the Halton
+order. Validation masks depend on the image only, so that the number does not jitter.
+
+Equations: Eq. 1 -> `MaskGIT.losses`; Section 3.2 -> `nn.parallel_decoding.parallel_decode`; Section 3.3 ->
+`nn.mask_schedule.mask_ratio`; Section 3.1 network -> `nn.maskgit_transformer.MaskGITTransformer`; Section 4.3 ->
+`MaskGIT.edit`, `MaskGIT.inpaint`, `MaskGIT.outpaint`.
+"""
+
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from zoo.choices import one_of
+from zoo.module import Batch, ZooModule
+from zoo.nn.halton import spread_order
+from zoo.nn.mask_schedule import MaskSchedule, mask_ratio
+from zoo.nn.maskgit_transformer import MaskGITTransformer
+from zoo.nn.parallel_decoding import Decoding, Noise, parallel_decode
+from zoo.optim import Optim
+from zoo.registry import register
+from zoo.second_stage import NO_CLASS, allowed_ids, discrete_tokenizer, ids_of, labels_of, wanted_labels
+from zoo.tokens import Tokens, TokenSpec, evaluating
+
+PUBLISHED_HEADS = 16  # of the released configuration; the paper says 8
+Order = Literal["confidence", "halton"]
+
+
+class MaskGIT(ZooModule):
+    """Predicts masked tokens of an image; generates, completes and edits images in a few passes.
+
+    Args:
+        tokenizer: whose tokens are modelled; any discrete one of the registry, e.g. ``dvae_emoji`` or ``ckpt:PATH``.
+        num_classes: of the condition; 0 for an unconditional model.
+        width: of the tokens.
+        depth: layers.
+        heads: of the attention; None takes 16, or what loaded weights have.
+        mlp_width: hidden width of the MLPs; None takes four times ``width``.
+        dropout: of the network.
+        class_dropout: share of training images without their class, for classifier-free guidance.
+        schedule: of the masks in training.
+        label_smoothing: over all ids, those of classes and the mask included.
+        optim: optimizer and schedule; the released configuration's by default.
+        weights: start from these: a registry name or a path.
+    """
+
+    spec: TokenSpec
+
+    def __init__(
+        self,
+        tokenizer: str = "dvae_emoji",
+        num_classes: int = 1000,
+        width: int = 768,
+        depth: int = 24,
+        heads: int | None = None,
+        mlp_width: int | None = None,
+        dropout: float = 0.1,
+        class_dropout: float = 0.0,
+        schedule: MaskSchedule = "cosine",
+        label_smoothing: float = 0.1,
+        optim: Optim = Optim(lr=1e-4, betas=(0.9, 0.96), weight_decay=0.045, warmup_steps=5000, schedule="constant"),
+        weights: str | None = None,
+    ):
+        super().__init__(optim)
+        if num_classes < 0 or not 0 <= class_dropout < 1:
+            raise ValueError(
+                f"num_classes must not be negative and class_dropout lie in [0, 1), got {num_classes}, {class_dropout}"
+            )
+        if class_dropout and not num_classes:
+            raise ValueError("class_dropout needs classes: set num_classes, or class_dropout to 0")
+        self.add_tower("tokenizer", discrete_tokenizer(tokenizer))
+        self.spec = self.tokenizer.spec
+        self.num_classes, self.class_dropout = num_classes, class_dropout
+        self.schedule = one_of("schedule", schedule, get_args(MaskSchedule))
+        self.label_smoothing = label_smoothing
+        self.network = MaskGITTransformer(
+            self.spec.vocab_size, self.spec.num_tokens, num_classes, class_dropout > 0, width, depth,
+            PUBLISHED_HEADS if heads is None else heads, mlp_width, dropout,
+        )  # fmt: skip
+        self.register_buffer("allowed", allowed_ids(self.spec), persistent=False)
+        self.load_weights(weights)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The frozen tokenizer."""
+        return self.frozen["tokenizer"]
+
+    # ------------------------------------------------------------------ tokens
+
+    def encode(self, images: Shaped[Tensor, "b 3 h w"]) -> Tokens:
+        """Through the tokenizer."""
+        return self.tokenizer.encode(images)
+
+    def decode(self, tokens: Tokens) -> Float[Tensor, "b ..."]:
+        """Through the tokenizer."""
+        return self.tokenizer.decode(tokens)
+
+    def embed(self, ids: Int[Tensor, "b *n"]) -> Float[Tensor, "b *n d"]:
+        return self.tokenizer.embed(ids)
+
+    # ------------------------------------------------------------------ generation
+
+    def generate(
+        self,
+        labels: Any = None,
+        num_images: int | None = None,
+        *,
+        as_tokens: bool = False,
+        return_steps: bool = False,
+        **sampling: Any,
+    ) -> Any:
+        """New images.
+
+        Args:
+            labels: class of each image (a number, a list or a tensor), for a class-conditional model; -1 for no class
+                where it was trained with ``class_dropout``.
+            num_images: how many; with one label, that many of it.
+            as_tokens: return :class:`Tokens` instead of what the tokenizer makes of them.
+            return_steps: return ``(result, Decoding)``, with what every step believed and hid.
+            sampling: see :meth:`complete`.
+
+        Returns:
+            Images in [0, 1] (or what else the tokenizer decodes to), or tokens.
+
+        Raises:
+            ValueError: naming the setting that is wrong.
+        """
+        classes, count = wanted_labels(labels, num_images, self.num_classes, self.class_dropout > 0, self.device)
+        ids = torch.full((count, self.spec.num_tokens), self.network.mask_id, device=self.device)
+        decoding = self.complete(ids, classes, **sampling)
+        tokens = Tokens(decoding.ids, None, self.spec)
+        result = tokens if as_tokens else self._decoded(tokens)
+        return (result, decoding) if return_steps else result
+
+    @torch.no_grad()
+    def complete(
+        self,
+        ids: Int[Tensor, "b n"],
+        labels: Int[Tensor, " b"] | None = None,
+        *,
+        steps: int = 8,
+        start: int = 0,
+        schedule: str | None = None,
+        choice_temperature: float = 4.5,
+        sampling_temperature: float = 1.0,
+        guidance: float = 0.0,
+        guidance_schedule: Literal["constant", "linear"] = "constant",
+        order: Order = "confidence",
+        noise: Noise | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Decoding:
+        """Fill in hidden tokens by parallel decoding (Section 3.2).
+
+        Args:
+            ids: tokens, ``network.mask_id`` where they are hidden.
+            labels: class of each image, -1 for none.
+            steps: passes of the whole schedule; the paper takes 8 for 256 tokens and 12 for 1,024.
+            start: first pass to execute.
+            schedule: how many tokens stay hidden; None takes ``cosine``, and ``arccos`` for the Halton order.
+            choice_temperature: of the noise on the confidence, which falls to 0 over the steps.
+            sampling_temperature: divides the logits; 0 takes the most likely token.
+            guidance: w of classifier-free guidance, logits = (1 + w) conditional - w unconditional; 0 switches it off
+                (other code counts from 1: its scale is w + 1).
+            guidance_schedule: w in every step, or growing from 0 in the first to w in the last.
+            order: keep the most confident tokens, as the paper, or those next in the Halton sequence.
+            noise: recorded noise to replay.
+            seed: of the noise; with ``generator`` None as well, torch's global state is used.
+            generator: of the noise.
+        """
+        one_of("order", order, get_args(Order))
+        one_of("guidance_schedule", guidance_schedule, ("constant", "linear"))
+        schedule = ("arccos" if order == "halton" else "cosine") if schedule is None else schedule
+        one_of("schedule", schedule, get_args(MaskSchedule))
+        if guidance and not self.class_dropout:
+            raise ValueError("guidance needs a model that knows images without a class: train with class_dropout > 0")
+        if ids.shape[1] != self.spec.num_tokens:
+            raise ValueError(
+                f"there are {ids.shape[1]} tokens per image, this model has positions for {self.spec.num_tokens}"
+            )
+        if seed is not None:
+            generator = torch.Generator(self.device).manual_seed(seed)
+
+        def logits_of(ids: Tensor, step: int) -> Tensor:
+            weight = guidance * (step / max(1, steps - 1) if guidance_schedule == "linear" else 1.0)
+            return self._code_logits(ids, labels, weight)
+
+        with evaluating(self):
+            return parallel_decode(
+                ids, logits_of, self.network.mask_id, steps, schedule, choice_temperature, sampling_temperature, start,
+                spread_order([s.shape for s in self.spec.segments]).to(ids.device) if order == "halton" else None,
+                noise, generator,
+            )  # fmt: skip
+
+    def _code_logits(
+        self, ids: Int[Tensor, "b n"], labels: Int[Tensor, " b"] | None, guidance: float
+    ) -> Float[Tensor, "b n k"]:
+        """Logits of the codes, guided, ``-inf`` where a code cannot stand."""
+        if guidance and labels is not None:
+            nothing = torch.full_like(labels, NO_CLASS)
+            with_class, without = self.network(ids.repeat(2, 1), torch.cat([labels, nothing])).chunk(2)
+            logits = (1 + guidance) * with_class - guidance * without
+        else:
+            logits = self.network(ids, labels)
+        logits = logits[..., : self.spec.vocab_size]
+        return logits if self.allowed is None else logits.masked_fill(~self.allowed, -torch.inf)
+
+    def _decoded(self, tokens: Tokens) -> Float[Tensor, "b ..."]:
+        with torch.no_grad(), evaluating(self):
+            return self.decode(tokens)
+
+    # ------------------------------------------------------------------ training
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Eq. 1: cross entropy of the hidden tokens, averaged per image and then over images, as the released code."""
+        target = ids_of(batch, self.tokenizer)
+        labels = labels_of(batch, self.num_classes)
+        mask = self.masks(batch, target)
+        if labels is not None and self.training and self.class_dropout:
+            labels = labels.masked_fill(torch.rand(labels.shape, device=labels.device) < self.class_dropout, NO_CLASS)
+        logits = self.network(target.masked_fill(mask, self.network.mask_id), labels).float()
+        every = F.cross_entropy(logits.transpose(1, 2), target, reduction="none", label_smoothing=self.label_smoothing)
+        right = logits.detach().argmax(-1) == target
+        return {
+            "loss": ((every * mask).sum(1) / mask.sum(1)).mean(),
+            "accuracy": right[mask].float().mean(),
+            "masked": mask.float().mean(),
+        }
+
+    def masks(self, batch: Batch, ids: Int[Tensor, "b n"]) -> Bool[Tensor, "b n"]:
+        """``batch["mask"]``, or new ones in training, or in evaluation those that belong to each ``index``.
+
+        ``ceil(gamma(r) n)`` tokens are hidden, r uniform in [0, 1) for each image (Section 3.1).
+        """
+        if (mask := batch.get("mask")) is not None:
+            if mask.shape != ids.shape or not mask.any(1).all():
+                raise ValueError(f"masks must be bool of shape {tuple(ids.shape)} and hide a token of each image")
+            return mask
+        count, n = ids.shape
+        if self.training:
+            noise = torch.rand(count, n + 1, device=ids.device)
+        else:
+            index = batch["index"].tolist() if "index" in batch else range(count)
+            noise = torch.stack([torch.rand(n + 1, generator=torch.Generator().manual_seed(i)) for i in index])
+            noise = noise.to(ids.device)
+        length = torch.full((count,), n, device=ids.device)
+        hidden = (mask_ratio(self.schedule, noise[:, 0], length) * n).ceil().clamp(1, n)
+        return noise[:, 1:].argsort(1).argsort(1) < hidden.unsqueeze(1)
+
+
+PAPER = "arXiv:2202.04200"
+register(
+    "maskgit_tiny", MaskGIT, paper=PAPER, tokenizer="dvae_tiny:random", num_classes=9, width=32, depth=2, heads=4,
+    class_dropout=0.1, optim=Optim(lr=3e-3, betas=(0.9, 0.96)),
+)  # fmt: skip
+register(
+    "maskgit_emoji", MaskGIT, paper=PAPER, recipe="maskgit.yaml", tokenizer="dvae_emoji", num_classes=9, width=192,
+    depth=5, heads=6, mlp_width=512, class_dropout=0.1,
+    optim=Optim(lr=1e-3, betas=(0.9, 0.96), weight_decay=0.045, warmup_steps=100),
+)  # fmt: skip

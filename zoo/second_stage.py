@@ -1,0 +1,131 @@
+"""What models on top of a discrete tokenizer share: its ids, class labels, and which ids may stand where."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from zoo.module import Batch
+from zoo.registry import model_from
+from zoo.tokens import TokenSpec
+
+NO_CLASS = -1  # label of an image that is to be made without a class
+
+
+def discrete_tokenizer(reference: str) -> Any:
+    """The tokenizer of that name.
+
+    Raises:
+        ValueError: for one without ids.
+    """
+    tokenizer = model_from(reference)
+    if tokenizer.spec is None or not tokenizer.spec.vocab_size:
+        raise ValueError(f"{reference!r} has no discrete tokens that could be predicted: take a tokenizer with ids")
+    return tokenizer
+
+
+@torch.no_grad()
+def ids_of(batch: Batch, tokenizer: Any) -> Int[Tensor, "b n"]:
+    """Precomputed ``ids`` of the batch, else those of ``token_image``, else those of ``image``.
+
+    Raises:
+        ValueError: for ids that are not of this tokenizer, or an image size with another number of tokens.
+    """
+    spec: TokenSpec = tokenizer.spec
+    if (ids := batch.get("ids")) is not None:
+        if ids.shape[1] != spec.num_tokens or ids.max() >= spec.vocab_size:
+            raise ValueError(
+                f"batch['ids'] has shape {tuple(ids.shape)} and largest id {int(ids.max())}; this model needs "
+                f"{spec.num_tokens} ids below {spec.vocab_size}: write them with its own tokenizer"
+            )
+        return ids
+    images = batch.get("token_image", batch.get("image"))
+    if images is None:
+        raise ValueError(f"the batch has neither 'ids' nor 'image', but {', '.join(batch)}: bring one of them")
+    with torch.autocast(images.device.type, enabled=False):
+        tokens = tokenizer.encode(images)
+    return same_length(tokens.ids, spec, images)
+
+
+def same_length(ids: Int[Tensor, "b n"], spec: TokenSpec, images: Tensor) -> Int[Tensor, "b n"]:
+    """The ids, if there is a position for each.
+
+    Raises:
+        ValueError: naming the image size.
+    """
+    if ids.shape[1] != spec.num_tokens:
+        height, width = images.shape[-2:]
+        raise ValueError(
+            f"images of {height}x{width} give {ids.shape[1]} tokens, this model has positions for {spec.num_tokens}: "
+            "resize the images to the tokenizer's image_size"
+        )
+    return ids
+
+
+def labels_of(batch: Batch, num_classes: int) -> Int[Tensor, " b"] | None:
+    """The batch's ``label`` for a class-conditional model, None for others.
+
+    Raises:
+        ValueError: where it is missing or out of range.
+    """
+    if not num_classes:
+        return None
+    if (labels := batch.get("label")) is None:
+        raise ValueError(f"the batch has no 'label', but the model has {num_classes} classes: set num_classes to 0")
+    return in_range(labels, num_classes)
+
+
+def wanted_labels(
+    labels: Any, num_images: int | None, num_classes: int, has_null: bool, device: torch.device
+) -> tuple[Int[Tensor, " b"] | None, int]:
+    """Labels of the images to be made, and their number.
+
+    Args:
+        labels: a number, a list or a tensor of numbers, or None.
+        num_images: how many; with one label, that many of it.
+        num_classes: of the model.
+        has_null: whether -1 (no class) is one of its labels.
+        device: of the result.
+
+    Raises:
+        ValueError: where they are missing, too many, out of range, or not as many as images.
+    """
+    if num_images is not None and num_images < 1:
+        raise ValueError(f"num_images must be at least 1, got {num_images}")
+    if not num_classes:
+        if labels is not None:
+            raise ValueError("this model is unconditional (num_classes is 0): leave labels out")
+        return None, 1 if num_images is None else num_images
+    if labels is None:
+        without = ", or -1 for no class" if has_null else ""
+        raise ValueError(f"this model is class-conditional: give labels in 0..{num_classes - 1}{without}")
+    given = torch.as_tensor(labels, device=device).long().reshape(-1)
+    if num_images is not None and len(given) == 1:
+        given = given.expand(num_images)
+    if num_images not in (None, len(given)):
+        raise ValueError(f"there are {len(given)} labels for {num_images} images: give one label, or one per image")
+    return in_range(given, num_classes, NO_CLASS if has_null else 0), len(given)
+
+
+def in_range(labels: Int[Tensor, " b"], num_classes: int, lowest: int = 0) -> Int[Tensor, " b"]:
+    """The labels, checked.
+
+    Raises:
+        ValueError: naming those that are not classes.
+    """
+    if labels.numel() and not torch.compiler.is_compiling():
+        low, high = (int(x) for x in labels.aminmax())
+        if low < lowest or high >= num_classes:
+            raise ValueError(f"labels must lie in {lowest}..{num_classes - 1}, got {low}..{high}: set num_classes")
+    return labels.long()
+
+
+def allowed_ids(spec: TokenSpec) -> Bool[Tensor, "n k"] | None:
+    """Which ids may stand at each position, or None where all may: every segment has a range of its own."""
+    ranges = {(s.offset, s.size) for s in spec.segments}
+    if ranges == {(0, spec.vocab_size)}:
+        return None
+    ids = torch.arange(spec.vocab_size)
+    rows = [((ids >= s.offset) & (ids < s.offset + s.size)).expand(s.num_tokens, -1) for s in spec.segments]
+    return torch.cat(rows)
