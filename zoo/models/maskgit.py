@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from zoo.choices import one_of
+from zoo.image_masks import grey_out, token_mask
 from zoo.module import Batch, ZooModule
 from zoo.nn.halton import spread_order
 from zoo.nn.mask_schedule import MaskSchedule, mask_ratio
@@ -34,6 +35,7 @@ from zoo.second_stage import NO_CLASS, allowed_ids, discrete_tokenizer, ids_of, 
 from zoo.tokens import Tokens, TokenSpec, evaluating
 
 PUBLISHED_HEADS = 16  # of the released configuration; the paper says 8
+Pictures = dict[str, Float[Tensor, "b 3 h w"]]
 Order = Literal["confidence", "halton"]
 
 
@@ -139,9 +141,7 @@ class MaskGIT(ZooModule):
         classes, count = wanted_labels(labels, num_images, self.num_classes, self.class_dropout > 0, self.device)
         ids = torch.full((count, self.spec.num_tokens), self.network.mask_id, device=self.device)
         decoding = self.complete(ids, classes, **sampling)
-        tokens = Tokens(decoding.ids, None, self.spec)
-        result = tokens if as_tokens else self._decoded(tokens)
-        return (result, decoding) if return_steps else result
+        return self._finish(decoding, as_tokens, return_steps)
 
     @torch.no_grad()
     def complete(
@@ -203,6 +203,46 @@ class MaskGIT(ZooModule):
                 noise, generator,
             )  # fmt: skip
 
+    def inpaint(
+        self,
+        images: Shaped[Tensor, "b 3 h w"],
+        mask: Bool[Tensor, "*b h w"],
+        labels: Any = None,
+        *,
+        as_tokens: bool = False,
+        return_steps: bool = False,
+        **sampling: Any,
+    ) -> Any:
+        """Fill in the hidden parts of images.
+
+        Args:
+            images: in [0, 1] or uint8, of the tokenizer's size.
+            mask: True where hidden, in pixels, one for all images or one each; a token with any hidden pixel is
+                predicted. Tokens that stand for no place in the image are predicted if anything is hidden.
+            labels: class of each image, for a class-conditional model.
+            as_tokens: as in :meth:`generate`.
+            return_steps: as in :meth:`generate`.
+            sampling: see :meth:`complete`.
+
+        Raises:
+            ValueError: for a mask of another size, or a tokenizer without a grid.
+        """
+        hidden = token_mask(self.spec, mask, len(images), tuple(images.shape[-2:])).to(images.device)
+        classes, _ = wanted_labels(labels, len(images), self.num_classes, self.class_dropout > 0, self.device)
+        ids = ids_of({"image": images}, self.tokenizer).masked_fill(hidden, self.network.mask_id)
+        return self._finish(self.complete(ids, classes, **sampling), as_tokens, return_steps)
+
+    def decoding_steps(self, labels: Any = None, num_images: int | None = None, **sampling: Any) -> Pictures:
+        """Rows of pictures, one image per row: what each step of :meth:`generate` kept, hidden tokens in grey."""
+        _, decoding = self.generate(labels, num_images, as_tokens=True, return_steps=True, **sampling)
+        rows: Pictures = {}
+        for i in range(len(decoding.ids)):
+            hidden = decoding.after[i] == self.network.mask_id
+            hidden[-1] = False
+            images = self._decoded(Tokens(decoding.sampled[i], None, self.spec))
+            rows[f"sample {i + 1}"] = grey_out(images, hidden, self.spec)
+        return rows
+
     def _code_logits(
         self, ids: Int[Tensor, "b n"], labels: Int[Tensor, " b"] | None, guidance: float
     ) -> Float[Tensor, "b n k"]:
@@ -215,6 +255,11 @@ class MaskGIT(ZooModule):
             logits = self.network(ids, labels)
         logits = logits[..., : self.spec.vocab_size]
         return logits if self.allowed is None else logits.masked_fill(~self.allowed, -torch.inf)
+
+    def _finish(self, decoding: Decoding, as_tokens: bool, return_steps: bool) -> Any:
+        tokens = Tokens(decoding.ids, None, self.spec)
+        result = tokens if as_tokens else self._decoded(tokens)
+        return (result, decoding) if return_steps else result
 
     def _decoded(self, tokens: Tokens) -> Float[Tensor, "b ..."]:
         with torch.no_grad(), evaluating(self):
