@@ -1,11 +1,13 @@
 """Which vectors chose which code since the last optimizer step."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.nn.quantized import count_codes
-from zoo.nn.ranks import joint_rows, sum_over_ranks
+from zoo.nn.ranks import joint_rows, sum_over_ranks, world_size
 
 
 class Assignments:
@@ -16,7 +18,7 @@ class Assignments:
     Args:
         vocab_size: codes.
         sums: also sum the vectors of each code.
-        rows: also keep the vectors of the last backward pass, for :meth:`sample`.
+        rows: also keep the vectors of the last backward pass, for :meth:`Taken.sample`.
     """
 
     def __init__(self, vocab_size: int, sums: bool, rows: bool):
@@ -55,14 +57,40 @@ class Assignments:
         if self.with_rows:
             self.rows = vectors
 
-    def take(self) -> tuple[Float[Tensor, "k"], Float[Tensor, "k d"] | None] | None:
-        """Counts and sums over all ranks, and start anew; None where nothing was collected."""
-        counts, sums, self.counts, self.sums = self.counts, self.sums, None, None
-        if counts is None:
+    def take(self, codebook: Float[Tensor, "k d"]) -> "Taken | None":
+        """What all ranks have collected; then start anew. None where no rank has collected anything.
+
+        Every rank calls this, also one that has had no batch.
+
+        Args:
+            codebook: for the sizes and the device where this rank has had none.
+        """
+        counts, sums, rows, self.counts, self.sums, self.rows = self.counts, self.sums, self.rows, None, None, None
+        mine = counts is not None
+        if not mine and world_size() == 1:
             return None
-        return sum_over_ranks(counts), None if sums is None else sum_over_ranks(sums)
+        counts = sum_over_ranks(codebook.new_zeros(len(codebook)) if counts is None else counts)
+        if self.with_sums:
+            sums = sum_over_ranks(torch.zeros_like(codebook) if sums is None else sums)
+        if not mine and not counts.any():
+            return None
+        return Taken(counts, codebook[:0] if sums is None else sums, codebook[:0] if rows is None else rows)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Sums over all ranks, and vectors of this one.
+
+    Args:
+        counts: vectors per code.
+        sums: of the vectors of each code; empty where they were not asked for.
+        rows: vectors of this rank's last backward pass; none where they were not asked for.
+    """
+
+    counts: Float[Tensor, "k"]
+    sums: Float[Tensor, "s d"]
+    rows: Float[Tensor, "n d"]
 
     def sample(self, count: int, seed: int) -> Float[Tensor, "m d"]:
-        """Random vectors of the last backward pass of all ranks, the same on every rank."""
-        assert self.rows is not None
+        """Random vectors of all ranks, the same on every rank."""
         return joint_rows(self.rows, count, seed)

@@ -99,12 +99,10 @@ class EMAQuantizer(Quantizer):
     @torch.no_grad()
     def update(self) -> None:
         """One step of the running means, and restarts."""
-        if (found := self._assignments.take()) is None:
+        if (found := self._assignments.take(self.codebook)) is None:
             return
-        counts, sums = found
-        assert sums is not None
-        self.cluster_size.lerp_(counts, 1 - self.decay)
-        self.embed_avg.lerp_(sums.t(), 1 - self.decay)
+        self.cluster_size.lerp_(found.counts, 1 - self.decay)
+        self.embed_avg.lerp_(found.sums.t(), 1 - self.decay)
         if self.debias or self.restart_threshold:
             self.updates += 1
         bias = 1 - self.decay ** self.updates.double() if self.debias else 1.0
@@ -112,7 +110,7 @@ class EMAQuantizer(Quantizer):
         smooth = (size + self.epsilon) / (size.sum() + self.vocab_size * self.epsilon) * size.sum()
         self.codebook.copy_((total / smooth).t())
         if self.restart_threshold and (dead := size < self.restart_threshold).any():
-            rows = self._assignments.sample(self.vocab_size, seed=int(self.updates))
+            rows = found.sample(self.vocab_size, seed=int(self.updates))
             self.codebook.copy_(torch.where(dead[:, None], rows, self.codebook))
             # N and m too, or the next step would bring the old code back
             start = max(1.0, self.restart_threshold) * bias

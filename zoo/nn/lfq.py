@@ -24,7 +24,7 @@ class LFQ(Quantizer):
         entropy_weight: 0.1 in TencentARC/SEED-Voken.
         diversity: weight of H(E[p]) against E[H(p)].
         beta: weight of the commitment loss.
-        temperature: of p.
+        temperature: of p; 0.01 in SEED-Voken.
         group_bits: channels per group at most; its cost grows as 2^group_bits.
     """
 
@@ -36,7 +36,7 @@ class LFQ(Quantizer):
         entropy_weight: float = 0.1,
         diversity: float = 1.0,
         beta: float = 0.25,
-        temperature: float = 1.0,
+        temperature: float = 0.01,
         group_bits: int = 10,
     ):
         if not 1 <= bits <= 30:

@@ -114,13 +114,13 @@ class VectorQuantizer(Quantizer):
     @torch.no_grad()
     def update(self) -> None:
         """Restart codes that are not used any more."""
-        if not self.restart_threshold or (found := self._assignments.take()) is None:
+        if not self.restart_threshold or (found := self._assignments.take(self.codebook)) is None:
             return
         self.updates += 1
-        self.cluster_size.lerp_(found[0], 1 - self.decay)
+        self.cluster_size.lerp_(found.counts, 1 - self.decay)
         dead = self.cluster_size < self.restart_threshold
         if dead.any():
-            rows = self._assignments.sample(self.vocab_size, seed=int(self.updates))
+            rows = found.sample(self.vocab_size, seed=int(self.updates))
             self.embedding.weight.copy_(torch.where(dead[:, None], rows, self.embedding.weight))
             self.cluster_size[dead] = max(1.0, self.restart_threshold)
 
