@@ -51,3 +51,88 @@ def grey_out(
         return images
     cells = hidden.unflatten(1, spec.grid_shape).unsqueeze(1).float()
     return images.masked_fill(F.interpolate(cells, images.shape[-2:], mode="nearest").bool(), 0.5)
+
+
+def box_mask(spec: TokenSpec, box: tuple[int, int, int, int], size: tuple[int, int]) -> Bool[Tensor, " n"]:
+    """Tokens of a box, one more on each side: rows ``max(0, t // f - 1)`` to ``min(gh, h // f + t // f + 1)``.
+
+    Source: the class-conditional editing of google-research/maskgit, f = 16 pixels per token there.
+
+    Args:
+        spec: of a tokenizer with one grid.
+        box: ``(top, left, height, width)`` in pixels.
+        size: ``(height, width)`` of the image.
+
+    Raises:
+        ValueError: for a box that is not in the image, or a tokenizer without a grid.
+    """
+    if spec.grid_shape is None:
+        raise ValueError("a box needs a tokenizer with exactly one grid: give a mask of pixels instead")
+    (top, left, height, width), hidden = box, torch.zeros(spec.grid_shape, dtype=torch.bool)
+    if min(top, left) < 0 or min(height, width) < 1 or top + height > size[0] or left + width > size[1]:
+        raise ValueError(
+            f"the box (top, left, height, width) = {tuple(box)} is not inside an image of {size[0]}x{size[1]}: "
+            "give pixels of a part of the image"
+        )
+    spans = []
+    for start, length, cells, side in zip((top, left), (height, width), spec.grid_shape, size, strict=True):
+        factor = side // cells
+        first = start // factor
+        spans.append(slice(max(0, first - 1), min(cells, length // factor + first + 1)))
+    hidden[spans[0], spans[1]] = True
+    return hidden.flatten()
+
+
+def paste(
+    new: Float[Tensor, "b 3 h w"], old: Float[Tensor, "b 3 h w"], hidden: Bool[Tensor, "b n"], spec: TokenSpec
+) -> Float[Tensor, "b 3 h w"]:
+    """New pixels at hidden tokens, old ones elsewhere, with soft edges: a Gaussian blur of ``height // 16 - 1`` pixels.
+
+    Source: the class-conditional editing of google-research/maskgit; its PIL blur is approximated there by box filters.
+    """
+    grid = spec.grid_shape
+    if grid is None:
+        return new
+    cells = hidden.unflatten(1, grid).unsqueeze(1).float()
+    alpha = F.interpolate(cells, old.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
+    if (sigma := old.shape[-2] // 16 - 1) > 0:
+        reach = torch.arange(-3 * sigma, 3 * sigma + 1, device=old.device).float()
+        weights = (-(reach**2) / (2 * sigma**2)).exp()
+        weights = (weights / weights.sum()).view(1, 1, 1, -1)
+        pad = 3 * sigma
+        alpha = F.conv2d(F.pad(alpha, (pad, pad, 0, 0), mode="replicate"), weights)
+        alpha = F.conv2d(F.pad(alpha, (0, 0, pad, pad), mode="replicate"), weights.transpose(2, 3))
+    return alpha * new + (1 - alpha) * old
+
+
+def next_window(
+    images: Float[Tensor, "b 3 h w"], side: str, pixels: int, size: int
+) -> tuple[Float[Tensor, "b 3 h2 w2"], Bool[Tensor, "h2 w2"]]:
+    """The square window at one side that looks ``pixels`` beyond the images, and where it looks at nothing.
+
+    Args:
+        images: ``size`` pixels across, and at least as long.
+        side: ``left``, ``right``, ``up`` or ``down``.
+        pixels: to be added; unknown ones repeat the edge.
+        size: side of the window.
+
+    Raises:
+        ValueError: for too many pixels, or images of another size.
+    """
+    axis = 2 if side in ("up", "down") else 3
+    if not 0 < pixels < size:
+        raise ValueError(
+            f"pixels must lie in 1..{size - 1}, as the window of {size} must see some of the image: {pixels}"
+        )
+    if images.shape[5 - axis] != size or images.shape[axis] < size:
+        raise ValueError(
+            f"images are {images.shape[2]}x{images.shape[3]}, outpainting to the {side} needs {size} pixels across and "
+            "at least as many along: resize or crop them"
+        )
+    before = side in ("left", "up")
+    length = images.shape[axis]
+    known = images.narrow(axis, 0 if before else length - (size - pixels), size - pixels)
+    edge = images.narrow(axis, 0 if before else length - 1, 1).repeat_interleave(pixels, axis)
+    hidden = torch.zeros(size, size, dtype=torch.bool, device=images.device)
+    hidden.narrow(axis - 2, 0 if before else size - pixels, pixels).fill_(True)
+    return torch.cat([edge, known] if before else [known, edge], axis), hidden

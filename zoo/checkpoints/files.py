@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zoo.checkpoints import flax_msgpack, pickles
 
-WRAPPERS = ("state_dict", "model", "module")  # Lightning and OpenMMLab, unilm, DeepSpeed
+WRAPPERS = ("state_dict", "model", "module", "model_state_dict")  # Lightning and OpenMMLab, unilm, DeepSpeed, valeoai
 HF_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 

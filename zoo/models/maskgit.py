@@ -22,17 +22,19 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from zoo.checkpoints import maskgit_pytorch, maskgit_transformer
 from zoo.choices import one_of
-from zoo.image_masks import grey_out, token_mask
+from zoo.image_masks import box_mask, grey_out, next_window, paste, token_mask
 from zoo.module import Batch, ZooModule
 from zoo.nn.halton import spread_order
 from zoo.nn.mask_schedule import MaskSchedule, mask_ratio
 from zoo.nn.maskgit_transformer import MaskGITTransformer
 from zoo.nn.parallel_decoding import Decoding, Noise, parallel_decode
+from zoo.nn.prenorm_maskgit import PreNormMaskGIT
 from zoo.optim import Optim
 from zoo.registry import register
 from zoo.second_stage import NO_CLASS, allowed_ids, discrete_tokenizer, ids_of, labels_of, wanted_labels
-from zoo.tokens import Tokens, TokenSpec, evaluating
+from zoo.tokens import Tokens, TokenSpec, as_pixels, evaluating
 
 PUBLISHED_HEADS = 16  # of the released configuration; the paper says 8
 Pictures = dict[str, Float[Tensor, "b 3 h w"]]
@@ -53,6 +55,8 @@ class MaskGIT(ZooModule):
         class_dropout: share of training images without their class, for classifier-free guidance.
         schedule: of the masks in training.
         label_smoothing: over all ids, those of classes and the mask included.
+        layout: the paper's network as ``google`` released it, or that of ``valeoai``/Maskgit-pytorch, which always has
+            an absent class.
         optim: optimizer and schedule; the released configuration's by default.
         weights: start from these: a registry name or a path.
     """
@@ -71,6 +75,7 @@ class MaskGIT(ZooModule):
         class_dropout: float = 0.0,
         schedule: MaskSchedule = "cosine",
         label_smoothing: float = 0.1,
+        layout: Literal["google", "valeoai"] = "google",
         optim: Optim = Optim(lr=1e-4, betas=(0.9, 0.96), weight_decay=0.045, warmup_steps=5000, schedule="constant"),
         weights: str | None = None,
     ):
@@ -86,10 +91,16 @@ class MaskGIT(ZooModule):
         self.num_classes, self.class_dropout = num_classes, class_dropout
         self.schedule = one_of("schedule", schedule, get_args(MaskSchedule))
         self.label_smoothing = label_smoothing
-        self.network = MaskGITTransformer(
-            self.spec.vocab_size, self.spec.num_tokens, num_classes, class_dropout > 0, width, depth,
-            PUBLISHED_HEADS if heads is None else heads, mlp_width, dropout,
-        )  # fmt: skip
+        self.layout = one_of("layout", layout, ("google", "valeoai"))
+        #: whether it knows images without a class
+        self.has_null = num_classes > 0 and (class_dropout > 0 or layout == "valeoai")
+        sizes = (width, depth, PUBLISHED_HEADS if heads is None else heads, mlp_width, dropout)
+        vocab_size, length = self.spec.vocab_size, self.spec.num_tokens
+        self.network: MaskGITTransformer | PreNormMaskGIT
+        if layout == "valeoai":
+            self.network = PreNormMaskGIT(vocab_size, length, num_classes, *sizes)
+        else:
+            self.network = MaskGITTransformer(vocab_size, length, num_classes, class_dropout > 0, *sizes)
         self.register_buffer("allowed", allowed_ids(self.spec), persistent=False)
         self.load_weights(weights)
 
@@ -110,6 +121,12 @@ class MaskGIT(ZooModule):
 
     def embed(self, ids: Int[Tensor, "b *n"]) -> Float[Tensor, "b *n d"]:
         return self.tokenizer.embed(ids)
+
+    def set_heads(self, heads: int) -> None:
+        """Take another number of attention heads; parameters have the same shapes for any."""
+        for layer in self.network.layers:  # type: ignore[union-attr]
+            layer.heads = heads
+        self.hparams["heads"] = heads
 
     # ------------------------------------------------------------------ generation
 
@@ -138,7 +155,7 @@ class MaskGIT(ZooModule):
         Raises:
             ValueError: naming the setting that is wrong.
         """
-        classes, count = wanted_labels(labels, num_images, self.num_classes, self.class_dropout > 0, self.device)
+        classes, count = wanted_labels(labels, num_images, self.num_classes, self.has_null, self.device)
         ids = torch.full((count, self.spec.num_tokens), self.network.mask_id, device=self.device)
         decoding = self.complete(ids, classes, **sampling)
         return self._finish(decoding, as_tokens, return_steps)
@@ -183,7 +200,7 @@ class MaskGIT(ZooModule):
         one_of("guidance_schedule", guidance_schedule, ("constant", "linear"))
         schedule = ("arccos" if order == "halton" else "cosine") if schedule is None else schedule
         one_of("schedule", schedule, get_args(MaskSchedule))
-        if guidance and not self.class_dropout:
+        if guidance and not self.has_null:
             raise ValueError("guidance needs a model that knows images without a class: train with class_dropout > 0")
         if ids.shape[1] != self.spec.num_tokens:
             raise ValueError(
@@ -228,9 +245,75 @@ class MaskGIT(ZooModule):
             ValueError: for a mask of another size, or a tokenizer without a grid.
         """
         hidden = token_mask(self.spec, mask, len(images), tuple(images.shape[-2:])).to(images.device)
-        classes, _ = wanted_labels(labels, len(images), self.num_classes, self.class_dropout > 0, self.device)
+        classes, _ = wanted_labels(labels, len(images), self.num_classes, self.has_null, self.device)
         ids = ids_of({"image": images}, self.tokenizer).masked_fill(hidden, self.network.mask_id)
         return self._finish(self.complete(ids, classes, **sampling), as_tokens, return_steps)
+
+    def edit(
+        self,
+        images: Shaped[Tensor, "b 3 h w"],
+        labels: Any = None,
+        *,
+        box: tuple[int, int, int, int] | None = None,
+        mask: Bool[Tensor, "*b h w"] | None = None,
+        steps: int = 12,
+        start: int = 2,
+        **sampling: Any,
+    ) -> Float[Tensor, "b 3 h w"]:
+        """Replace a part of images by something of a class, with soft edges (Section 4.3, class-conditional editing).
+
+        Args:
+            images: in [0, 1] or uint8, of the tokenizer's size.
+            labels: class of what appears.
+            box: ``(top, left, height, width)`` in pixels, widened by one token on each side.
+            mask: instead, any part, as in :meth:`inpaint`.
+            steps: passes of the schedule.
+            start: first one to execute; the released code leaves out two of twelve.
+            sampling: see :meth:`complete`.
+
+        Raises:
+            ValueError: for neither or both of box and mask, or one that does not fit the images.
+        """
+        if (box is None) == (mask is None):
+            raise ValueError("give either a box or a mask, which says where to edit")
+        size = (images.shape[-2], images.shape[-1])
+        if box is not None:
+            hidden = box_mask(self.spec, box, size).expand(len(images), -1).to(images.device)
+        else:
+            assert mask is not None
+            hidden = token_mask(self.spec, mask, len(images), size).to(images.device)
+        classes, _ = wanted_labels(labels, len(images), self.num_classes, self.has_null, self.device)
+        ids = ids_of({"image": images}, self.tokenizer).masked_fill(hidden, self.network.mask_id)
+        decoding = self.complete(ids, classes, steps=steps, start=start, **sampling)
+        new = self._decoded(Tokens(decoding.ids, None, self.spec))
+        return paste(new, as_pixels(images).float(), hidden, self.spec)
+
+    def outpaint(
+        self,
+        images: Shaped[Tensor, "b 3 h w"],
+        side: Literal["left", "right", "up", "down"] = "right",
+        pixels: int | None = None,
+        labels: Any = None,
+        **sampling: Any,
+    ) -> Float[Tensor, "b 3 h2 w2"]:
+        """Extend images beyond one side (Section 4.3); call it again with the result for longer ones.
+
+        Args:
+            images: in [0, 1] or uint8, of the tokenizer's size across; along, they may be longer.
+            side: which.
+            pixels: to add; None takes half a window, so that the model sees as much as it makes.
+            labels: class of each image, for a class-conditional model.
+            sampling: see :meth:`complete`.
+        """
+        one_of("side", side, ("left", "right", "up", "down"))
+        images, size = as_pixels(images).float(), self.tokenizer.image_size
+        pixels = size // 2 if pixels is None else pixels
+        window, hidden = next_window(images, side, pixels, size)
+        made = self.inpaint(window, hidden, labels, **sampling)
+        axis = 2 if side in ("up", "down") else 3
+        if side in ("left", "up"):
+            return torch.cat([made.narrow(axis, 0, pixels), images], axis)
+        return torch.cat([images, made.narrow(axis, size - pixels, pixels)], axis)
 
     def decoding_steps(self, labels: Any = None, num_images: int | None = None, **sampling: Any) -> Pictures:
         """Rows of pictures, one image per row: what each step of :meth:`generate` kept, hidden tokens in grey."""
@@ -303,6 +386,8 @@ class MaskGIT(ZooModule):
         hidden = (mask_ratio(self.schedule, noise[:, 0], length) * n).ceil().clamp(1, n)
         return noise[:, 1:].argsort(1).argsort(1) < hidden.unsqueeze(1)
 
+
+MaskGIT.formats = (maskgit_transformer.GOOGLE, maskgit_pytorch.VALEOAI)
 
 PAPER = "arXiv:2202.04200"
 register(
