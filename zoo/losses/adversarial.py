@@ -64,3 +64,23 @@ def adaptive_weight(
     grads = [torch.autograd.grad(loss, last_weight, retain_graph=True)[0] for loss in (reconstruction, adversarial)]
     numerator, denominator = mean_over_ranks(torch.stack(grads).float()).flatten(1).norm(dim=1)
     return (numerator / (denominator + EPS)).clamp(0.0, MAX_WEIGHT).detach()
+
+
+def lecam(
+    real: Float[Tensor, "b *patches"],
+    fake: Float[Tensor, "b *patches"],
+    mean_real: Float[Tensor, ""],
+    mean_fake: Float[Tensor, ""],
+) -> Float[Tensor, ""]:
+    """Keeps the logits of images near the running mean of those of reconstructions, and the other way round.
+
+    Tseng et al. 2021, arXiv:2104.03310, Eq. 5, one-sided as in google/lecam-gan: a discriminator with little data may
+    not move away from where it was.
+    """
+    return F.relu(real.float() - mean_fake).square().mean() + F.relu(mean_real - fake.float()).square().mean()
+
+
+def r1_penalty(logits: Float[Tensor, "b *patches"], images: Float[Tensor, "b c h w"]) -> Float[Tensor, ""]:
+    """Mean over images of |dD(x)/dx|^2 (Mescheder et al. 2018, arXiv:1801.04406, Eq. 9, without its half)."""
+    (gradient,) = torch.autograd.grad(logits.float().sum(), images, create_graph=True)
+    return gradient.float().square().sum((1, 2, 3)).mean()

@@ -1,21 +1,25 @@
-"""Taming Transformers for High-Resolution Image Synthesis: VQGAN (Esser, Rombach, Ommer 2021).
+"""Taming Transformers for High-Resolution Image Synthesis: VQGAN (Esser, Rombach, Ommer 2021), and MaskGIT's VQGAN.
 
-arXiv:2012.09841. Official code: CompVis/taming-transformers (commit 3ba01b2, MIT).
+arXiv:2012.09841. Official code: CompVis/taming-transformers (commit 3ba01b2, MIT); of the variant in MaskGIT (Chang et
+al. 2022, arXiv:2202.04200) google-research/maskgit (commit 1db2359, Apache-2.0), without its training code.
 
-Implemented: encoder, decoder, codebook with taming's placement of beta, PatchGAN with hinge or vanilla loss, perceptual
-loss, adaptive weight, start of the discriminator.
-Not implemented: taming's remapping of a subset of the codes, ActNorm in the discriminator, one-channel depth images.
+Implemented: encoder, decoder and codebook of all released configurations of taming, Latent Diffusion, MaskGIT and
+LlamaGen; gradient, EMA, Gumbel, l2-normalised, FSQ and LFQ codes; L1 or L2 and perceptual loss; PatchGAN and StyleGAN2
+discriminators with hinge, vanilla or non-saturating loss, adaptive or constant weight, LeCam and R1.
+Not implemented: taming's remapping to a subset of the codes, ActNorm in the discriminator, one-channel depth images,
+MaskGIT's perceptual network (LPIPS instead).
 Deviations: both networks are updated at once from one backward pass instead of one after the other, the second on
 reconstructions of the updated autoencoder; so steps are batches, and clipping, accumulation and EMA are Lightning's.
 LPIPS stays in eval mode; in taming its dropout is active during training. The gradients behind the adaptive weight and
 the discriminator's batch statistics are those of all processes together. Before the discriminator is trained it is not
-run, so its running statistics start then.
+run, so its running statistics start then. Gumbel codes in eval mode are the most likely ones; taming's are sampled.
 
 Equations: Eq. 2-3 -> `VQGAN.encode`; Eq. 4 -> `zoo.nn.vector_quantizer`; Eq. 5 -> `zoo.losses.adversarial`;
 Eq. 6 -> `VQGAN.losses`; Eq. 7 -> `losses.adversarial.adaptive_weight`.
 """
 
 import sys
+from math import prod, sqrt
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,22 +30,27 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from zoo.choices import one_of
-from zoo.losses.adversarial import (
-    KINDS,
-    adaptive_weight,
-    discriminator_loss,
-    fixed_discriminator,
-    generator_loss,
-)
+from zoo.losses import adversarial as gan
 from zoo.losses.perceptual import LPIPS, LPIPSLite0
 from zoo.module import Batch, ZooModule
+from zoo.nn.ema_quantizer import EMAQuantizer
+from zoo.nn.fsq import FSQ
+from zoo.nn.gumbel_quantizer import GumbelQuantizer
+from zoo.nn.lfq import LFQ
+from zoo.nn.maskgit_autoencoder import MaskGITDecoder, MaskGITEncoder
+from zoo.nn.normalised_quantizer import NormalisedQuantizer
 from zoo.nn.patchgan import PatchGAN
 from zoo.nn.quantized import Quantizer, update_codebooks
+from zoo.nn.ranks import mean_over_ranks
+from zoo.nn.stylegan_discriminator import StyleGANDiscriminator
 from zoo.nn.taming import TamingDecoder, TamingEncoder
 from zoo.nn.vector_quantizer import VectorQuantizer
-from zoo.optim import Optim
+from zoo.optim import Optim, cosine
 from zoo.registry import register
 from zoo.tokens import Segment, Tokens, TokenSpec, as_pixels
+
+LECAM_DECAY = 0.999  # of the running means of logits, as in bytedance/1d-tokenizer
+NO_DISCRIMINATOR = "these weights are for tokens and pixels only; training starts a new discriminator"
 
 
 class VQGAN(ZooModule):
@@ -49,6 +58,7 @@ class VQGAN(ZooModule):
 
     Args:
         image_size: side of the training images in pixels; other multiples of the downsampling factor work too.
+        architecture: ``taming``, or ``maskgit`` (no attention, no convolutions around the codebook).
         width: channels of the first level.
         multipliers: channels of each level as multiples of ``width``; every level after the first halves the
             resolution.
@@ -58,25 +68,33 @@ class VQGAN(ZooModule):
         z_channels: channels between the networks and the 1x1 convolutions around the codebook.
         vocab_size: codes.
         code_width: width of a code.
-        quantizer: ``vq``, codes trained by gradients.
+        quantizer: ``vq`` (codes trained by gradients), ``ema`` (running means), ``gumbel``, ``l2`` (vq on the unit
+            sphere), ``fsq`` or ``lfq``.
         beta: weight of the commitment loss.
         legacy: put beta on the codebook loss instead, as in all published weights of taming and LDM.
+        levels: of ``fsq``, per channel.
+        entropy_weight: of the entropy loss of ``vq``, ``l2`` and ``lfq``.
+        kl_weight: of the KL divergence of ``gumbel``.
+        tau: temperature of ``gumbel``: start, end, steps of the cosine between them.
         codebook_init: ``random`` as published, or ``kmeans`` on the first training batch.
         restart_threshold: codes that are used less often per step than this move to a vector of the batch; 0 for
             never, as published.
         codebook_weight: of the quantizer's loss.
-        pixel_loss: ``l1`` or ``l2``, on the pixels that the networks see.
+        pixel_loss: ``l1`` or ``l2``, on the pixels that the networks see: [-1, 1], with ``maskgit`` [0, 1].
         perceptual: ``lpips_vgg`` as published, ``lite0`` (LPIPS on EfficientNet-Lite0, needs no download) or ``none``.
         perceptual_backbone: file with the weights of torchvision's VGG-16; None looks in torch's hub folder.
         perceptual_weight: of the perceptual loss.
-        adversarial: loss of the discriminator: ``hinge``, ``vanilla`` or ``non_saturating``.
-        disc_width: channels of the discriminator's first convolution.
-        disc_layers: its strided convolutions.
+        adversarial: ``hinge``, ``vanilla`` or ``non_saturating`` losses.
+        disc: the discriminator: ``patchgan``, ``stylegan`` (as in MaskGIT) or ``none``.
+        disc_width: channels of its first convolution.
+        disc_layers: strided convolutions of ``patchgan``.
         disc_start: optimizer step, i.e. batch, from which the adversarial loss counts.
         disc_warmup: train the discriminator this many steps earlier; 0 as published, where it starts untrained.
         disc_weight: weight of the generator's adversarial loss.
         disc_factor: a second factor, on the discriminator's loss too.
         adaptive: multiply ``disc_weight`` with the ratio of gradients of Eq. 7.
+        lecam: weight of LeCam regularisation.
+        r1: weight of the gradient penalty, for ``stylegan``.
         optim: optimizer and schedule of both networks.
         weights: start from these: a registry name or a path.
     """
@@ -86,6 +104,7 @@ class VQGAN(ZooModule):
     def __init__(
         self,
         image_size: int = 256,
+        architecture: Literal["taming", "maskgit"] = "taming",
         width: int = 128,
         multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
         blocks: int = 2,
@@ -94,9 +113,13 @@ class VQGAN(ZooModule):
         z_channels: int = 256,
         vocab_size: int = 1024,
         code_width: int = 256,
-        quantizer: Literal["vq"] = "vq",
+        quantizer: Literal["vq", "ema", "gumbel", "l2", "fsq", "lfq"] = "vq",
         beta: float = 0.25,
         legacy: bool = True,
+        levels: tuple[int, ...] = (),
+        entropy_weight: float = 0.0,
+        kl_weight: float = 1e-8,
+        tau: tuple[float, float, int] = (0.9, 1e-6, 1_000_001),
         codebook_init: Literal["random", "kmeans"] = "random",
         restart_threshold: float = 0.0,
         codebook_weight: float = 1.0,
@@ -105,6 +128,7 @@ class VQGAN(ZooModule):
         perceptual_backbone: str | None = None,
         perceptual_weight: float = 1.0,
         adversarial: Literal["hinge", "vanilla", "non_saturating"] = "hinge",
+        disc: Literal["patchgan", "stylegan", "none"] = "patchgan",
         disc_width: int = 64,
         disc_layers: int = 3,
         disc_start: int = 0,
@@ -112,6 +136,8 @@ class VQGAN(ZooModule):
         disc_weight: float = 0.8,
         disc_factor: float = 1.0,
         adaptive: bool = True,
+        lecam: float = 0.0,
+        r1: float = 0.0,
         optim: Optim = Optim(lr=4.5e-6, betas=(0.5, 0.9), weight_decay=0.0, schedule="constant"),
         weights: str | None = None,
     ):
@@ -122,37 +148,72 @@ class VQGAN(ZooModule):
                 f"image_size {image_size} is not divisible by {self.factor}, the factor of {len(multipliers)} levels"
             )
         self.image_size = image_size
-        one_of("quantizer", quantizer, ("vq",))
         self.pixel_loss = one_of("pixel_loss", pixel_loss, ("l1", "l2"))
         self.perceptual = one_of("perceptual", perceptual, ("lpips_vgg", "lite0", "none"))
-        self.adversarial = one_of("adversarial", adversarial, KINDS)
-        kmeans = one_of("codebook_init", codebook_init, ("random", "kmeans")) == "kmeans"
+        self.adversarial = one_of("adversarial", adversarial, gan.KINDS)
         self.perceptual_backbone, self.perceptual_weight = perceptual_backbone, perceptual_weight
-        self.codebook_weight = codebook_weight
+        self.codebook_weight, self.tau = codebook_weight, tau
         self.disc_start, self.disc_warmup = disc_start, disc_warmup
         self.disc_weight, self.disc_factor, self.adaptive = disc_weight, disc_factor, adaptive
-        sizes: dict[str, Any] = {
-            "resolution": image_size,
-            "width": width,
-            "multipliers": multipliers,
-            "blocks": blocks,
-            "attention": attention,
-            "z_channels": z_channels,
-            "mid_attention": mid_attention,
-        }
+        self.lecam, self.r1 = lecam, r1
+        self.signed = one_of("architecture", architecture, ("taming", "maskgit")) == "taming"
+        sizes: dict[str, Any] = {"width": width, "multipliers": multipliers, "blocks": blocks, "z_channels": z_channels}
         # Channels-last convolutions are faster on a CPU and on tensor cores.
-        self.encoder = TamingEncoder(**sizes).to(memory_format=torch.channels_last)
-        self.decoder = TamingDecoder(**sizes).to(memory_format=torch.channels_last)
-        self.quantize: Quantizer = VectorQuantizer(
-            vocab_size, code_width, beta, legacy, kmeans_init=kmeans, restart_threshold=restart_threshold
-        )
-        self.quant_conv = nn.Conv2d(z_channels, code_width, 1)
-        self.post_quant_conv = nn.Conv2d(code_width, z_channels, 1)
-        self.discriminator = PatchGAN(disc_width, disc_layers)
+        if self.signed:
+            sizes |= {"resolution": image_size, "attention": attention, "mid_attention": mid_attention}
+            self.encoder = TamingEncoder(**sizes).to(memory_format=torch.channels_last)
+            self.decoder = TamingDecoder(**sizes).to(memory_format=torch.channels_last)
+        elif z_channels != code_width:
+            raise ValueError(
+                f"the maskgit architecture quantizes the encoder's output: z_channels {z_channels} must be code_width "
+                f"{code_width}"
+            )
+        else:
+            self.encoder = MaskGITEncoder(**sizes).to(memory_format=torch.channels_last)
+            self.decoder = MaskGITDecoder(**sizes).to(memory_format=torch.channels_last)
+        kmeans = one_of("codebook_init", codebook_init, ("random", "kmeans")) == "kmeans"
+        restarts: dict[str, Any] = {"kmeans_init": kmeans, "restart_threshold": restart_threshold}
+        self.quantize: Quantizer
+        match one_of("quantizer", quantizer, ("vq", "ema", "gumbel", "l2", "fsq", "lfq")):
+            case "vq":
+                self.quantize = VectorQuantizer(vocab_size, code_width, beta, legacy, entropy_weight, **restarts)
+            case "l2":
+                self.quantize = NormalisedQuantizer(vocab_size, code_width, beta, legacy, entropy_weight, **restarts)
+            case "ema":
+                self.quantize = EMAQuantizer(vocab_size, code_width, beta, **restarts)
+            case "gumbel":
+                self.quantize = GumbelQuantizer(vocab_size, code_width, tau=tau[0], kl_weight=kl_weight)
+            case "fsq":
+                if (prod(levels), len(levels)) != (vocab_size, code_width):
+                    raise ValueError(
+                        f"fsq with levels {tuple(levels)} has {prod(levels)} codes of width {len(levels)}: set "
+                        f"vocab_size and code_width to these instead of {vocab_size} and {code_width}"
+                    )
+                self.quantize = FSQ(levels)
+            case "lfq":
+                if 2**code_width != vocab_size:
+                    raise ValueError(f"lfq with code_width {code_width} has {2**code_width} codes, not {vocab_size}")
+                self.quantize = LFQ(code_width, entropy_weight, beta=beta)
+        if not self.signed and isinstance(self.quantize, VectorQuantizer):  # variance_scaling(1, fan_in, uniform)
+            nn.init.uniform_(self.quantize.embedding.weight, -sqrt(3 / vocab_size), sqrt(3 / vocab_size))
+        self.quant_conv = nn.Conv2d(z_channels, code_width, 1) if self.signed else nn.Identity()
+        self.post_quant_conv = nn.Conv2d(code_width, z_channels, 1) if self.signed else nn.Identity()
+        self.discriminator: nn.Module | None = None
+        if one_of("disc", disc, ("patchgan", "stylegan", "none")) == "patchgan":
+            if r1:
+                raise ValueError(
+                    "r1 penalises the gradient of single images, which batch normalisation mixes: "
+                    "use disc: stylegan, or set r1 to 0"
+                )
+            self.discriminator = PatchGAN(disc_width, disc_layers)
+        elif disc == "stylegan":
+            self.discriminator = StyleGANDiscriminator(image_size, disc_width)
+        if lecam:
+            self.register_buffer("lecam_means", torch.zeros(2))  # of the logits of images and of reconstructions
         side = image_size // self.factor
         self.spec = TokenSpec(
             segments=(Segment("grid", (side, side), offset=0, size=vocab_size),),
-            dim=code_width,
+            dim=self.quantize.dim,
             order="raster",
             vocabulary="learned",
             decodes="pixels",
@@ -160,7 +221,7 @@ class VQGAN(ZooModule):
         self.load_weights(weights)
 
     def encode(self, images: Shaped[Tensor, "b 3 h w"]) -> Tokens:
-        """Nearest code of each cell."""
+        """Nearest, or with ``gumbel`` most likely, code of each cell."""
         ids = self.quantize.encode(self.features(as_pixels(images, multiple_of=self.factor)))
         return Tokens(rearrange(ids, "b gh gw -> b (gh gw)"), None, self.spec.with_grid((ids.shape[1], ids.shape[2])))
 
@@ -174,7 +235,7 @@ class VQGAN(ZooModule):
         low, high = (int(x) for x in tokens.ids.aminmax())
         if low < 0 or high >= self.spec.vocab_size:
             raise ValueError(f"ids must lie in 0..{self.spec.vocab_size - 1}, got {low}..{high}")
-        return ((self.pixels(self.embed(tokens.grid())).float() + 1) / 2).clamp(0, 1)
+        return self._unit(self.pixels(self.embed(tokens.grid())).float()).clamp(0, 1)
 
     def embed(self, ids: Int[Tensor, "b *n"]) -> Float[Tensor, "b *n d"]:
         """Rows of the codebook."""
@@ -182,13 +243,21 @@ class VQGAN(ZooModule):
 
     def features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b gh gw d"]:
         """What is quantized, of images in [0, 1] that are checked already."""
-        x = (2 * images - 1).contiguous(memory_format=torch.channels_last)
+        x = self._seen(images).contiguous(memory_format=torch.channels_last)
         return rearrange(self.quant_conv(self.encoder(x)), "b d gh gw -> b gh gw d")
 
     def pixels(self, vectors: Float[Tensor, "b gh gw d"]) -> Float[Tensor, "b 3 h w"]:
-        """The decoder's pixels, about in [-1, 1]."""
+        """The decoder's pixels in the range that the networks see, not clamped."""
         z = rearrange(vectors, "b gh gw d -> b d gh gw").contiguous(memory_format=torch.channels_last)
         return self.decoder(self.post_quant_conv(z))
+
+    def _seen(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """From [0, 1] to the range of the networks."""
+        return 2 * images - 1 if self.signed else images
+
+    def _unit(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """And back."""
+        return (pixels + 1) / 2 if self.signed else pixels
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Eq. 4-7: reconstruction, codebook and adversarial terms of the autoencoder plus the discriminator's loss.
@@ -196,50 +265,65 @@ class VQGAN(ZooModule):
         Outside training the loss is that of the autoencoder without the adversarial term.
         """
         images = as_pixels(batch["image"], multiple_of=self.factor)
-        target = 2 * images - 1
+        if isinstance(self.quantize, GumbelQuantizer) and self.training:
+            self.quantize.tau = cosine(self.global_step, *self.tau)
+        target = self._seen(images)
         quantized = self.quantize(self.features(images))
         output = self.pixels(quantized.vectors).float()
         distance = F.l1_loss(output, target) if self.pixel_loss == "l1" else F.mse_loss(output, target)
         terms = {"pixel": distance}
         if self.perceptual != "none":
-            terms["perceptual"] = self.perceptual_distance((output + 1) / 2, images).mean()
+            terms["perceptual"] = self.perceptual_distance(self._unit(output), images).mean()
             distance = distance + self.perceptual_weight * terms["perceptual"]
         terms |= {"reconstruction": distance, "codebook": quantized.loss}
         loss = distance + self.codebook_weight * quantized.loss
-        loss = loss + self.adversarial_terms(target, output, distance, terms)
-        terms |= {"mse": F.mse_loss(output.detach().clamp(-1, 1), target) / 4} | quantized.terms
+        if self.discriminator is not None:
+            added, adversarial = self.adversarial_terms(self.discriminator, target, output, distance)
+            loss, terms = loss + added, terms | adversarial
+        terms |= {"mse": F.mse_loss(self._unit(output.detach()).clamp(0, 1), images)} | quantized.terms
         return {"loss": loss} | {name: value.detach() for name, value in terms.items()}
 
     def adversarial_terms(
         self,
+        discriminator: nn.Module,
         target: Float[Tensor, "b 3 h w"],
         output: Float[Tensor, "b 3 h w"],
         distance: Float[Tensor, ""],
-        terms: dict[str, Tensor],
-    ) -> Tensor:
-        """What both networks add to the objective; adds to ``terms`` what to look at."""
+    ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """What both networks add to the objective, and what to look at."""
         step = self.global_step if self.training else sys.maxsize
+        added = target.new_zeros(())
         if step < self.disc_start - self.disc_warmup:
             # zero gradients rather than none: DDP wants every parameter
-            return sum((0 * p.sum() for p in self.discriminator.parameters()), target.new_zeros(()))
+            return sum((0 * p.sum() for p in discriminator.parameters()), added), {}
+        terms = {}
         factor = self.disc_factor if step >= self.disc_start else 0.0
-        added = target.new_zeros(())
         if factor and self.training:
-            generator = generator_loss(self.adversarial, fixed_discriminator(self.discriminator, output))
-            weight = self.disc_weight * factor * generator.new_ones(())
+            generator = gan.generator_loss(self.adversarial, gan.fixed_discriminator(discriminator, output))
+            weight = torch.full_like(generator, self.disc_weight * factor)
             if self.adaptive:
-                weight = weight * adaptive_weight(distance, generator, self.decoder.conv_out.weight)
+                weight = weight * gan.adaptive_weight(distance, generator, self.decoder.conv_out.weight)
             added = weight * generator
-            terms |= {"generator": generator, "generator_weight": weight}
-        real, fake = self.discriminator(target), self.discriminator(output.detach())
-        discriminator = discriminator_loss(self.adversarial, real, fake)
-        terms |= {"discriminator": discriminator, "logits_real": real.mean(), "logits_fake": fake.mean()}
-        return added + self.disc_factor * discriminator if self.training else added
+            terms = {"generator": generator, "generator_weight": weight}
+        penalised = self.training and self.r1 > 0
+        target = target.detach().requires_grad_(penalised)
+        real, fake = discriminator(target), discriminator(output.detach())
+        loss = gan.discriminator_loss(self.adversarial, real, fake)
+        terms |= {"discriminator": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
+        if penalised:
+            terms["r1"] = gan.r1_penalty(real, target)
+            loss = loss + self.r1 * terms["r1"]
+        if self.lecam and self.training:
+            terms["lecam"] = gan.lecam(real, fake, *self.lecam_means.clone())
+            loss = loss + self.lecam * terms["lecam"]
+            means = torch.stack([terms["logits_real"], terms["logits_fake"]]).detach().float()
+            self.lecam_means.lerp_(mean_over_ranks(means), 1 - LECAM_DECAY)
+        return added + self.disc_factor * loss if self.training else added, terms
 
     def perceptual_distance(
         self, output: Float[Tensor, "b 3 h w"], images: Float[Tensor, "b 3 h w"]
     ) -> Float[Tensor, " b"]:
-        """One distance per image; builds the network at first use, which tokens do not need."""
+        """One distance per image in [0, 1]; builds the network at first use, which tokens do not need."""
         if "perceptual" not in self.frozen:
             backbone = Path(self.perceptual_backbone) if self.perceptual_backbone else None
             network = LPIPSLite0() if self.perceptual == "lite0" else LPIPS("vgg", backbone)
@@ -256,12 +340,17 @@ class VQGAN(ZooModule):
         super().optimizer_step(*args, **kwargs)
         update_codebooks(self)
 
+    def drop_discriminator(self) -> None:
+        """Leave the discriminator out of weights that are written from now on, and say so in them."""
+        self.absent["discriminator."] = NO_DISCRIMINATOR
+
 
 PAPER = "arXiv:2012.09841"
+TINY = Optim(lr=1e-3, betas=(0.5, 0.9), weight_decay=0.0, schedule="constant")
 register(
     "vqgan_tiny", VQGAN, paper=PAPER, image_size=32, width=32, multipliers=(1, 1, 2), blocks=1, attention=(8,),
     z_channels=16, vocab_size=64, code_width=8, perceptual="none", disc_width=8, disc_layers=2, disc_weight=0.1,
-    optim=Optim(lr=1e-3, betas=(0.5, 0.9), weight_decay=0.0, schedule="constant"),
+    optim=TINY,
 )  # fmt: skip
 register("vqgan_imagenet_f16_1024", VQGAN, paper=PAPER)
 register(

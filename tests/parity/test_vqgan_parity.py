@@ -1,0 +1,210 @@
+"""VQGAN against recorded outputs of taming-transformers and MaskGIT, stage by stage, and against diffusers, live."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from safetensors import safe_open
+
+from zoo.losses import adversarial as gan
+from zoo.models.vqgan import VQGAN
+from zoo.nn.patchgan import PatchGAN
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+
+
+def close(found, recorded, atol):
+    torch.testing.assert_close(found, recorded, atol=atol, rtol=1e-5)
+
+
+def last(x):
+    return rearrange(x, "b c h w -> b h w c")
+
+
+def first(x):
+    return rearrange(x, "b h w c -> b c h w")
+
+
+def recorded(name):
+    with safe_open(FIXTURES / f"{name}.safetensors", "pt") as file:
+        sizes = json.loads(file.metadata()["config"])["constructor"]
+        arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    return (
+        sizes,
+        {k: v for k, v in arrays.items() if not k.startswith("sd.")},
+        {k[3:]: v for k, v in arrays.items() if k.startswith("sd.")},
+    )
+
+
+def taming(sizes, state, **options):
+    """A VQGAN of the sizes of a taming constructor, with its weights loaded strictly."""
+    dd = sizes["ddconfig"]
+    model = VQGAN(
+        image_size=dd["resolution"], width=dd["ch"], multipliers=tuple(dd["ch_mult"]), blocks=dd["num_res_blocks"],
+        attention=tuple(dd["attn_resolutions"]), z_channels=dd["z_channels"], vocab_size=sizes["n_embed"],
+        code_width=sizes["embed_dim"], perceptual="none", disc="none", **options,
+    )  # fmt: skip
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def unit(images):
+    return (images + 1) / 2
+
+
+def test_taming_stage_by_stage():
+    sizes, a, state = recorded("taming_vqgan_tiny")
+    model = taming(sizes, state)
+    with torch.no_grad():
+        close(model.encoder(a["in.image"]), a["out.enc"], 5e-5)
+        close(model.quant_conv(a["out.enc"]), a["out.h"], 5e-5)
+        assert torch.equal(model.quantize.encode(last(a["out.h"])), a["out.ids"])
+        close(first(model.embed(a["out.ids"])), a["out.quant_lookup"], 2e-6)
+        close(model.pixels(last(a["out.quant"])), a["out.rec"], 5e-5)
+        close(model.pixels(model.embed(a["out.ids"])), a["out.rec_from_ids"], 5e-5)
+        tokens = model.encode(unit(a["in.image"]).clamp(0, 1) if a["in.image"].abs().max() <= 1 else None)
+        assert torch.equal(tokens.grid(), a["out.ids"])
+        close(model.decode(tokens), unit(a["out.rec_from_ids"]).clamp(0, 1), 1e-4)
+
+
+def test_taming_places_beta_on_the_codebook_loss():
+    """The value is the same either way: only gradients tell."""
+    sizes, a, state = recorded("taming_vqgan_tiny")
+    model = taming(sizes, state).train()
+    h = a["out.h"].clone().requires_grad_()
+    quantized = model.quantize(last(h))
+    close(first(quantized.vectors), a["out.quant"], 2e-6)
+    close(quantized.loss, a["out.loss_codebook"], 1e-6)
+    grads = torch.autograd.grad(quantized.loss, (h, model.quantize.embedding.weight), retain_graph=True)
+    close(grads[0], a["out.grad_loss_h"], 1e-7)
+    close(grads[1], a["out.grad_loss_codebook"], 1e-7)
+    probe = (model.pixels(quantized.vectors) * a["in.probe"]).sum()
+    close(torch.autograd.grad(probe, h)[0], a["out.grad_probe_h"], 5e-6)
+
+
+def test_taming_in_float64_is_at_the_noise_floor():
+    sizes, a, state = recorded("taming_vqgan_tiny")
+    model = taming(sizes, state).double()
+    with torch.no_grad():
+        h = model.quant_conv(model.encoder(a["in.image"].double()))
+        close(h.float(), a["out.h"], 5e-6)
+        close(model.decoder(model.post_quant_conv(a["out.quant"].double())).float(), a["out.rec"], 1e-5)
+
+
+def test_gumbel_stage_by_stage():
+    sizes, a, state = recorded("taming_gumbel_tiny")
+    model = taming(sizes, state, quantizer="gumbel", kl_weight=sizes["kl_weight"])
+    with torch.no_grad():
+        h = first(model.features(unit(a["in.image"])))
+        close(h, a["out.h"], 5e-5)
+        z = last(a["out.h"])
+        close(first(model.quantize.logits(z)), a["out.logits"], 5e-5)
+        quantized = model.quantize(z)
+        assert torch.equal(quantized.ids, a["out.ids"])
+        close(first(quantized.vectors), a["out.quant"], 5e-5)
+        torch.testing.assert_close(quantized.loss, a["out.loss_kl"], rtol=1e-4, atol=0)
+        close(model.pixels(last(a["out.quant"])), a["out.rec"], 5e-5)
+        model.quantize.train()
+        model.quantize.tau = float(a["in.tau"])
+        noisy = model.quantize(z, last(a["in.gumbel"]))
+        assert torch.equal(noisy.ids, a["out.noisy_ids"])
+        close(first(noisy.vectors), a["out.noisy_quant_hard"], 5e-5)
+        close(model.pixels(last(a["out.noisy_quant_hard"])), a["out.noisy_rec"], 5e-5)
+        model.quantize.straight_through = False
+        close(first(model.quantize(z, last(a["in.gumbel"])).vectors), a["out.noisy_quant_soft"], 5e-5)
+
+
+@pytest.fixture(scope="module")
+def disc():
+    sizes, a, state = recorded("taming_disc_tiny")
+    network = PatchGAN(sizes["ndf"], sizes["n_layers"])
+    network.load_state_dict(state)
+    return sizes, a, state, network
+
+
+def test_discriminator(disc):
+    _, a, state, network = disc
+    network.load_state_dict(state)
+    with torch.no_grad():
+        network.eval()
+        for side in ("real", "fake"):
+            close(network(a[f"in.{side}"]), a[f"out.logits_{side}_eval"], 2e-5)
+        network.train()
+        for side in ("real", "fake"):
+            close(network(a[f"in.{side}"]), a[f"out.logits_{side}_train"], 2e-5)
+    after = {k.removeprefix("out.after."): v for k, v in a.items() if k.startswith("out.after.")}
+    assert after
+    for name, value in after.items():
+        close(network.state_dict()[name], value, 2e-5)
+    for mode in ("train", "eval"):
+        real, fake = a[f"out.logits_real_{mode}"], a[f"out.logits_fake_{mode}"]
+        for kind in ("hinge", "vanilla"):
+            close(gan.discriminator_loss(kind, real, fake), a[f"out.{kind}_d_{mode}"], 2e-5)
+        close(gan.generator_loss("hinge", fake), a[f"out.gen_{mode}"], 2e-5)
+
+
+class Recorded(VQGAN):
+    """Its autoencoder is the one convolution of the fixture, its perceptual distance the squared error."""
+
+    def perceptual_distance(self, output, images):
+        return (4 * (output - images).square()).mean((1, 2, 3))  # of pixels in [-1, 1]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_whole_step_of_both_networks(disc, when):
+    sizes, a, state, _ = disc
+    model = Recorded(
+        image_size=32, width=32, multipliers=(1,), blocks=1, z_channels=4, code_width=4, vocab_size=4,
+        perceptual="lite0", perceptual_weight=sizes["perceptual_weight"], disc_width=sizes["ndf"],
+        disc_layers=sizes["n_layers"], disc_start=1 if when == "before" else 0, disc_weight=sizes["disc_weight"],
+        disc_factor=sizes["disc_factor"], codebook_weight=sizes["codebook_weight"],
+    ).train()  # fmt: skip
+    model.discriminator.load_state_dict(state)
+    weight = torch.nn.Parameter(a["in.last_weight"].clone())
+    model.decoder.conv_out.weight = weight
+    output = F.conv2d(a["in.feat"], weight, a["in.last_bias"], padding=1)
+    close(output, a["out.rec"], 2e-5)
+    target = a["in.real"]
+    perceptual = model.perceptual_distance(unit(output), unit(target)).mean()
+    distance = F.l1_loss(output, target) + model.perceptual_weight * perceptual
+    close(distance, a[f"out.g_{when}.nll_loss"], 2e-5)
+    added, terms = model.adversarial_terms(model.discriminator, target, output, distance)
+    total = distance + model.codebook_weight * a["in.codebook_loss"] + added
+    generator = total - (model.disc_factor * terms["discriminator"] if terms else 0.0)
+    close(generator, a[f"out.g_{when}.loss"], 2e-5)
+    total.backward()
+    # one backward pass: neither network's gradient holds anything of the other's loss
+    close(weight.grad, a[f"out.g_{when}.grad_last_weight"], 2e-5)
+    close(model.discriminator.main[0].weight.grad, a[f"out.d_{when}.grad_first_weight"], 2e-5)
+    if when == "before":
+        assert not terms and a["out.d_before.loss"] == 0
+    else:
+        close(terms["generator"], a["out.g_after.g_loss"], 2e-5)
+        close(terms["generator_weight"], a["out.g_after.d_weight"], 2e-5)
+        close(terms["discriminator"], a["out.d_after.loss"], 2e-5)
+
+
+def test_validation_has_no_adversarial_term(disc):
+    sizes, a, state, _ = disc
+    model = Recorded(
+        image_size=32,
+        width=32,
+        multipliers=(1,),
+        blocks=1,
+        z_channels=4,
+        code_width=4,
+        vocab_size=4,
+        disc_width=sizes["ndf"],
+        perceptual="lite0",
+    ).eval()
+    model.discriminator.load_state_dict(state)
+    with torch.no_grad():
+        output = a["out.rec"]
+        distance = F.l1_loss(output, a["in.real"])
+        distance = distance + model.perceptual_distance(unit(output), unit(a["in.real"])).mean()
+        added, _ = model.adversarial_terms(model.discriminator, a["in.real"], output, distance)
+    assert added == 0 and a["out.val.d_weight"] == 0
+    close(distance + sizes["codebook_weight"] * a["in.codebook_loss"], a["out.val.loss"], 2e-5)
