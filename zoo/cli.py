@@ -218,7 +218,7 @@ def _keep_old_metrics(log_dir: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without advertising tips, and without warnings about what is done on purpose (a run directory used again, a frozen trunk)."""
+    """Without advertising tips, and without warnings about what is done on purpose: old run folders, frozen trunks."""
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
 
     def no_tips(record: logging.LogRecord) -> bool:

@@ -29,6 +29,7 @@ from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
+from zoo.checkpoints import diffusers_vq, llamagen, maskgit_flax, taming
 from zoo.choices import one_of
 from zoo.losses import adversarial as gan
 from zoo.losses.perceptual import LPIPS, LPIPSLite0
@@ -65,6 +66,8 @@ class VQGAN(ZooModule):
         blocks: residual blocks per level of the encoder.
         attention: resolutions with self-attention, counted from ``image_size``.
         mid_attention: self-attention in the middle.
+        norm_groups: of the normalisation in taming's networks; fewer than the published 32 for narrow networks, where a
+            group of one channel would lose the brightness of flat areas.
         z_channels: channels between the networks and the 1x1 convolutions around the codebook.
         vocab_size: codes.
         code_width: width of a code.
@@ -76,6 +79,7 @@ class VQGAN(ZooModule):
         entropy_weight: of the entropy loss of ``vq``, ``l2`` and ``lfq``.
         kl_weight: of the KL divergence of ``gumbel``.
         tau: temperature of ``gumbel``: start, end, steps of the cosine between them.
+        codebook_decay: of the running means of ``ema``.
         codebook_init: ``random`` as published, or ``kmeans`` on the first training batch.
         restart_threshold: codes that are used less often per step than this move to a vector of the batch; 0 for
             never, as published.
@@ -110,6 +114,7 @@ class VQGAN(ZooModule):
         blocks: int = 2,
         attention: tuple[int, ...] = (16,),
         mid_attention: bool = True,
+        norm_groups: int = 32,
         z_channels: int = 256,
         vocab_size: int = 1024,
         code_width: int = 256,
@@ -120,6 +125,7 @@ class VQGAN(ZooModule):
         entropy_weight: float = 0.0,
         kl_weight: float = 1e-8,
         tau: tuple[float, float, int] = (0.9, 1e-6, 1_000_001),
+        codebook_decay: float = 0.99,
         codebook_init: Literal["random", "kmeans"] = "random",
         restart_threshold: float = 0.0,
         codebook_weight: float = 1.0,
@@ -161,8 +167,11 @@ class VQGAN(ZooModule):
         # Channels-last convolutions are faster on a CPU and on tensor cores.
         if self.signed:
             sizes |= {"resolution": image_size, "attention": attention, "mid_attention": mid_attention}
+            sizes |= {"groups": norm_groups}
             self.encoder = TamingEncoder(**sizes).to(memory_format=torch.channels_last)
             self.decoder = TamingDecoder(**sizes).to(memory_format=torch.channels_last)
+        elif norm_groups != 32:
+            raise ValueError(f"norm_groups is for the taming architecture; maskgit has 32 groups, not {norm_groups}")
         elif z_channels != code_width:
             raise ValueError(
                 f"the maskgit architecture quantizes the encoder's output: z_channels {z_channels} must be code_width "
@@ -180,7 +189,7 @@ class VQGAN(ZooModule):
             case "l2":
                 self.quantize = NormalisedQuantizer(vocab_size, code_width, beta, legacy, entropy_weight, **restarts)
             case "ema":
-                self.quantize = EMAQuantizer(vocab_size, code_width, beta, **restarts)
+                self.quantize = EMAQuantizer(vocab_size, code_width, beta, codebook_decay, **restarts)
             case "gumbel":
                 self.quantize = GumbelQuantizer(vocab_size, code_width, tau=tau[0], kl_weight=kl_weight)
             case "fsq":
@@ -340,10 +349,24 @@ class VQGAN(ZooModule):
         super().optimizer_step(*args, **kwargs)
         update_codebooks(self)
 
+    @classmethod
+    def from_taming_config(cls, path: str | Path, **overrides: Any) -> "VQGAN":
+        """The model of a ``config.yaml`` of taming or Latent Diffusion; ``overrides`` may hold ``weights``."""
+        return cls(**taming.constructor_arguments(path) | overrides)
+
+    @classmethod
+    def from_diffusers_config(cls, folder: str | Path, **overrides: Any) -> "VQGAN":
+        """The model of a folder that diffusers' ``VQModel`` wrote; ``overrides`` may hold ``weights``."""
+        return cls(**diffusers_vq.constructor_arguments(folder) | overrides)
+
     def drop_discriminator(self) -> None:
         """Leave the discriminator out of weights that are written from now on, and say so in them."""
         self.absent["discriminator."] = NO_DISCRIMINATOR
 
+
+VQGAN.formats = (
+    taming.VQGAN, diffusers_vq.VQMODEL, maskgit_flax.TOKENIZER, maskgit_flax.PORT, llamagen.VQ,
+)  # fmt: skip
 
 PAPER = "arXiv:2012.09841"
 TINY = Optim(lr=1e-3, betas=(0.5, 0.9), weight_decay=0.0, schedule="constant")
@@ -355,7 +378,8 @@ register(
 register("vqgan_imagenet_f16_1024", VQGAN, paper=PAPER)
 register(
     "vqgan_emoji", VQGAN, paper=PAPER, recipe="vqgan.yaml", image_size=64, width=32, multipliers=(1, 1, 2), blocks=1,
-    attention=(), z_channels=32, vocab_size=512, code_width=16, codebook_init="kmeans", restart_threshold=0.1,
-    perceptual="lite0", perceptual_weight=0.1, disc_width=16, disc_layers=2, disc_start=1400, disc_warmup=100,
-    disc_weight=0.1, optim=Optim(lr=2e-3, betas=(0.9, 0.99), min_lr=2e-5, warmup_steps=50, weight_decay=0.0),
+    attention=(), norm_groups=8, z_channels=32, vocab_size=512, code_width=16, quantizer="ema", codebook_decay=0.95,
+    codebook_init="kmeans", restart_threshold=0.2, pixel_loss="l2", perceptual="lite0", perceptual_weight=0.05, disc_width=16, disc_layers=2,
+    disc_start=1800, disc_warmup=200, disc_weight=0.1,
+    optim=Optim(lr=2e-3, betas=(0.9, 0.99), min_lr=2e-5, warmup_steps=50, weight_decay=0.0),
 )  # fmt: skip

@@ -17,15 +17,15 @@ GROUPS = 32
 EPS = 1e-6
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
+def group_norm(channels: int, groups: int = GROUPS) -> nn.GroupNorm:
     """The normalisation of every layer.
 
     Raises:
-        ValueError: for channels that 32 groups cannot share.
+        ValueError: for channels that the groups cannot share.
     """
-    if channels % GROUPS:
-        raise ValueError(f"the networks of VQGAN normalise {GROUPS} groups: {channels} channels are no multiple of it")
-    return nn.GroupNorm(GROUPS, channels, eps=EPS)
+    if channels % groups:
+        raise ValueError(f"the networks of VQGAN normalise {groups} groups: {channels} channels are no multiple of it")
+    return nn.GroupNorm(groups, channels, eps=EPS)
 
 
 class ResnetBlock(nn.Module):
@@ -35,13 +35,14 @@ class ResnetBlock(nn.Module):
         n_in: input channels.
         n_out: output channels.
         dropout: before the second convolution.
+        groups: of the normalisation.
     """
 
-    def __init__(self, n_in: int, n_out: int, dropout: float = 0.0):
+    def __init__(self, n_in: int, n_out: int, dropout: float = 0.0, groups: int = GROUPS):
         super().__init__()
-        self.norm1 = group_norm(n_in)
+        self.norm1 = group_norm(n_in, groups)
         self.conv1 = nn.Conv2d(n_in, n_out, 3, padding=1)
-        self.norm2 = group_norm(n_out)
+        self.norm2 = group_norm(n_out, groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(n_out, n_out, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(n_in, n_out, 1) if n_in != n_out else nn.Identity()
@@ -57,11 +58,12 @@ class AttnBlock(nn.Module):
 
     Args:
         channels: of input and output; also the width of the head.
+        groups: of the normalisation.
     """
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, groups: int = GROUPS):
         super().__init__()
-        self.norm = group_norm(channels)
+        self.norm = group_norm(channels, groups)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -103,13 +105,14 @@ class Middle(nn.Module):
         channels: of input and output.
         attention: off in LDM's ``noattn`` models, whose files have no entry for it.
         dropout: of the blocks.
+        groups: of the normalisation.
     """
 
-    def __init__(self, channels: int, attention: bool = True, dropout: float = 0.0):
+    def __init__(self, channels: int, attention: bool = True, dropout: float = 0.0, groups: int = GROUPS):
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, dropout)
-        self.attn_1 = AttnBlock(channels) if attention else nn.Identity()
-        self.block_2 = ResnetBlock(channels, channels, dropout)
+        self.block_1 = ResnetBlock(channels, channels, dropout, groups)
+        self.attn_1 = AttnBlock(channels, groups) if attention else nn.Identity()
+        self.block_2 = ResnetBlock(channels, channels, dropout, groups)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return self.block_2(self.attn_1(self.block_1(x)))
@@ -126,12 +129,24 @@ class Level(nn.Module):
         down: end with a downsampling.
         up: end with an upsampling.
         dropout: of the blocks.
+        groups: of the normalisation.
     """
 
-    def __init__(self, n_in: int, n_out: int, blocks: int, attention: bool, down: bool, up: bool, dropout: float):
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        blocks: int,
+        attention: bool,
+        down: bool,
+        up: bool,
+        dropout: float,
+        groups: int = GROUPS,
+    ):
         super().__init__()
-        self.block = nn.ModuleList(ResnetBlock(n_in if i == 0 else n_out, n_out, dropout) for i in range(blocks))
-        self.attn = nn.ModuleList(AttnBlock(n_out) for _ in range(blocks if attention else 0))
+        widths = [n_in, *[n_out] * blocks]
+        self.block = nn.ModuleList(ResnetBlock(widths[i], n_out, dropout, groups) for i in range(blocks))
+        self.attn = nn.ModuleList(AttnBlock(n_out, groups) for _ in range(blocks if attention else 0))
         self.downsample = Downsample(n_out) if down else None
         self.upsample = Upsample(n_out) if up else None
 
@@ -158,6 +173,8 @@ class TamingEncoder(nn.Module):
         mid_attention: attention between the two blocks in the middle.
         dropout: of the blocks.
         channels: of the image.
+        groups: of the normalisation; 32 as published, fewer for narrow networks: with one channel per group, flat
+            areas lose their brightness.
     """
 
     def __init__(
@@ -171,17 +188,18 @@ class TamingEncoder(nn.Module):
         mid_attention: bool = True,
         dropout: float = 0.0,
         channels: int = 3,
+        groups: int = GROUPS,
     ):
         super().__init__()
         widths = [width, *(width * m for m in multipliers)]
         last = len(multipliers) - 1
         self.conv_in = nn.Conv2d(channels, width, 3, padding=1)
         self.down = nn.ModuleList(
-            Level(widths[i], widths[i + 1], blocks, resolution // 2**i in attention, i < last, False, dropout)
+            Level(widths[i], widths[i + 1], blocks, resolution // 2**i in attention, i < last, False, dropout, groups)
             for i in range(last + 1)
         )
-        self.mid = Middle(widths[-1], mid_attention, dropout)
-        self.norm_out = group_norm(widths[-1])
+        self.mid = Middle(widths[-1], mid_attention, dropout, groups)
+        self.norm_out = group_norm(widths[-1], groups)
         self.conv_out = nn.Conv2d(widths[-1], z_channels, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b z gh gw"]:
@@ -204,6 +222,8 @@ class TamingDecoder(nn.Module):
         mid_attention: attention between the two blocks in the middle.
         dropout: of the blocks.
         channels: of the image.
+        groups: of the normalisation; 32 as published, fewer for narrow networks: with one channel per group, flat
+            areas lose their brightness.
     """
 
     def __init__(
@@ -217,17 +237,18 @@ class TamingDecoder(nn.Module):
         mid_attention: bool = True,
         dropout: float = 0.0,
         channels: int = 3,
+        groups: int = GROUPS,
     ):
         super().__init__()
         widths = [width * m for m in multipliers]
         widths.append(widths[-1])
         self.conv_in = nn.Conv2d(z_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1], mid_attention, dropout)
+        self.mid = Middle(widths[-1], mid_attention, dropout, groups)
         self.up = nn.ModuleList(
-            Level(widths[i + 1], widths[i], blocks + 1, resolution // 2**i in attention, False, i > 0, dropout)
+            Level(widths[i + 1], widths[i], blocks + 1, resolution // 2**i in attention, False, i > 0, dropout, groups)
             for i in range(len(multipliers))
         )
-        self.norm_out = group_norm(widths[0])
+        self.norm_out = group_norm(widths[0], groups)
         self.conv_out = nn.Conv2d(widths[0], channels, 3, padding=1)
 
     def forward(self, z: Float[Tensor, "b z gh gw"]) -> Float[Tensor, "b c h w"]:
