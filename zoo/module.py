@@ -88,13 +88,14 @@ class ZooModule(pl.LightningModule):
 
     def _log_losses(self, stage: str, batch: Batch) -> Tensor:
         terms = self.losses(batch)
+        size = len(batch["image"] if "image" in batch else batch["ids"])  # token shards may come without images
         self.log_dict(
             {f"{stage}/{name}": value.detach() for name, value in terms.items()},
-            batch_size=len(batch["image"]),
+            batch_size=size,
             sync_dist=stage != "train",
         )
         if stage == "train":
-            self.log("loss", terms["loss"].detach(), prog_bar=True, logger=False, batch_size=len(batch["image"]))
+            self.log("loss", terms["loss"].detach(), prog_bar=True, logger=False, batch_size=size)
         return terms["loss"]
 
     def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
