@@ -9,7 +9,7 @@ from torch import nn
 from toys import Toy, ToyData
 
 from zoo.module import ZooModule, plain
-from zoo.optim import Optim
+from zoo.optim import Optim, can_fuse
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec
 
 GRID = TokenSpec((Segment("grid", (2, 2), 0, 4),), dim=1)
@@ -147,3 +147,25 @@ def test_a_resumed_run_has_noise_of_its_own(tmp_path):
 def test_half_precision_weights_are_refused():
     with pytest.raises(ValueError, match="use bf16-mixed"):
         fit(Toy(), precision="bf16-true")
+
+
+@pytest.mark.parametrize(
+    ("options", "fused"),
+    [({}, True), ({"gradient_clip_val": 1.0}, True), ({"precision": "bf16-mixed"}, True),
+     ({"precision": "bf16-mixed", "gradient_clip_val": 1.0}, None)],
+)  # fmt: skip
+def test_the_optimizer_is_fused_unless_lightning_refuses_it(options, fused):
+    trainer = fit(Toy(), **options)
+    assert trainer.global_step == 4
+    assert [group["fused"] for group in trainer.optimizers[0].param_groups] == [fused] * 2
+
+
+def test_a_fused_optimizer_takes_the_steps_of_the_other(monkeypatch):
+    results = []
+    for fused in (True, False):
+        monkeypatch.setattr("zoo.module.can_fuse", lambda parameters, fused=fused: fused and can_fuse(parameters))
+        pl.seed_everything(0, verbose=False)
+        trainer = fit(model := Toy(optim=Optim(lr=0.05)))
+        assert trainer.optimizers[0].param_groups[0]["fused"] is (fused or None)
+        results.append(dict(model.state_dict()))
+    torch.testing.assert_close(*results)

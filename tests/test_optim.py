@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from zoo.optim import Optim, cosine, lr_factor, parameter_groups
+from zoo.optim import Optim, can_fuse, cosine, lr_factor, parameter_groups
 
 
 @pytest.mark.parametrize(
@@ -102,3 +102,9 @@ def test_optim_survives_weights_only_loading(tmp_path):
 def test_settings_that_do_not_exist_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} cannot be '{value}'"):
         inspect.unwrap(Optim.__init__)(Optim.__new__(Optim), **{name: value})  # beartype checks before it does
+
+
+def test_only_floating_parameters_on_cpu_or_cuda_are_fused():
+    assert can_fuse([nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))])
+    assert not can_fuse([nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, device="meta"))])
+    assert not can_fuse([nn.Parameter(torch.zeros(2, dtype=torch.complex64))])

@@ -88,6 +88,13 @@ def test_weights_are_resolved_or_explained(toy, tmp_path):
         zoo.create_model("dvae_tiny", weights=True)
 
 
+@pytest.mark.parametrize("reference", ["dvae_openai", "dvae_openai:openai"])
+def test_a_tokenizer_whose_weights_are_not_shipped_says_how_to_name_them(reference):
+    with pytest.raises(FileNotFoundError, match=r'cdn\.openai\.com.* tokenizer="dvae_openai:PATH"') as caught:
+        zoo.create_model("beit_base_patch16_224", tokenizer=reference)
+    assert "\n" not in str(caught.value)
+
+
 def test_references_say_where_the_weights_are_from():
     assert isinstance(registry.model_from("dvae_tiny:random"), zoo.DVAE)
     with pytest.raises(ValueError, match="'dvae_tiny:random' to use it untrained"):

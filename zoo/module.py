@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities.parsing import AttributeDict
 from torch import Tensor, nn
 
-from zoo.optim import Optim, lr_factor, parameter_groups
+from zoo.optim import Optim, can_fuse, lr_factor, parameter_groups
 from zoo.tokens import NotInvertible, Tokens, TokenSpec
 
 Batch = dict[str, Any]
@@ -114,8 +114,11 @@ class ZooModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         optim = self.optim_settings
         groups = parameter_groups(self.named_parameters(), optim, self.no_decay, self.layer_of, self.num_layers)
+        # In mixed precision Lightning refuses to clip the gradients of a fused optimizer, even without a scaler.
+        clipped_mixed = bool(self.trainer.gradient_clip_val) and str(self.trainer.precision).endswith("-mixed")
+        fused = not clipped_mixed and can_fuse(p for group in groups for p in group["params"])
         optimizer = torch.optim.AdamW(
-            groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay
+            groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=fused or None
         )
         total = optim.total_steps or self.trainer.estimated_stepping_batches
         if total == float("inf"):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zoo.choices import one_of
 
@@ -71,6 +71,11 @@ def lr_factor(optim: Optim, total_steps: int) -> Callable[[int], float]:
         return cosine(step - optim.warmup_steps, 1.0, floor, max(1, total_steps - optim.warmup_steps))
 
     return factor
+
+
+def can_fuse(parameters: Iterable[Tensor]) -> bool:
+    """Whether AdamW can update all of these in one pass over the memory, which is exact and several times faster."""
+    return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
 
 
 def parameter_groups(

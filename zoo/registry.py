@@ -230,6 +230,13 @@ def model_from(reference: str) -> Any:
             f"{name} has no default weights: write '{name}:PATH' for a file, '{name}:random' to use it untrained, "
             f"or 'ckpt:PATH' for a checkpoint of your own"
         )
+    available = find(name).weights
+    missing = available.get(source or next(iter(available), ""))
+    if missing is not None and missing.path is None:
+        raise FileNotFoundError(
+            f"the weights of {name} are not in the package and are never downloaded by themselves: get them from "
+            f"{missing.origin} and write '{name}:PATH', for a tokenizer tokenizer=\"{name}:PATH\""
+        )
     return create_model(name, weights=source or True)
 
 

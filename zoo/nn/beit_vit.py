@@ -10,11 +10,12 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.nn.relative_position import RelativePositionBias, position_bias, relative_position_index, table_rows
+from zoo.nn.stochastic_depth import add_branch, draw_depth
 
 EPS = 1e-6  # of every LayerNorm; transformers' BeitConfig defaults to 1e-12 and differs by 1e-3 in the logits
 STD = 0.02
@@ -58,15 +59,48 @@ class Attention(nn.Module):
         bias: Float[Tensor, "1 heads n n"] | None = None,
         rows: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b n d"] | Float[Tensor, "m d"]:
-        """Attend; with ``rows`` only these tokens of the batch are returned, one after the other."""
+        """Attend; with ``rows`` only these tokens of the batch are computed and returned, one after the other."""
         if self.relative_position_bias_table is not None:
             bias = position_bias(self.relative_position_bias_table, self.relative_position_index)
-        qkv = F.linear(x, self.qkv.weight, torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias]))
-        q, k, v = rearrange(qkv, "b n (three heads e) -> three b heads n e", three=3, heads=self.heads)
+        width = x.shape[-1]
+        if rows is None:
+            biases = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
+            q, k, v = self._heads(F.linear(x, self.qkv.weight, biases), 3)
+            return self.proj(rearrange(attend(q, k, v, bias), "b heads n e -> b n (heads e)"))
+        # Queries of the asked tokens, padded with others to the same number in every image; keys and values of all.
+        count = rows.sum(1)
+        token = rows.byte().argsort(dim=1, descending=True, stable=True)[:, : int(count.max())]
+        asked = (torch.arange(token.shape[1], device=x.device) < count[:, None]).flatten().nonzero()[:, 0]
+        places = token + torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
+        queries = x.flatten(0, 1).index_select(0, places.flatten()).unflatten(0, places.shape)
+        q = self._heads(F.linear(queries, self.qkv.weight[:width], self.q_bias), 1)[0]
+        biases = torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
+        k, v = self._heads(F.linear(x, self.qkv.weight[width:], biases), 2)
         if bias is not None:
-            bias = bias.to(q.dtype)
-        y = rearrange(F.scaled_dot_product_attention(q, k, v, attn_mask=bias), "b heads n e -> b n (heads e)")
-        return self.proj(y if rows is None else y[rows])
+            bias = rearrange(bias[0].index_select(1, token.flatten()), "heads (b m) n -> b heads m n", b=len(x))
+        y = rearrange(attend(q, k, v, bias), "b heads m e -> (b m) (heads e)")
+        return self.proj(torch.index_select(y, 0, asked))
+
+    def _heads(self, x: Float[Tensor, "b n _"], parts: int) -> Float[Tensor, "{parts} b heads n e"]:
+        return rearrange(x, "b n (p heads e) -> p b heads n e", p=parts, heads=self.heads)
+
+
+def attend(
+    q: Float[Tensor, "b heads m e"],
+    k: Float[Tensor, "b heads n e"],
+    v: Float[Tensor, "b heads n e"],
+    bias: Float[Tensor, "_ heads m n"] | None,
+) -> Float[Tensor, "b heads m e"]:
+    """Softmax attention with an additive bias.
+
+    Written out where PyTorch has no fused kernel: on the CPU with a bias that is trained, its own fallback takes more
+    passes over the scores.
+    """
+    bias = None if bias is None else bias.to(q.dtype)
+    if bias is None or q.device.type != "cpu" or not (bias.requires_grad and torch.is_grad_enabled()):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    return scores.add_(bias).softmax(-1) @ v
 
 
 class Mlp(nn.Module):
@@ -117,24 +151,32 @@ class Block(nn.Module):
         bias: Float[Tensor, "1 heads n n"] | None = None,
         rows: Bool[Tensor, "b n"] | None = None,
     ) -> Float[Tensor, "b n d"] | Float[Tensor, "m d"]:
-        """Transform all tokens; with ``rows`` everything after the attention runs on these tokens only."""
-        y = self.attn(self.norm1(x), bias, rows)
-        image = None
+        """Transform all tokens; with ``rows`` only these, of which the attention alone needs the others."""
+        rate = self.drop_path if self.training else 0.0
+        samples, weight = draw_depth(len(x), rate, x.device)
+        seen = x if samples is None else x.index_select(0, samples)
+        asked = rows if samples is None or rows is None else rows.index_select(0, samples)
+        y = self.attn(self.norm1(seen), bias, asked)
+        image, batch = None, len(x)
         if rows is not None:
-            image = rows.nonzero()[:, 0] if self.training and self.drop_path else None
-            x = x[rows]
-        batch = len(x) if rows is None else len(rows)
-        x = self._add(x, y, self.gamma_1, batch, image)
-        return self._add(x, self.mlp(self.norm2(x)), self.gamma_2, batch, image)
+            image = rows.nonzero()[:, 0]
+            x = torch.index_select(x.flatten(0, 1), 0, rows.flatten().nonzero()[:, 0])
+            samples, weight = _per_row(samples, weight, image)
+        x = add_branch(x, y, self.gamma_1, samples, weight)
+        samples, weight = draw_depth(batch, rate, x.device)
+        if image is not None:
+            samples, weight = _per_row(samples, weight, image)
+        seen = x if samples is None else x.index_select(0, samples)
+        return add_branch(x, self.mlp(self.norm2(seen)), self.gamma_2, samples, weight)
 
-    def _add(self, x: Tensor, branch: Tensor, gamma: Tensor | None, batch: int, image: Tensor | None) -> Tensor:
-        """``x + keep * gamma * branch`` in one pass over the tokens; ``image`` names the image of each row."""
-        scale = gamma
-        if self.training and self.drop_path:
-            keep = x.new_empty(batch, 1).bernoulli_(1 - self.drop_path) / (1 - self.drop_path)
-            keep = keep[:, None] if image is None else keep[image]
-            scale = keep if gamma is None else keep * gamma
-        return x + branch if scale is None else torch.addcmul(x, branch, scale)
+
+def _per_row(
+    samples: Tensor | None, weight: float | Tensor, image: Int[Tensor, " m"]
+) -> tuple[Tensor | None, float | Tensor]:
+    """The answer of :func:`draw_depth` for single tokens of these images."""
+    if samples is not None:
+        return torch.isin(image, samples).nonzero()[:, 0], weight
+    return None, weight[image] if isinstance(weight, Tensor) else weight
 
 
 class BeitViT(nn.Module):
