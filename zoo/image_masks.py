@@ -8,7 +8,7 @@ from torch import Tensor
 from zoo.tokens import TokenSpec
 
 
-def token_mask(spec: TokenSpec, mask: Bool[Tensor, "*b h w"], count: int, size: tuple[int, int]) -> Bool[Tensor, "b n"]:
+def token_mask(spec: TokenSpec, mask: Bool[Tensor, "..."], count: int, size: tuple[int, int]) -> Bool[Tensor, "b n"]:
     """Which tokens have a hidden pixel, in the flat order of the tokens.
 
     In each grid of the tokenizer, cells are equal shares of the image. Tokens of segments that are no grid may stand

@@ -38,7 +38,7 @@ from zoo.tokens import Tokens, TokenSpec, as_pixels, evaluating
 
 PUBLISHED_HEADS = 16  # of the released configuration; the paper says 8
 Pictures = dict[str, Float[Tensor, "b 3 h w"]]
-Order = Literal["confidence", "halton"]
+ORDERS = ("confidence", "halton")
 
 
 class MaskGIT(ZooModule):
@@ -172,8 +172,8 @@ class MaskGIT(ZooModule):
         choice_temperature: float = 4.5,
         sampling_temperature: float = 1.0,
         guidance: float = 0.0,
-        guidance_schedule: Literal["constant", "linear"] = "constant",
-        order: Order = "confidence",
+        guidance_schedule: str = "constant",
+        order: str = "confidence",
         noise: Noise | None = None,
         seed: int | None = None,
         generator: torch.Generator | None = None,
@@ -190,13 +190,14 @@ class MaskGIT(ZooModule):
             sampling_temperature: divides the logits; 0 takes the most likely token.
             guidance: w of classifier-free guidance, logits = (1 + w) conditional - w unconditional; 0 switches it off
                 (other code counts from 1: its scale is w + 1).
-            guidance_schedule: w in every step, or growing from 0 in the first to w in the last.
-            order: keep the most confident tokens, as the paper, or those next in the Halton sequence.
+            guidance_schedule: w in every step (``constant``), or from 0 in the first to w in the last (``linear``).
+            order: keep the most confident tokens (``confidence``, as the paper) or the next ones of the Halton sequence
+                (``halton``).
             noise: recorded noise to replay.
             seed: of the noise; with ``generator`` None as well, torch's global state is used.
             generator: of the noise.
         """
-        one_of("order", order, get_args(Order))
+        one_of("order", order, ORDERS)
         one_of("guidance_schedule", guidance_schedule, ("constant", "linear"))
         schedule = ("arccos" if order == "halton" else "cosine") if schedule is None else schedule
         one_of("schedule", schedule, get_args(MaskSchedule))
@@ -223,7 +224,7 @@ class MaskGIT(ZooModule):
     def inpaint(
         self,
         images: Shaped[Tensor, "b 3 h w"],
-        mask: Bool[Tensor, "*b h w"],
+        mask: Bool[Tensor, "..."],
         labels: Any = None,
         *,
         as_tokens: bool = False,
@@ -255,7 +256,7 @@ class MaskGIT(ZooModule):
         labels: Any = None,
         *,
         box: tuple[int, int, int, int] | None = None,
-        mask: Bool[Tensor, "*b h w"] | None = None,
+        mask: Bool[Tensor, "..."] | None = None,
         steps: int = 12,
         start: int = 2,
         **sampling: Any,
@@ -291,7 +292,7 @@ class MaskGIT(ZooModule):
     def outpaint(
         self,
         images: Shaped[Tensor, "b 3 h w"],
-        side: Literal["left", "right", "up", "down"] = "right",
+        side: str = "right",
         pixels: int | None = None,
         labels: Any = None,
         **sampling: Any,
@@ -300,7 +301,7 @@ class MaskGIT(ZooModule):
 
         Args:
             images: in [0, 1] or uint8, of the tokenizer's size across; along, they may be longer.
-            side: which.
+            side: ``left``, ``right``, ``up`` or ``down``.
             pixels: to add; None takes half a window, so that the model sees as much as it makes.
             labels: class of each image, for a class-conditional model.
             sampling: see :meth:`complete`.
