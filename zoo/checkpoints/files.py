@@ -11,7 +11,14 @@ from torch import Tensor
 from zoo.checkpoints import flax_msgpack, pickles
 
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict")  # Lightning and OpenMMLab, unilm, DeepSpeed, valeoai
-HF_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+HF_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ from zoo.nn.stylegan_discriminator import StyleGANDiscriminator
 from zoo.nn.taming import TamingDecoder, TamingEncoder
 from zoo.nn.vector_quantizer import VectorQuantizer
 from zoo.optim import Optim, cosine
-from zoo.registry import register
+from zoo.registry import Weights, register
 from zoo.tokens import Segment, Tokens, TokenSpec, as_pixels
 
 LECAM_DECAY = 0.999  # of the running means of logits, as in bytedance/1d-tokenizer
@@ -369,17 +369,79 @@ VQGAN.formats = (
 )  # fmt: skip
 
 PAPER = "arXiv:2012.09841"
-TINY = Optim(lr=1e-3, betas=(0.5, 0.9), weight_decay=0.0, schedule="constant")
+MASKGIT = "arXiv:2202.04200"
+LDM = "arXiv:2112.10752"
+LLAMAGEN = "arXiv:2406.06525"
+TINY = {
+    "image_size": 32, "width": 32, "multipliers": (1, 1, 2), "blocks": 1, "attention": (8,), "z_channels": 16,
+    "vocab_size": 64, "code_width": 16, "perceptual": "none", "disc_width": 8, "disc_layers": 2, "disc_weight": 0.1,
+    "optim": Optim(lr=1e-3, betas=(0.5, 0.9), weight_decay=0.0, schedule="constant"),
+}  # fmt: skip
+register("vqgan_tiny", VQGAN, paper=PAPER, **TINY)
+register("vqgan_gumbel_tiny", VQGAN, paper=PAPER, **TINY | {"quantizer": "gumbel", "kl_weight": 5e-4})
 register(
-    "vqgan_tiny", VQGAN, paper=PAPER, image_size=32, width=32, multipliers=(1, 1, 2), blocks=1, attention=(8,),
-    z_channels=16, vocab_size=64, code_width=8, perceptual="none", disc_width=8, disc_layers=2, disc_weight=0.1,
-    optim=TINY,
+    "vqgan_maskgit_tiny", VQGAN, paper=MASKGIT,
+    **TINY | {
+        "architecture": "maskgit", "legacy": False, "entropy_weight": 0.1, "pixel_loss": "l2", "perceptual": "lite0",
+        "perceptual_weight": 0.1, "adversarial": "non_saturating", "disc": "stylegan", "adaptive": False, "r1": 0.1,
+    },
 )  # fmt: skip
-register("vqgan_imagenet_f16_1024", VQGAN, paper=PAPER)
+
+
+def _published(origin: str, licence: str, note: str, tag: str = "published") -> dict[str, Weights]:
+    return {tag: Weights(origin=origin, licence=licence, note=note)}
+
+
+README = "the table of pretrained models in the README of CompVis/"
+# 8 GPUs x 12 images x base_learning_rate 4.5e-6 (configs/imagenet_vqgan.yaml)
+IMAGENET = Optim(lr=4.32e-4, betas=(0.5, 0.9), weight_decay=0.0, schedule="constant")
+register(
+    "vqgan_imagenet_f16_1024", VQGAN, paper=PAPER, recipe="paper/vqgan_imagenet_f16.yaml", disc_start=250_001,
+    weights=_published(README + "taming-transformers", "MIT", "ImageNet, 256 px"), optim=IMAGENET,
+)  # fmt: skip
+register(
+    "vqgan_imagenet_f16_16384", VQGAN, paper=PAPER, vocab_size=16384, disc_weight=0.75, disc_layers=2, optim=IMAGENET,
+    weights=_published(README + "taming-transformers", "MIT", "ImageNet, 256 px"),
+)  # fmt: skip
+register(
+    "vqgan_gumbel_f8", VQGAN, paper=PAPER, multipliers=(1, 1, 2, 4), attention=(32,), vocab_size=8192,
+    quantizer="gumbel", weights=_published(README + "taming-transformers", "MIT", "OpenImages, 256 px"),
+)  # fmt: skip
+for name, sizes in {
+    "f4": {"multipliers": (1, 2, 4), "attention": (), "z_channels": 3, "vocab_size": 8192},
+    "f4_noattn": {
+        "multipliers": (1, 2, 4), "attention": (), "mid_attention": False, "z_channels": 3, "vocab_size": 8192,
+        "disc_start": 11,
+    },
+    "f8": {"multipliers": (1, 2, 2, 4), "attention": (32,), "z_channels": 4, "vocab_size": 16384},
+    "f8_n256": {"multipliers": (1, 2, 2, 4), "attention": (32,), "z_channels": 4, "vocab_size": 256},
+    "f16": {"z_channels": 8, "vocab_size": 16384},
+}.items():  # fmt: skip
+    register(
+        f"ldm_vq_{name}", VQGAN, paper=LDM, code_width=sizes["z_channels"], disc_weight=0.75, **sizes,
+        weights=_published(README + "latent-diffusion", "MIT", "OpenImages, 256 px"),
+    )  # fmt: skip
+for size in (256, 512):
+    register(
+        f"vqgan_maskgit_{size}", VQGAN, paper=MASKGIT, image_size=size, architecture="maskgit", legacy=False,
+        entropy_weight=0.1, pixel_loss="l2", perceptual_weight=0.1, adversarial="non_saturating", disc="stylegan",
+        disc_weight=0.1, adaptive=False, r1=10.0, optim=Optim(lr=1e-4, betas=(0.0, 0.99), weight_decay=0.0),
+        weights=_published(
+            f"https://storage.googleapis.com/maskgit-public/checkpoints/tokenizer_imagenet{size}_checkpoint",
+            "Apache-2.0", f"ImageNet, {size} px", "google",
+        ),
+    )  # fmt: skip
+for name, sizes in {"16": {}, "8": {"multipliers": (1, 2, 2, 4), "attention": (32,)}}.items():
+    register(
+        f"llamagen_vq{name}", VQGAN, paper=LLAMAGEN, **sizes, vocab_size=16384, code_width=8, quantizer="l2",
+        legacy=False, pixel_loss="l2", disc_start=20_000, disc_weight=0.5, adaptive=False,
+        optim=Optim(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, schedule="constant"),
+        weights=_published(f"vq_ds{name}_c2i.pt of FoundationVision/LlamaGen", "MIT", "ImageNet, 256 px"),
+    )  # fmt: skip
 register(
     "vqgan_emoji", VQGAN, paper=PAPER, recipe="vqgan.yaml", image_size=64, width=32, multipliers=(1, 1, 2), blocks=1,
     attention=(), norm_groups=8, z_channels=32, vocab_size=512, code_width=16, quantizer="ema", codebook_decay=0.95,
-    codebook_init="kmeans", restart_threshold=0.2, pixel_loss="l2", perceptual="lite0", perceptual_weight=0.05, disc_width=16, disc_layers=2,
-    disc_start=1800, disc_warmup=200, disc_weight=0.1,
+    codebook_init="kmeans", restart_threshold=0.2, pixel_loss="l2", perceptual="lite0", perceptual_weight=0.05,
+    disc_width=16, disc_layers=2, disc_start=1800, disc_warmup=200, disc_weight=0.1,
     optim=Optim(lr=2e-3, betas=(0.9, 0.99), min_lr=2e-5, warmup_steps=50, weight_decay=0.0),
 )  # fmt: skip

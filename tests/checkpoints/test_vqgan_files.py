@@ -1,0 +1,334 @@
+"""VQGAN files as their projects write them: real names, real containers, equal tokens and pixels."""
+
+import argparse
+import json
+import sys
+import types
+
+import msgpack
+import pytest
+import torch
+from einops import rearrange
+
+import zoo
+from zoo.checkpoints import diffusers_vq, llamagen, maskgit_flax
+from zoo.checkpoints.export import save_weights
+from zoo.checkpoints.load import load_weights
+
+IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+
+
+def stirred(name, **overrides):
+    torch.manual_seed(1)
+    model = zoo.create_model(name, **overrides).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    return model
+
+
+def tokenizer_state(model):
+    return {name: v for name, v in model.state_dict().items() if not name.startswith("discriminator.")}
+
+
+def assert_same_tokenizer(found, expected):
+    found.eval()
+    for name, value in tokenizer_state(expected).items():
+        assert torch.equal(found.state_dict()[name], value), name
+    with torch.no_grad():
+        tokens = found.encode(IMAGES)
+        assert torch.equal(tokens.ids, expected.encode(IMAGES).ids)
+        assert torch.equal(found.decode(tokens), expected.decode(tokens))
+
+
+@pytest.fixture
+def old_lightning(monkeypatch):
+    """The class under which Lightning 1.0 stored a callback, in a module that exists only while a file is written."""
+    names = ["pytorch_lightning", "pytorch_lightning.callbacks", "pytorch_lightning.callbacks.model_checkpoint"]
+    callback = type("ModelCheckpoint", (), {"__module__": names[-1]})
+    with monkeypatch.context() as patch:
+        for name in names:
+            module = types.ModuleType(name)
+            patch.setitem(sys.modules, name, module)
+        sys.modules[names[-1]].ModelCheckpoint = callback
+        yield callback
+
+
+def taming_state(model, discriminator=True):
+    state = tokenizer_state(model)
+    if discriminator:
+        state |= {f"loss.discriminator.{k}": v for k, v in model.discriminator.state_dict().items()}
+    return state | {
+        "loss.perceptual_loss.scaling_layer.shift": torch.zeros(1, 3, 1, 1),
+        "loss.perceptual_loss.net.slice1.0.weight": torch.zeros(64, 3, 3, 3),
+        "loss.perceptual_loss.lin0.model.1.weight": torch.zeros(1, 64, 1, 1),
+    }
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("name", ["vqgan_tiny", "vqgan_gumbel_tiny"])
+def test_taming_checkpoint_of_old_lightning(tmp_path, old_lightning, name, zipped):
+    model = stirred(name)
+    content = {
+        "epoch": 3,
+        "global_step": 700,
+        "pytorch-lightning_version": "1.0.8",
+        "callbacks": {old_lightning: {"monitor": "val/rec_loss", "best_model_score": torch.tensor(0.5)}},
+        "optimizer_states": [{"state": {0: {"step": 1, "exp_avg": torch.zeros(2)}}, "param_groups": []}],
+        "lr_schedulers": [],
+        "state_dict": taming_state(model),
+    }
+    torch.save(content, tmp_path / "last.ckpt", _use_new_zipfile_serialization=zipped)
+    sys.modules.pop("pytorch_lightning.callbacks.model_checkpoint")
+    found = zoo.create_model(name, weights=tmp_path / "last.ckpt")
+    assert_same_tokenizer(found, model)
+    for key, value in model.discriminator.state_dict().items():
+        assert torch.equal(found.discriminator.state_dict()[key], value)
+
+
+def test_without_a_discriminator_that_fits_a_new_one_starts(tmp_path):
+    model = stirred("vqgan_tiny")
+    torch.save({"state_dict": taming_state(model)}, tmp_path / "f.ckpt")
+    wider = zoo.create_model("vqgan_tiny", disc_width=16)
+    fresh = {name: v.clone() for name, v in wider.discriminator.state_dict().items()}
+    wider.load_weights(str(tmp_path / "f.ckpt"))
+    assert_same_tokenizer(wider, model)
+    assert all(torch.equal(v, fresh[name]) for name, v in wider.discriminator.state_dict().items())
+    torch.save({"state_dict": taming_state(model, discriminator=False)}, tmp_path / "f.ckpt")
+    assert_same_tokenizer(zoo.create_model("vqgan_tiny", weights=tmp_path / "f.ckpt"), model)
+
+
+def test_first_stage_of_a_transformer(tmp_path):
+    model = stirred("vqgan_tiny")
+    state = {f"first_stage_model.{name}": v for name, v in taming_state(model).items()}
+    torch.save({"state_dict": state | {"transformer.tok_emb.weight": torch.zeros(4, 4)}}, tmp_path / "f.ckpt")
+    assert_same_tokenizer(zoo.create_model("vqgan_tiny", weights=tmp_path / "f.ckpt"), model)
+
+
+def test_wrong_sizes_and_remapping_are_refused(tmp_path):
+    model = stirred("vqgan_tiny")
+    torch.save({"state_dict": taming_state(model)}, tmp_path / "f.ckpt")
+    with pytest.raises(ValueError, match=r"quantize\.embedding\.weight is 64x16 in the file and 32x16 in the model"):
+        zoo.create_model("vqgan_tiny", vocab_size=32, weights=tmp_path / "f.ckpt")
+    torch.save({"state_dict": taming_state(model) | {"quantize.used": torch.arange(7)}}, tmp_path / "f.ckpt")
+    with pytest.raises(ValueError, match="subset of 7"):
+        zoo.create_model("vqgan_tiny", weights=tmp_path / "f.ckpt")
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+def test_a_checkpoint_that_asks_for_more_is_refused(tmp_path, capsys):
+    torch.save({"state_dict": taming_state(stirred("vqgan_tiny")), "callbacks": Evil()}, tmp_path / "f.ckpt")
+    with pytest.raises(ValueError, match="could run code"):
+        zoo.create_model("vqgan_tiny", weights=tmp_path / "f.ckpt")
+    assert "executed" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("old_names", [False, True])
+def test_diffusers_folder_round_trip(tmp_path, old_names):
+    model = stirred("vqgan_tiny")
+    diffusers_vq.save(model, tmp_path / "vq")
+    if old_names:
+        from safetensors.torch import load_file, save_file
+
+        state = load_file(tmp_path / "vq" / diffusers_vq.FILE)
+        modern = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+        renamed = {}
+        for name, value in state.items():
+            for new, old in modern.items():
+                name = name.replace(f".{new}.", f".{old}.")
+            renamed[name] = value
+        assert renamed.keys() != state.keys()
+        save_file(renamed, tmp_path / "vq" / diffusers_vq.FILE)
+    found = zoo.models.vqgan.VQGAN.from_diffusers_config(
+        tmp_path / "vq", weights=str(tmp_path / "vq"), perceptual="none", disc="none"
+    )
+    assert_same_tokenizer(found, model)
+
+
+def test_diffusers_settings_that_we_do_not_have_are_named(tmp_path):
+    diffusers_vq.save(stirred("vqgan_tiny"), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for change, sentence in (
+        ({"norm_type": "spatial"}, "norm_type spatial"),
+        ({"_class_name": "VQDiffusion"}, "class"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | change))
+        with pytest.raises(ValueError, match=sentence):
+            diffusers_vq.constructor_arguments(tmp_path)
+    with pytest.raises(ValueError, match="not maskgit with vq"):
+        diffusers_vq.save(stirred("vqgan_maskgit_tiny"), tmp_path)
+
+
+def flax_leaves(model):
+    """The state under Flax's names, from the table of the released layout, written independently of the reader."""
+    levels, blocks = len(model.encoder.down), len(model.encoder.down[0].block)
+    layers = {"norm1": "GroupNorm_0", "norm2": "GroupNorm_1", "conv1": "Conv_0", "conv2": "Conv_1",
+              "nin_shortcut": "Conv_2"}  # fmt: skip
+    order = {"encoder": [], "decoder": []}
+    order["encoder"] = [f"down.{i}.block.{j}" for i in range(levels) for j in range(blocks)]
+    order["encoder"] += [f"mid.{j}" for j in range(blocks)]
+    order["decoder"] = [f"mid.{j}" for j in range(blocks)]
+    order["decoder"] += [f"up.{i}.block.{j}" for i in reversed(range(levels)) for j in range(blocks)]
+    convs = {"encoder": ["conv_in", "conv_out"], "decoder": ["conv_in"]}
+    convs["decoder"] += [f"up.{i}.upsample_conv" for i in reversed(range(1, levels))] + ["conv_out"]
+    leaves = {"quantizer/codebook": model.quantize.embedding.weight}
+    for name, value in tokenizer_state(model).items():
+        part, _, rest = name.partition(".")
+        if part not in order:
+            continue
+        place, _, leaf = rest.rpartition(".")
+        block, _, layer = place.rpartition(".")
+        if place == "norm_out":
+            path = "GroupNorm_0"
+        elif place in convs[part]:
+            path = f"Conv_{convs[part].index(place)}"
+        else:
+            path = f"ResBlock_{order[part].index(block)}/{layers[layer]}"
+        last = "bias" if leaf == "bias" else "kernel" if value.ndim == 4 else "scale"
+        leaves[f"{part}/{path}/{last}"] = rearrange(value, "o i h w -> h w i o") if value.ndim == 4 else value
+    return leaves
+
+
+def as_flax(leaves):
+    tree = {}
+    for path, value in leaves.items():
+        *parents, leaf = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        array = value.detach().contiguous().numpy()
+        packed = msgpack.packb((array.shape, array.dtype.name, array.tobytes()), use_bin_type=True)
+        node[leaf] = msgpack.ExtType(1, packed)
+    return msgpack.packb({"params": tree}, use_bin_type=True)
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_maskgit_flax_bytes(tmp_path, blocks):
+    model = stirred("vqgan_maskgit_tiny", blocks=blocks)
+    (tmp_path / "tokenizer_imagenet256_checkpoint").write_bytes(as_flax(flax_leaves(model)))
+    found = zoo.create_model("vqgan_maskgit_tiny", blocks=blocks)
+    load_weights(found, tmp_path / "tokenizer_imagenet256_checkpoint")
+    assert_same_tokenizer(found, model)
+
+
+def test_released_flax_names_of_the_published_size():
+    """Where the released tree has its shortcuts: encoder blocks 4 and 8, decoder blocks 4 and 8, out x out."""
+    with torch.device("meta"):
+        model = zoo.create_model("vqgan_maskgit_256")
+    own = model.state_dict()
+    for leaf, width in (
+        ("encoder/ResBlock_4/Conv_2/kernel", 256), ("encoder/ResBlock_8/Conv_2/kernel", 512),
+        ("decoder/ResBlock_4/Conv_2/kernel", 256), ("decoder/ResBlock_8/Conv_2/kernel", 128),
+    ):  # fmt: skip
+        assert own[maskgit_flax.rename(leaf, 5, 2)].shape == (width, width, 1, 1)
+    assert sum(name.endswith("nin_shortcut.weight") for name in own) == 4
+    assert maskgit_flax.rename("decoder/Conv_5/kernel", 5, 2) == "decoder.conv_out.weight"
+    assert maskgit_flax.rename("decoder/Conv_1/bias", 5, 2) == "decoder.up.4.upsample_conv.bias"
+    assert maskgit_flax.rename("decoder/ResBlock_2/Conv_0/kernel", 5, 2) == "decoder.up.4.block.0.conv1.weight"
+
+
+def test_port_of_maskgit(tmp_path):
+    model = stirred("vqgan_maskgit_tiny")
+    torch.save(tokenizer_state(model), tmp_path / "maskgit-vqgan-imagenet-f16-256.bin")
+    assert_same_tokenizer(
+        zoo.create_model("vqgan_maskgit_tiny", weights=tmp_path / "maskgit-vqgan-imagenet-f16-256.bin"), model
+    )
+
+
+def llamagen_name(name, levels):
+    for ours, theirs in (("block_1", "0"), ("attn_1", "1"), ("block_2", "2")):
+        name = name.replace(f".mid.{ours}.", f".mid.{theirs}.")
+    parts = name.split(".")
+    if parts[1] in ("down", "up"):
+        level = int(parts[2]) if parts[1] == "down" else levels - 1 - int(parts[2])
+        kind = {"block": "res"}.get(parts[3], parts[3])
+        return ".".join([parts[0], "conv_blocks", str(level), kind, *parts[4:]])
+    return name
+
+
+def test_llamagen_checkpoint(tmp_path):
+    model = stirred("vqgan_tiny", quantizer="l2", legacy=False)
+    state = {llamagen_name(name, 3): v for name, v in tokenizer_state(model).items()}
+    assert "decoder.conv_blocks.0.res.1.conv1.weight" in state and "encoder.mid.1.proj_out.bias" in state
+    state["quantize.codebook_used"] = torch.zeros(65536)
+    content = {"model": state, "steps": 5, "args": argparse.Namespace(vq_model="VQ-16")}
+    torch.save(content, tmp_path / "vq_ds16_c2i.pt")
+    found = zoo.create_model("vqgan_tiny", quantizer="l2", legacy=False, weights=tmp_path / "vq_ds16_c2i.pt")
+    assert_same_tokenizer(found, model)
+    assert llamagen.rename("decoder.conv_blocks.0.attn.2.q.weight", 5) == "decoder.up.4.attn.2.q.weight"
+
+
+def test_our_file_without_the_discriminator(tmp_path):
+    model = stirred("vqgan_tiny")
+    model.drop_discriminator()
+    save_weights(model, tmp_path / "small.safetensors")
+    found = zoo.create_model(f"ckpt:{tmp_path / 'small.safetensors'}")
+    assert_same_tokenizer(found, model)
+    assert "training starts a new discriminator" in found.absent["discriminator."]
+    assert_same_tokenizer(zoo.create_model("vqgan_tiny", weights=tmp_path / "small.safetensors"), model)
+
+
+CONFIG = """
+model:
+  base_learning_rate: 4.5e-06
+  target: taming.models.vqgan.VQModel
+  params:
+    embed_dim: 256
+    n_embed: 16384
+    ddconfig: {double_z: false, z_channels: 256, resolution: 256, in_channels: 3, out_ch: 3, ch: 128,
+      ch_mult: [1, 1, 2, 2, 4], num_res_blocks: 2, attn_resolutions: [16], dropout: 0.0}
+    lossconfig:
+      target: taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator
+      params: {disc_conditional: false, disc_in_channels: 3, disc_start: 0, disc_weight: 0.75, disc_num_layers: 2,
+        codebook_weight: 1.0}
+"""
+
+
+def read_config(tmp_path, text, **overrides):
+    (tmp_path / "config.yaml").write_text(text)
+    with torch.device("meta"):
+        return zoo.models.vqgan.VQGAN.from_taming_config(tmp_path / "config.yaml", **overrides)
+
+
+def test_taming_configuration_is_the_preset(tmp_path):
+    found = read_config(tmp_path, CONFIG).init_args()
+    expected = zoo.create_model("vqgan_imagenet_f16_16384").init_args()
+    found.pop("optim"), expected.pop("optim")
+    assert found == expected
+
+
+def test_gumbel_and_ldm_configurations(tmp_path):
+    gumbel = CONFIG.replace("VQModel", "GumbelVQ").replace(
+        "    embed_dim: 256\n",
+        "    embed_dim: 256\n    kl_weight: 1.0e-08\n    temperature_scheduler_config:\n"
+        "      target: taming.lr_scheduler.LambdaWarmUpCosineScheduler\n      params: {warm_up_steps: 0,"
+        " lr_min: 1.0e-06, lr_max: 0.9, lr_start: 0.9, max_decay_steps: 1000001, verbosity_interval: 0}\n",
+    )
+    model = read_config(tmp_path, gumbel)
+    assert model.hparams["quantizer"] == "gumbel" and model.tau == (0.9, 1e-6, 1_000_001)
+    noattn = CONFIG.replace("dropout: 0.0", "dropout: 0.0, attn_type: none").replace(
+        "taming.models.vqgan.VQModel", "ldm.models.autoencoder.VQModelInterface"
+    )
+    assert not any(".attn" in name for name in read_config(tmp_path, noattn).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("n_embed: 16384", "n_embed: 16384\n    remap: data/used.npy", "remap is not supported"),
+        ("double_z: false", "double_z: true", "KL autoencoder"),
+        ("vqgan.VQModel", "vqgan.EMAVQ", "the model EMAVQ is not supported"),
+        ("disc_conditional: false", "disc_conditional: true", "disc_conditional is not supported"),
+        ("disc_conditional: false", "use_actnorm: true", "use_actnorm is not supported"),
+        ("in_channels: 3", "in_channels: 1", "number of channels"),
+        ("dropout: 0.0", "droput: 0.0", "droput"),
+    ],
+)
+def test_settings_that_we_do_not_have_are_named(tmp_path, old, new, sentence):
+    assert old in CONFIG
+    with pytest.raises(ValueError, match=sentence):
+        read_config(tmp_path, CONFIG.replace(old, new, 1))

@@ -1,0 +1,153 @@
+"""``VQModel`` of diffusers: the same networks as taming's under other names, read and written.
+
+Attention projections are linear layers there and 1x1 convolutions here; ``up_blocks`` stand in the order in which they
+run.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from zoo.checkpoints.export import write_safetensors
+from zoo.checkpoints.format import Converted, Format, State
+from zoo.checkpoints.taming import with_discriminator
+
+FILE = "diffusion_pytorch_model.safetensors"
+ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
+OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # before diffusers 0.15
+MIDDLE = {"block_1": "resnets.0", "attn_1": "attentions.0", "block_2": "resnets.1"}
+
+
+def rename(name: str, levels: int) -> str:
+    """A name of taming in diffusers' spelling."""
+    name = name.replace("nin_shortcut", "conv_shortcut").replace("norm_out", "conv_norm_out")
+    for ours, theirs in ATTENTION.items():
+        name = re.sub(rf"(attn(?:_1|\.\d+))\.{ours}\.", rf"\1.{theirs}.", name)
+    for ours, theirs in MIDDLE.items():
+        name = name.replace(f".mid.{ours}.", f".mid_block.{theirs}.")
+    name = re.sub(r"\.up\.(\d+)\.", lambda m: f".up_blocks.{levels - 1 - int(m[1])}.", name)
+    name = re.sub(r"\.down\.(\d+)\.", r".down_blocks.\1.", name)
+    name = re.sub(r"(_blocks\.\d+)\.block\.", r"\1.resnets.", name)
+    name = re.sub(r"(_blocks\.\d+)\.attn\.", r"\1.attentions.", name)
+    return re.sub(r"\.(up|down)sample\.conv\.", r".\1samplers.0.conv.", name)
+
+
+def matches(state: State) -> bool:
+    """Diffusers' middle block and a codebook."""
+    return "encoder.mid_block.resnets.0.norm1.weight" in state and "quantize.embedding.weight" in state
+
+
+def convert(state: State, model: nn.Module) -> Converted:
+    """Rename to taming's names; what the model has no place for keeps its name and is refused."""
+    modern = {}
+    for name, value in state.items():
+        for old, new in OLD_ATTENTION.items():
+            name = re.sub(rf"(attentions\.\d+)\.{old}\.", rf"\1.{new}.", name)
+        modern[name] = value
+    own = {name: v for name, v in model.state_dict().items() if not name.startswith("discriminator.")}
+    levels = 1 + max(int(m[1]) for name in state if (m := re.match(r"decoder\.up_blocks\.(\d+)\.", name)))
+    names = {rename(name, levels): name for name in own}
+    kept = {}
+    for name, value in modern.items():
+        ours = names.get(name, name)
+        linear = ours in own and own[ours].ndim == 4 and value.ndim == 2
+        kept[ours] = value[:, :, None, None] if linear else value
+    kept, fresh = with_discriminator(kept, {}, model, "discriminator.")
+    return Converted(kept, fresh=fresh)
+
+
+VQMODEL = Format("VQModel of diffusers", matches, convert)
+
+
+def constructor_arguments(folder: str | Path) -> dict[str, Any]:
+    """The arguments of our ``VQGAN`` for the ``config.json`` in a folder of diffusers.
+
+    Raises:
+        FileNotFoundError: where there is none.
+        ValueError: naming a setting that is not supported.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}")
+    config = json.loads(path.read_text())
+    if config.get("_class_name") != "VQModel":
+        raise ValueError(f"{path} is of the class {config.get('_class_name')}, only VQModel is read")
+    widths = config["block_out_channels"]
+    kinds = config["down_block_types"]
+    expected = {
+        "in_channels": 3, "out_channels": 3, "act_fn": "silu", "norm_type": "group",
+        "up_block_types": [k.replace("Down", "Up").replace("Encoder", "Decoder") for k in reversed(kinds)],
+    }  # fmt: skip
+    for name, value in expected.items():
+        if config.get(name, value) != value:
+            raise ValueError(f"{path}: {name} {config[name]} is not supported, only {value} is")
+    if unknown := set(kinds) - {"DownEncoderBlock2D", "AttnDownEncoderBlock2D"}:
+        raise ValueError(f"{path}: the block {unknown.pop()} is not supported")
+    if any(width % widths[0] for width in widths):
+        raise ValueError(f"{path}: block_out_channels {widths} are not multiples of the first")
+    size = config["sample_size"]
+    return {
+        "image_size": size,
+        "width": widths[0],
+        "multipliers": tuple(width // widths[0] for width in widths),
+        "blocks": config["layers_per_block"],
+        "attention": tuple(size // 2**i for i, kind in enumerate(kinds) if kind.startswith("Attn")),
+        "mid_attention": config.get("mid_block_add_attention", True),
+        "norm_groups": config.get("norm_num_groups", 32),
+        "z_channels": config["latent_channels"],
+        "vocab_size": config["num_vq_embeddings"],
+        "code_width": config.get("vq_embed_dim") or config["latent_channels"],
+    }
+
+
+def save(model: nn.Module, folder: str | Path) -> Path:
+    """Write a VQGAN in the layout of diffusers, for ``VQModel.from_pretrained(folder)``.
+
+    Args:
+        model: a VQGAN of taming's architecture with a codebook trained by gradients.
+        folder: gets ``config.json`` and the weights.
+
+    Raises:
+        ValueError: for a model that ``VQModel`` cannot hold.
+    """
+    args = dict(model.hparams)  # type: ignore[arg-type]
+    if args.get("architecture") != "taming" or args.get("quantizer") != "vq":
+        raise ValueError(
+            f"diffusers' VQModel holds taming's networks with quantizer vq, not {args.get('architecture')} with "
+            f"{args.get('quantizer')}"
+        )
+    size, levels = args["image_size"], len(args["multipliers"])
+    attention = [size // 2**i in args["attention"] for i in range(levels)]
+    config = {
+        "_class_name": "VQModel",
+        "act_fn": "silu",
+        "block_out_channels": [args["width"] * m for m in args["multipliers"]],
+        "down_block_types": [f"{'Attn' * a}DownEncoderBlock2D" for a in attention],
+        "up_block_types": [f"{'Attn' * a}UpDecoderBlock2D" for a in reversed(attention)],
+        "in_channels": 3,
+        "out_channels": 3,
+        "latent_channels": args["z_channels"],
+        "layers_per_block": args["blocks"],
+        "lookup_from_codebook": False,
+        "mid_block_add_attention": args["mid_attention"],
+        "norm_num_groups": args["norm_groups"],
+        "norm_type": "group",
+        "num_vq_embeddings": args["vocab_size"],
+        "sample_size": size,
+        "vq_embed_dim": args["code_width"],
+    }
+    state: dict[str, Tensor] = {}
+    parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.embedding.")
+    for name, value in model.state_dict().items():
+        if name.startswith(parts):
+            theirs = rename(name, levels)
+            linear = ".attentions." in theirs and value.ndim == 4
+            state[theirs] = (value[:, :, 0, 0] if linear else value).detach().cpu().contiguous()
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_safetensors(state, folder / FILE, {"format": "pt"})
+    return folder
