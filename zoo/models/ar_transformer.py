@@ -25,7 +25,7 @@ from zoo.module import Batch, ZooModule
 from zoo.nn.gpt import GPT
 from zoo.nn.next_token import draw_next
 from zoo.optim import Optim
-from zoo.registry import register
+from zoo.registry import Weights, register
 from zoo.second_stage import allowed_ids, discrete_tokenizer, ids_of, labels_of, wanted_labels
 from zoo.tokens import Tokens, TokenSpec, evaluating
 
@@ -193,4 +193,13 @@ register(
     "ar_transformer_emoji", ARTransformer, paper=PAPER, recipe="ar_transformer.yaml", tokenizer="dvae_emoji",
     num_classes=9, width=192, depth=5, heads=6, dropout=0.1, pkeep=0.9,
     optim=Optim(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01, warmup_steps=100),
+)  # fmt: skip
+register(
+    "ar_transformer_cin", ARTransformer, paper=PAPER, tokenizer="vqgan_imagenet_f16_16384",
+    weights={
+        "published": Weights(
+            origin="2021-04-03T19-39-50_cin_transformer, linked in the README of CompVis/taming-transformers",
+            licence="MIT", note="ImageNet, 256 px; the transformer alone",
+        )
+    },
 )  # fmt: skip

@@ -32,7 +32,7 @@ from zoo.nn.maskgit_transformer import MaskGITTransformer
 from zoo.nn.parallel_decoding import Decoding, Noise, parallel_decode
 from zoo.nn.prenorm_maskgit import PreNormMaskGIT
 from zoo.optim import Optim
-from zoo.registry import register
+from zoo.registry import Weights, register
 from zoo.second_stage import NO_CLASS, allowed_ids, discrete_tokenizer, ids_of, labels_of, wanted_labels
 from zoo.tokens import Tokens, TokenSpec, as_pixels, evaluating
 
@@ -398,5 +398,27 @@ register(
 register(
     "maskgit_emoji", MaskGIT, paper=PAPER, recipe="maskgit.yaml", tokenizer="dvae_emoji", num_classes=9, width=192,
     depth=5, heads=6, mlp_width=512, class_dropout=0.1,
-    optim=Optim(lr=1e-3, betas=(0.9, 0.96), weight_decay=0.045, warmup_steps=100),
+    optim=Optim(lr=1.5e-3, betas=(0.9, 0.96), weight_decay=0.045, warmup_steps=100),
+)  # fmt: skip
+for size in (256, 512):
+    register(
+        f"maskgit_imagenet{size}", MaskGIT, paper=PAPER, tokenizer=f"vqgan_maskgit_{size}",
+        recipe="paper/maskgit_imagenet256.yaml" if size == 256 else None,
+        weights={
+            "google": Weights(
+                origin=f"https://storage.googleapis.com/maskgit-public/checkpoints/maskgit_imagenet{size}_checkpoint",
+                note=f"ImageNet, {size} px; the transformer alone",
+            )
+        },
+    )  # fmt: skip
+register(
+    "maskgit_imagenet256_valeoai", MaskGIT, paper=PAPER, tokenizer="vqgan_imagenet_f16_1024", class_dropout=0.1,
+    schedule="arccos", layout="valeoai",
+    optim=Optim(lr=1e-4, betas=(0.9, 0.96), weight_decay=0.01, schedule="constant"),
+    weights={
+        "valeoai": Weights(
+            origin="MaskGIT_ImageNet_256.pth of llvictorll/Maskgit-pytorch on the Hugging Face hub", licence="MIT",
+            note="ImageNet, 256 px; the transformer alone",
+        )
+    },
 )  # fmt: skip
