@@ -39,13 +39,16 @@ def image_rows(rows: Mapping[str, Float[Tensor, "b 3 h w"]], border: int = 2) ->
     return picture
 
 
-def line_plots(series: Mapping[str, Sequence[tuple[float, float]]], width: int = 320, height: int = 200) -> Any:
+def line_plots(
+    series: Mapping[str, Sequence[tuple[float, float]]], width: int = 320, height: int = 200, x_name: str = "step"
+) -> Any:
     """One small panel per quantity; curves that differ only in what stands before the slash share a panel.
 
     Args:
         series: ``train/loss`` and the like -> (step, value) pairs in order.
         width: of a panel in pixels.
         height: of a panel in pixels.
+        x_name: what stands before the range of the horizontal axis.
     """
     from PIL import Image, ImageDraw, ImageFont
 
@@ -64,7 +67,7 @@ def line_plots(series: Mapping[str, Sequence[tuple[float, float]]], width: int =
         ys = [y for points in curves.values() for _, y in points]
         low, high, first, last = min(ys), max(ys), min(xs), max(xs)
         draw.text((left, top), f"{quantity}   {low:.4g} to {high:.4g}", fill="black", font=font)
-        draw.text((left, y1 + 4), f"step {first:.0f} to {last:.0f}", fill="gray", font=font)
+        draw.text((left, y1 + 4), f"{x_name} {first:.0f} to {last:.0f}", fill="gray", font=font)
         draw.rectangle((x0, y0, x1, y1), outline="lightgray")
         for i, (stage, points) in enumerate(sorted(curves.items())):
             colour = COLOURS[i % len(COLOURS)]

@@ -1,0 +1,42 @@
+"""The speed comparison on a tiny pair: its record keeps the schema, and its curve is a picture."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SIZES = {"width": 16, "depth": 1, "heads": 2}
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    from zoo.registry import presets
+
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    before = set(presets())
+    yield importlib.import_module("maskgit_speed")
+    for name in set(presets()) - before:
+        del presets()[name]
+
+
+def test_record(benchmark):
+    from _record import check
+
+    record = benchmark.measure(16, 2, 4, 2, SIZES)
+    check(record)
+    seconds = record["metrics"]
+    assert seconds["speedup"] == pytest.approx(seconds["seconds_ar_cached"] / seconds["seconds_maskgit"])
+    assert len(record["protocol"]["all_seconds"]["maskgit"]) == 2
+
+
+def test_curve(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "COUNTS", (4, 16))
+    monkeypatch.setattr(benchmark, "STEPS", (1, 2))
+    series = benchmark.curve(tmp_path / "c.png", 1, 1, SIZES)
+    assert [x for x, _ in series["maskgit/seconds by steps"]] == [1, 2]
+    assert [x for x, _ in series["ar_cached/seconds by tokens"]] == [4, 16]
+    with Image.open(tmp_path / "c.png") as picture:
+        assert picture.size[0] > 300
