@@ -1,9 +1,26 @@
 """VQGAN: one step for both networks, with the weights, the order and the counters of the paper."""
 
+import dataclasses
+import math
+
+import lightning.pytorch as pl
 import pytest
 import torch
+from toys import ToyData
 
 import zoo
+from zoo import model_info
+from zoo.callbacks import EMA
+from zoo.losses.adversarial import (
+    adaptive_weight,
+    discriminator_loss,
+    fixed_discriminator,
+    generator_loss,
+    lecam,
+    r1_penalty,
+)
+from zoo.models.vqgan import VQGAN
+from zoo.nn.patchgan import PatchGAN
 
 
 @pytest.fixture
@@ -26,6 +43,7 @@ def test_before_its_start_the_discriminator_has_no_influence_and_does_not_learn(
     terms = model.losses(batch)
     terms["loss"].backward()
     torch.testing.assert_close(terms["loss"], terms["reconstruction"] + terms["codebook"])
+    assert "discriminator" not in terms
     assert all(p.grad is not None and not p.grad.any() for p in model.discriminator.parameters())
 
 
@@ -50,3 +68,222 @@ def test_running_statistics_see_real_then_fake_once(batch):
     assert norm.num_batches_tracked == 2
     expected = mean.lerp(seen[-2][1][0].mean((0, 2, 3)), 0.1).lerp(seen[-1][1][0].mean((0, 2, 3)), 0.1)
     torch.testing.assert_close(norm.running_mean, expected)
+
+
+class Clock(VQGAN):
+    """Remembers the step at which each batch was judged."""
+
+    def losses(self, batch):
+        terms = super().losses(batch)
+        self.__dict__.setdefault("seen", []).append((self.global_step, "generator" in terms, "discriminator" in terms))
+        return terms
+
+
+def fit(folder, model, ckpt=None, count=8, **options):
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder, num_sanity_val_steps=0, limit_val_batches=0, **options,
+    )  # fmt: skip
+    trainer.fit(model, ToyData(32, batch_size=2, count=count), ckpt_path=ckpt, weights_only=True)
+    return trainer
+
+
+SIZES = dict(model_info("vqgan_tiny").init_args)
+
+
+def test_steps_are_batches_and_survive_resuming(tmp_path):
+    model = Clock(**SIZES | {"disc_start": 5, "disc_warmup": 2})
+    trainer = fit(tmp_path, model, max_steps=4)
+    assert trainer.global_step == 4 and len(trainer.optimizers) == 1
+    assert model.seen == [(0, False, False), (1, False, False), (2, False, False), (3, False, True)]
+    trainer.save_checkpoint(tmp_path / "f.ckpt")
+    again = Clock(**SIZES | {"disc_start": 5, "disc_warmup": 2})
+    trainer = fit(tmp_path, again, ckpt=tmp_path / "f.ckpt", max_steps=7)
+    assert trainer.global_step == 7
+    assert again.seen == [(4, False, True), (5, True, True), (6, True, True)]
+
+
+def test_accumulated_batches_are_one_step(tmp_path):
+    model = Clock(**SIZES | {"disc_start": 1})
+    trainer = fit(tmp_path, model, max_steps=2, accumulate_grad_batches=2)
+    assert trainer.global_step == 2 and [step for step, _, _ in model.seen] == [0, 0, 1, 1]
+    assert [on for _, on, _ in model.seen] == [False, False, True, True]
+
+
+def test_resuming_is_exact(tmp_path):
+    """Four steps at once, and two steps twice: the same weights, running statistics and moments of both networks."""
+
+    def make():
+        torch.manual_seed(5)
+        return VQGAN(**SIZES | {"disc_start": 1, "lecam": 0.1})
+
+    whole = make()
+    fit(tmp_path, whole, count=2, max_steps=4)
+    first = make()
+    fit(tmp_path, first, count=2, max_steps=2).save_checkpoint(tmp_path / "f.ckpt")
+    second = make()
+    fit(tmp_path, second, ckpt=tmp_path / "f.ckpt", count=2, max_steps=4)
+    assert second.discriminator.main[3].num_batches_tracked == 2 * 3 and second.lecam_means.any()
+    # a fiftieth of one step's change: the key bias of attention has no influence, and Adam magnifies its rounding
+    torch.testing.assert_close(dict(second.state_dict()), dict(whole.state_dict()), rtol=1e-4, atol=2e-5)
+
+
+def test_clipping_bounds_both_networks_together(tmp_path):
+    norms = []
+
+    class Watched(VQGAN):
+        def optimizer_step(self, *args, **kwargs):
+            super().optimizer_step(*args, **kwargs)
+            grads = [p.grad for p in self.parameters()]
+            norms.append(torch.cat([g.flatten() for g in grads]).norm().item())
+            assert all(g.any() for g in (self.encoder.conv_in.weight.grad, self.discriminator.main[0].weight.grad))
+
+    fit(tmp_path, Watched(**SIZES), max_steps=2, gradient_clip_val=0.01)
+    assert norms == pytest.approx([0.01, 0.01], rel=1e-3)
+
+
+def test_ema_averages_once_per_step_and_copies_statistics(tmp_path):
+    model = VQGAN(**SIZES)
+    before = model.decoder.conv_out.weight.detach().clone()
+    ema = EMA(decay=0.5, warmup=False, update_every_n_steps=2)
+    seen = []
+
+    class Raw(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            seen.append(pl_module.decoder.conv_out.weight.detach().clone())
+
+    fit(tmp_path, model, max_steps=4, callbacks=[Raw(), ema])
+    # updates after steps 1 and 3: the first copies, and running statistics are those of the latest
+    expected = 0.5 * seen[0] + 0.5 * seen[2]
+    torch.testing.assert_close(model.decoder.conv_out.weight.detach(), expected)
+    assert not torch.allclose(expected, before) and model.discriminator.main[3].num_batches_tracked == 2 * 3
+
+
+def test_adaptive_weight_is_the_ratio_of_gradients():
+    weight = torch.nn.Parameter(torch.tensor([[3.0, 4.0]]))
+    for scale, expected in ((2.0, 5.0 / (10.0 + 1e-4)), (1e-4, 5.0 / (5e-4 + 1e-4)), (0.0, 1e4)):
+        found = adaptive_weight(weight.square().sum() / 2, scale * weight.square().sum() / 2, weight)
+        torch.testing.assert_close(found, torch.tensor(expected))
+        assert not found.requires_grad
+    assert adaptive_weight(1e6 * weight.sum(), 0 * weight.sum(), weight) == 1e4
+    with torch.no_grad():
+        assert adaptive_weight(weight.sum(), weight.sum(), weight) == 0
+
+
+def test_the_generator_term_reaches_pixels_but_no_discriminator_parameter():
+    network = PatchGAN(8, 2).train()
+    state = {name: v.clone() for name, v in network.state_dict().items()}
+    images = torch.rand(2, 3, 16, 16, requires_grad=True)
+    logits = fixed_discriminator(network, images)
+    logits.sum().backward()
+    assert images.grad.any() and all(p.grad is None for p in network.parameters())
+    torch.testing.assert_close(dict(network.state_dict()), state, rtol=0, atol=0)
+    torch.testing.assert_close(logits, network(images))  # batch statistics, as the reference in training mode
+
+
+def test_losses_of_both_sides_by_hand():
+    real, fake = torch.tensor([[2.0, 0.5]]), torch.tensor([[-2.0, 0.5]])
+    assert discriminator_loss("hinge", real, fake) == pytest.approx((0.25 + 0.75) / 2)
+    log = math.log
+    expected = (log(1 + math.exp(-2)) + log(1 + math.exp(-0.5))) / 2 + (
+        log(1 + math.exp(-2)) + log(1 + math.exp(0.5))
+    ) / 2
+    assert discriminator_loss("non_saturating", real, fake).item() == pytest.approx(expected, rel=1e-5)
+    assert discriminator_loss("vanilla", real, fake).item() == pytest.approx(expected / 2, rel=1e-5)
+    assert generator_loss("hinge", fake) == pytest.approx(0.75)
+    expected = (log(1 + math.exp(2)) + log(1 + math.exp(-0.5))) / 2
+    assert generator_loss("non_saturating", fake).item() == pytest.approx(expected, rel=1e-5)
+    means = torch.tensor(0.5), torch.tensor(-1.0)
+    # relu(D(x) + 1)^2 = 9, 2.25; relu(0.5 - D(y))^2 = 6.25, 0
+    assert lecam(real, fake, *means).item() == pytest.approx((9 + 2.25) / 2 + 6.25 / 2)
+
+
+def test_r1_is_the_squared_gradient_of_each_image():
+    weight = torch.nn.Parameter(torch.rand(3, 4, 4))
+    images = torch.rand(5, 3, 4, 4, requires_grad=True)
+    logits = (weight * images.square()).sum((1, 2, 3))[:, None]
+    penalty = r1_penalty(logits, images)
+    torch.testing.assert_close(penalty, (2 * weight * images).square().sum((1, 2, 3)).mean())
+    penalty.backward()
+    assert weight.grad.abs().sum() > 0
+
+
+def test_perceptual_distance_is_in_the_loss_and_its_network_outside_the_state(batch):
+    model = zoo.create_model("vqgan_tiny", perceptual="lite0", perceptual_weight=2.0, disc="none").train()
+    terms = model.losses(batch)
+    torch.testing.assert_close(terms["reconstruction"], terms["pixel"] + 2 * terms["perceptual"])
+    torch.testing.assert_close(terms["loss"], terms["reconstruction"] + terms["codebook"])
+    assert not model.frozen["perceptual"].training and not any("perceptual" in name for name in model.state_dict())
+
+
+def test_a_missing_backbone_is_named_before_training_and_not_needed_for_tokens(tmp_path):
+    model = zoo.create_model("vqgan_tiny", perceptual="lpips_vgg", perceptual_backbone=str(tmp_path / "vgg.pth"))
+    assert model.encode(torch.rand(1, 3, 32, 32)).ids.shape == (1, 64)
+    with pytest.raises(FileNotFoundError, match=r"vgg\.pth"):
+        fit(tmp_path, model, max_steps=1)
+
+
+def test_gumbel_follows_its_temperature():
+    model = zoo.create_model("vqgan_tiny", quantizer="gumbel", tau=(0.9, 0.1, 10))
+    model.train().losses({"image": torch.rand(2, 3, 32, 32)})
+    assert model.quantize.tau == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "tokens"),
+    [
+        ({"quantizer": "ema"}, 64),
+        ({"quantizer": "l2", "legacy": False}, 64),
+        ({"quantizer": "fsq", "levels": (4, 4, 4), "vocab_size": 64, "code_width": 3}, 64),
+        ({"quantizer": "lfq", "vocab_size": 64, "code_width": 6, "entropy_weight": 0.1}, 64),
+    ],
+)
+def test_every_quantizer_trains_and_decodes(batch, settings, tokens):
+    model = zoo.create_model("vqgan_tiny", **settings).train()
+    model.losses(batch)["loss"].backward()
+    assert model.encoder.conv_in.weight.grad.any()
+    found = model.eval().encode(batch["image"])
+    assert found.ids.shape == (4, tokens) and model.decode(found).shape == batch["image"].shape
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"quantizer": "fsq", "levels": (4, 4)}, "16 codes of width 2"),
+        ({"quantizer": "lfq"}, "65536 codes, not 64"),
+        ({"architecture": "maskgit", "code_width": 8}, "z_channels 16 must be code_width 8"),
+        ({"r1": 1.0}, "use disc: stylegan"),
+        ({"image_size": 30}, "not divisible by 4"),
+        ({"width": 20}, "20 channels"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        zoo.create_model("vqgan_tiny", **settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "tensors"),
+    [
+        ("vqgan_imagenet_f16_1024", 72.14, 343),
+        ("vqgan_gumbel_f8", 69.00, 301),
+        ("vqgan_maskgit_256", 54.52, 168),
+        ("llamagen_vq16", 71.88, 343),
+        ("llamagen_vq8", 70.11, 299),
+    ],
+)
+def test_published_sizes(name, millions, tensors):
+    """Counts of the released files (LlamaGen's has a usage counter more)."""
+    with torch.device("meta"):
+        model = zoo.create_model(name)
+    state = {key: v for key, v in model.state_dict().items() if not key.startswith("discriminator.")}
+    assert len(state) == tensors and round(sum(v.numel() for v in state.values()) / 1e6, 2) == millions
+
+
+def test_bad_tokens_are_refused():
+    model = zoo.create_model("vqgan_tiny").eval()
+    tokens = model.encode(torch.rand(1, 3, 32, 32))
+    with pytest.raises(ValueError, match=r"ids must lie in 0\.\.63"):
+        model.decode(dataclasses.replace(tokens, ids=tokens.ids + 64))
+    with pytest.raises(ValueError, match="another vocabulary"):
+        zoo.create_model("vqgan_tiny", vocab_size=32).decode(tokens)

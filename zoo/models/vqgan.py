@@ -383,7 +383,7 @@ register(
     "vqgan_maskgit_tiny", VQGAN, paper=MASKGIT,
     **TINY | {
         "architecture": "maskgit", "legacy": False, "entropy_weight": 0.1, "pixel_loss": "l2", "perceptual": "lite0",
-        "perceptual_weight": 0.1, "adversarial": "non_saturating", "disc": "stylegan", "adaptive": False, "r1": 0.1,
+        "adversarial": "non_saturating", "disc": "stylegan", "adaptive": False, "r1": 0.01,
     },
 )  # fmt: skip
 
