@@ -115,7 +115,9 @@ def test_resuming_is_exact(tmp_path):
 
     def make():
         torch.manual_seed(5)
-        return VQGAN(**SIZES | {"disc_start": 1, "lecam": 0.1})
+        # with this epsilon Adam does not magnify the rounding of gradients that are zero
+        optim = zoo.Optim(lr=0.1, betas=(0.5, 0.9), eps=1.0, weight_decay=0.0, schedule="constant")
+        return VQGAN(**SIZES | {"disc_start": 1, "lecam": 0.1, "optim": optim})
 
     whole = make()
     fit(tmp_path, whole, count=2, max_steps=4)
@@ -124,8 +126,7 @@ def test_resuming_is_exact(tmp_path):
     second = make()
     fit(tmp_path, second, ckpt=tmp_path / "f.ckpt", count=2, max_steps=4)
     assert second.discriminator.main[3].num_batches_tracked == 2 * 3 and second.lecam_means.any()
-    # a fiftieth of one step's change: the key bias of attention has no influence, and Adam magnifies its rounding
-    torch.testing.assert_close(dict(second.state_dict()), dict(whole.state_dict()), rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(dict(second.state_dict()), dict(whole.state_dict()), rtol=1e-4, atol=1e-6)
 
 
 def test_clipping_bounds_both_networks_together(tmp_path):
