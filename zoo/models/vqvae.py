@@ -9,8 +9,9 @@ Not implemented: the PixelCNN and PixelSnail priors, whose place any second stag
 Deviations: running means start at one instead of zero with de-biasing, see ``EMAQuantizer``; the reconstruction error
 is not divided by the variance of the data; one level has the 1x1 convolution in front of the codes that Sonnet's
 example has; k-means and restarts of unused codes are options of ours, off by default.
-Equations: VQ-VAE Eq. 1, 2 -> ``nn.nearest_code``; Eq. 3 -> ``losses``, ``nn.vector_quantizer.VectorQuantizer``; A.1 ->
-``nn.ema_quantizer.EMAQuantizer``; VQ-VAE-2 Algorithm 1 -> ``quantize``.
+Equations: VQ-VAE Eq. 1, 2 -> ``nn.nearest_code.nearest_code``; Eq. 3 -> ``VQVAE.losses``,
+``nn.vector_quantizer.VectorQuantizer``; A.1 -> ``nn.ema_quantizer.EMAQuantizer``; VQ-VAE-2 Algorithm 1 ->
+``VQVAE.quantize``.
 """
 
 from dataclasses import replace
