@@ -90,6 +90,10 @@ class InceptionFeatures(nn.Module):
     def forward(self, images: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         return self.network(images)
 
+    def logits(self, features: Float[Tensor, "b d"]) -> Float[Tensor, "b c"]:
+        """Class logits without bias (torch-fidelity's ``logits_unbiased``), for the Inception score."""
+        return features @ self.network.fc.weight.T
+
     def protocol(self) -> dict[str, Any]:
         digest = sha256(self.path)
         return {
