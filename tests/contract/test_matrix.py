@@ -51,11 +51,10 @@ def test_pair_trains_one_step_and_decodes(stage, tokenizer):
     spec = TINY[tokenizer].spec
     if spec.grid_shape is None and not hasattr(TINY[stage].cls, "generate"):
         # a model that predicts at patches needs one grid; whatever generates takes flat sequences of any layout
-        with pytest.raises(
-            ValueError, match=f"'{tokenizer}:random' does not make one: take a grid tokenizer"
-        ) as caught:
+        sentence = f"'{tokenizer}:random' does not make one: take a grid tokenizer"
+        with pytest.raises(ValueError, match=sentence) as caught:
             combine(stage, tokenizer)
-        assert "\n" not in str(e.value)
+        assert "\n" not in str(caught.value)
         return
     model = combine(stage, tokenizer).train()
     assert model.spec.vocab_size == spec.vocab_size
