@@ -382,8 +382,8 @@ register("vqgan_gumbel_tiny", VQGAN, paper=PAPER, **TINY | {"quantizer": "gumbel
 register(
     "vqgan_maskgit_tiny", VQGAN, paper=MASKGIT,
     **TINY | {
-        "architecture": "maskgit", "legacy": False, "entropy_weight": 0.1, "pixel_loss": "l2", "perceptual": "lite0",
-        "adversarial": "non_saturating", "disc": "stylegan", "adaptive": False, "r1": 0.01,
+        "architecture": "maskgit", "legacy": False, "entropy_weight": 0.1, "pixel_loss": "l2",
+        "adversarial": "non_saturating", "disc": "stylegan", "disc_factor": 0.1, "adaptive": False, "r1": 0.01,
     },
 )  # fmt: skip
 
