@@ -190,7 +190,7 @@ register(
     heads=4, optim=Optim(lr=3e-3, betas=(0.9, 0.95), weight_decay=0.01),
 )  # fmt: skip
 register(
-    "ar_transformer_emoji", ARTransformer, paper=PAPER, recipe="ar_transformer.yaml", tokenizer="dvae_emoji",
+    "ar_transformer_emoji", ARTransformer, paper=PAPER, recipe="ar_transformer.yaml", tokenizer="vqgan_emoji",
     num_classes=9, width=192, depth=5, heads=6, dropout=0.1, pkeep=0.9,
     optim=Optim(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01, warmup_steps=100),
 )  # fmt: skip

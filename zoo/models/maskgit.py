@@ -396,7 +396,7 @@ register(
     class_dropout=0.1, optim=Optim(lr=3e-3, betas=(0.9, 0.96)),
 )  # fmt: skip
 register(
-    "maskgit_emoji", MaskGIT, paper=PAPER, recipe="maskgit.yaml", tokenizer="dvae_emoji", num_classes=9, width=192,
+    "maskgit_emoji", MaskGIT, paper=PAPER, recipe="maskgit.yaml", tokenizer="vqgan_emoji", num_classes=9, width=192,
     depth=5, heads=6, mlp_width=512, class_dropout=0.1,
     optim=Optim(lr=1.5e-3, betas=(0.9, 0.96), weight_decay=0.045, warmup_steps=100),
 )  # fmt: skip

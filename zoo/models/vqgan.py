@@ -439,7 +439,9 @@ for name, sizes in {"16": {}, "8": {"multipliers": (1, 2, 2, 4), "attention": (3
         weights=_published(f"vq_ds{name}_c2i.pt of FoundationVision/LlamaGen", "MIT", "ImageNet, 256 px"),
     )  # fmt: skip
 register(
-    "vqgan_emoji", VQGAN, paper=PAPER, recipe="vqgan.yaml", image_size=64, width=32, multipliers=(1, 1, 2), blocks=1,
+    "vqgan_emoji", VQGAN, paper=PAPER, recipe="vqgan.yaml",
+    weights={"emoji": Weights(file="vqgan_emoji.safetensors", note="recipes/vqgan.yaml on Twemoji, 64 px")},
+    image_size=64, width=32, multipliers=(1, 1, 2), blocks=1,
     attention=(), norm_groups=8, z_channels=32, vocab_size=512, code_width=16, quantizer="ema", codebook_decay=0.95,
     codebook_init="kmeans", restart_threshold=0.2, pixel_loss="l2", perceptual="lite0", perceptual_weight=0.05,
     disc_width=16, disc_layers=2, disc_start=1800, disc_warmup=200, disc_weight=0.1,
