@@ -1,0 +1,315 @@
+"""Q-Former: a transformer whose learned queries read an image, with a text branch that shares its self-attention.
+
+Source: BLIP-2 (Li et al. 2023, arXiv:2301.12597), Section 3.1; constants from salesforce/LAVIS
+``lavis/models/blip2_models/Qformer.py`` (commit 506965b), whose parameter names are kept.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from zoo.choices import one_of
+from zoo.nn.qformer_masks import HIDDEN
+
+EPS = 1e-12  # of BERT's LayerNorms
+Cache = list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class QFormerOutput:
+    """Last hidden states.
+
+    Args:
+        queries: of the queries, or None where there were none.
+        text: of the text, or None where there was none.
+        cache: keys and values of every layer's self-attention, ``b heads s c`` each, without those of the image.
+    """
+
+    queries: Float[Tensor, "b q d"] | None
+    text: Float[Tensor, "b t d"] | None
+    cache: Cache
+
+
+class QFormer(nn.Module):
+    """Queries that read an image, text that reads queries, or both in one sequence [queries ; text].
+
+    Args:
+        width: of queries and text.
+        depth: layers.
+        heads: attention heads.
+        mlp_width: hidden units of the feed-forward networks.
+        image_width: of the image tokens.
+        vocab_size: words of the text branch; 0 builds none, as in BLIP-2's second stage.
+        max_positions: longest text.
+        cross_every: layers ``0, n, 2n, ...`` read the image.
+        mixing: how they do: ``self_then_cross`` (BLIP-2: self-attention, then a cross-attention of its own);
+            ``joint`` (one attention with keys and values from [image ; queries ; text], as in Flamingo's resampler);
+            ``cross_only`` (queries read the image and never each other; without a text branch).
+        norm: LayerNorm after each residual sum (``post``, BERT and BLIP-2) or before each sublayer (``pre``).
+        bias: whether linear layers have one.
+        dropout: of hidden states and attention.
+    """
+
+    def __init__(
+        self,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_width: int = 3072,
+        image_width: int = 1408,
+        vocab_size: int = 30523,
+        max_positions: int = 512,
+        cross_every: int = 2,
+        mixing: Literal["self_then_cross", "joint", "cross_only"] = "self_then_cross",
+        norm: Literal["post", "pre"] = "post",
+        bias: bool = True,
+        dropout: float = 0.1,
+    ):
+        super().__init__()
+        one_of("mixing", mixing, ("self_then_cross", "joint", "cross_only"))
+        one_of("norm", norm, ("post", "pre"))
+        if min(width, depth, heads, mlp_width, image_width, cross_every) < 1 or width % heads:
+            raise ValueError(f"width must be a multiple of heads, and all sizes at least 1; got {width} and {heads}")
+        if mixing == "cross_only" and (vocab_size or cross_every != 1):
+            raise ValueError(
+                "mixing='cross_only' has no path between queries and text, and its queries need the image in every "
+                "layer: set vocab_size=0 and cross_every=1, or take self_then_cross or joint"
+            )
+        self.width, self.vocab_size, self.max_positions, self.mixing = width, vocab_size, max_positions, mixing
+        self.bert = _Bert(
+            width, depth, heads, mlp_width, image_width, vocab_size, max_positions, cross_every, mixing, norm == "pre",
+            bias, dropout,
+        )  # fmt: skip
+        if vocab_size:
+            self.cls = nn.ModuleDict({"predictions": _LanguageHead(width, vocab_size)})
+            self.cls["predictions"].decoder.weight = self.bert.embeddings.word_embeddings.weight
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """N(0, 0.02) for matrices and embeddings, as BERT; the query branch starts as a copy of the text branch."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        if self.vocab_size:
+            self.copy_text_to_query_branch()
+
+    @torch.no_grad()
+    def copy_text_to_query_branch(self) -> None:
+        """Start the queries' feed-forward networks from the text's, as BLIP-2 does after loading BERT."""
+        for layer in self.bert.encoder.layer:
+            layer.intermediate_query.load_state_dict(layer.intermediate.state_dict())
+            layer.output_query.load_state_dict(layer.output.state_dict())
+
+    def forward(
+        self,
+        queries: Float[Tensor, "b q d"] | None = None,
+        image: Float[Tensor, "b n e"] | None = None,
+        text: Int[Tensor, "b t"] | None = None,
+        mask: Float[Tensor, "#b 1 _ _"] | None = None,
+        cache: Cache | None = None,
+        offset: int = 0,
+    ) -> QFormerOutput:
+        """One pass over [queries ; text].
+
+        Args:
+            queries: learned queries; they get no positions.
+            image: what the queries read.
+            text: ids; positions start at ``offset``, whatever stands in front.
+            mask: added to the scores of the self-attention, rows of this pass by columns of the cache and this pass;
+                see ``zoo.nn.qformer_masks``. None: everything is visible.
+            cache: keys and values of an earlier pass, which stand in front of this one's.
+            offset: position of the first text token.
+
+        Raises:
+            ValueError: for queries without an image, for text without a text branch, or for too long a text.
+        """
+        if (queries is None) != (image is None):
+            raise ValueError("queries read an image: give both, or neither for a pass over text alone")
+        if text is not None and not self.vocab_size:
+            raise ValueError("this Q-Former has no text branch (vocab_size is 0)")
+        if text is not None and offset + text.shape[1] > self.max_positions:
+            raise ValueError(
+                f"a text of {offset + text.shape[1]} tokens is longer than the {self.max_positions} positions: cut it"
+            )
+        x = self.bert.embeddings(queries, text, offset)
+        found: Cache = []
+        for i, layer in enumerate(self.bert.encoder.layer):
+            x, keys_values = layer(x, 0 if queries is None else queries.shape[1], image, mask, cache and cache[i])
+            found.append(keys_values)
+        x = self.bert.encoder.final(x)
+        split = 0 if queries is None else queries.shape[1]
+        return QFormerOutput(x[:, :split] if split else None, x[:, split:] if text is not None else None, found)
+
+    def word_logits(self, text: Float[Tensor, "b t d"]) -> Float[Tensor, "b t v"]:
+        """Scores of the next word from the last hidden states of the text."""
+        return self.cls["predictions"](text)
+
+
+class _Bert(nn.Module):
+    """The container that gives the published names their prefix."""
+
+    def __init__(self, width, depth, heads, mlp_width, image_width, vocab_size, max_positions, cross_every, mixing, pre,
+                 bias, dropout):  # fmt: skip
+        super().__init__()
+        self.embeddings = _Embeddings(width, vocab_size, max_positions, dropout)
+        layers = [
+            _Layer(width, heads, mlp_width, image_width if i % cross_every == 0 else 0, bool(vocab_size), mixing, pre,
+                   bias, dropout)
+            for i in range(depth)
+        ]  # fmt: skip
+        self.encoder = nn.Module()
+        self.encoder.layer = nn.ModuleList(layers)
+        self.encoder.final = nn.LayerNorm(width, EPS) if pre else nn.Identity()
+
+
+class _Embeddings(nn.Module):
+    """Words with positions behind the queries, then one LayerNorm and dropout over both."""
+
+    def __init__(self, width: int, vocab_size: int, max_positions: int, dropout: float):
+        super().__init__()
+        if vocab_size:
+            self.word_embeddings = nn.Embedding(vocab_size, width)
+            self.position_embeddings = nn.Embedding(max_positions, width)
+        self.LayerNorm = nn.LayerNorm(width, EPS)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, queries: Tensor | None, text: Tensor | None, offset: int) -> Tensor:
+        parts = [] if queries is None else [queries]
+        if text is not None:
+            positions = torch.arange(offset, offset + text.shape[1], device=text.device)
+            parts.append(self.word_embeddings(text) + self.position_embeddings(positions))
+        if not parts:
+            raise ValueError("a pass needs queries, text, or both")
+        return self.dropout(self.LayerNorm(torch.cat(parts, dim=1)))
+
+
+class _Layer(nn.Module):
+    """Self-attention over all, cross-attention of the queries, then one feed-forward network per branch."""
+
+    def __init__(self, width, heads, mlp_width, image_width, text, mixing, pre, bias, dropout):
+        super().__init__()
+        self.mixing, self.reads_image = mixing, bool(image_width)
+        joint = image_width if mixing == "joint" else 0
+        if mixing != "cross_only":
+            self.attention = _Attention(width, heads, width, pre, bias, dropout, joint)
+        if self.reads_image and mixing != "joint":
+            self.crossattention = _Attention(width, heads, image_width, pre, bias, dropout)
+        if text:
+            self.intermediate = _Dense(width, mlp_width, bias)
+            self.output = _Output(mlp_width, width, pre, bias, dropout)
+        self.intermediate_query = _Dense(width, mlp_width, bias)
+        self.output_query = _Output(mlp_width, width, pre, bias, dropout)
+
+    def forward(self, x, num_queries, image, mask, cache):
+        keys_values = (x[:, :0], x[:, :0])
+        if self.mixing != "cross_only":
+            joint = image if self.mixing == "joint" and self.reads_image else None
+            x, keys_values = self.attention(x, None, mask, cache, joint, num_queries)
+        queries, text = x[:, :num_queries], x[:, num_queries:]
+        parts = []
+        if num_queries:
+            if self.reads_image and self.mixing != "joint":
+                queries, _ = self.crossattention(queries, image)
+            parts.append(self.output_query(queries, self.intermediate_query))
+        if text.shape[1]:
+            parts.append(self.output(text, self.intermediate))
+        return torch.cat(parts, dim=1), keys_values
+
+
+class _Attention(nn.Module):
+    """Attention, projection, dropout, residual sum and LayerNorm."""
+
+    def __init__(self, width, heads, source_width, pre, bias, dropout, joint_width=0):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.self = nn.Module()
+        self.self.query = nn.Linear(width, width, bias)
+        self.self.key = nn.Linear(source_width, width, bias)
+        self.self.value = nn.Linear(source_width, width, bias)
+        self.output = _Output(width, width, pre, bias, dropout)
+        if joint_width:
+            # Keys and values of the image are those of the queries' own projections, so the widths must agree.
+            self.image_projection = nn.Linear(joint_width, width, bias) if joint_width != width else nn.Identity()
+            self.image_LayerNorm = nn.LayerNorm(width, EPS) if pre else nn.Identity()
+
+    def forward(self, x, source=None, mask=None, cache=None, joint=None, num_queries=0):
+        normed = self.output.before(x)
+        source = normed if source is None else source
+        keys_values = self.keys(source)
+        key, value = keys_values
+        if cache is not None:
+            key, value = torch.cat([cache[0], key], dim=2), torch.cat([cache[1], value], dim=2)
+        if joint is not None:  # image first, as in Flamingo; text rows do not see it
+            image = self.keys(self.image_LayerNorm(self.image_projection(joint)))
+            own = x.new_zeros(1, 1, x.shape[1], key.shape[2]) if mask is None else mask
+            seen = own.new_zeros(own.shape[0], 1, x.shape[1], joint.shape[1])
+            seen[:, :, num_queries:] = HIDDEN
+            mask = torch.cat([seen, own.expand(-1, -1, x.shape[1], -1)], dim=-1)
+            key, value = torch.cat([image[0], key], dim=2), torch.cat([image[1], value], dim=2)
+        query = rearrange(self.self.query(normed), "b s (heads c) -> b heads s c", heads=self.heads)
+        found = F.scaled_dot_product_attention(
+            query, key, value, None if mask is None else mask.to(query.dtype), self.dropout if self.training else 0.0
+        )
+        return self.output.residual(x, rearrange(found, "b heads s c -> b s (heads c)")), keys_values
+
+    def keys(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values per head."""
+        parts = (self.self.key(source), self.self.value(source))
+        key, value = (rearrange(part, "b s (heads c) -> b heads s c", heads=self.heads) for part in parts)
+        return key, value
+
+
+class _Dense(nn.Module):
+    """The wide half of a feed-forward network, with exact GELU."""
+
+    def __init__(self, width: int, mlp_width: int, bias: bool):
+        super().__init__()
+        self.dense = nn.Linear(width, mlp_width, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.dense(x))
+
+
+class _Output(nn.Module):
+    """A projection, dropout and the residual sum, with the LayerNorm before the sublayer or after the sum."""
+
+    def __init__(self, source_width: int, width: int, pre: bool, bias: bool, dropout: float):
+        super().__init__()
+        self.pre = pre
+        self.dense = nn.Linear(source_width, width, bias)
+        self.LayerNorm = nn.LayerNorm(width, EPS)
+        self.dropout = nn.Dropout(dropout)
+
+    def before(self, x: Tensor) -> Tensor:
+        """What the sublayer gets."""
+        return self.LayerNorm(x) if self.pre else x
+
+    def residual(self, x: Tensor, found: Tensor) -> Tensor:
+        """The sum of the sublayer's input and its projected result."""
+        x = x + self.dropout(self.dense(found))
+        return x if self.pre else self.LayerNorm(x)
+
+    def forward(self, x: Tensor, sublayer: nn.Module) -> Tensor:
+        return self.residual(x, sublayer(self.before(x)))
+
+
+class _LanguageHead(nn.Module):
+    """BERT's head: dense, GELU, LayerNorm, then the transposed word embeddings and a bias."""
+
+    def __init__(self, width: int, vocab_size: int):
+        super().__init__()
+        self.transform = nn.Module()
+        self.transform.dense = nn.Linear(width, width)
+        self.transform.LayerNorm = nn.LayerNorm(width, EPS)
+        self.decoder = nn.Linear(width, vocab_size)
+        self.bias = self.decoder.bias  # the published files hold it under both names
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.transform.LayerNorm(F.gelu(self.transform.dense(x))))
