@@ -76,7 +76,9 @@ def test_text_token_by_token_equals_all_at_once(mixing):
     for t in range(4):
         step = model(text=text[:, t : t + 1], cache=cache, offset=t)
         torch.testing.assert_close(step.text[:, 0], every[:, t], rtol=1e-4, atol=1e-5)
-        cache = [tuple(torch.cat(pair, 2) for pair in zip(a, b, strict=True)) for a, b in zip(cache, step.cache)]
+        cache = [
+            tuple(torch.cat(pair, 2) for pair in zip(a, b, strict=True)) for a, b in zip(cache, step.cache, strict=True)
+        ]
 
 
 def test_padding_does_not_change_the_text_in_front_of_it():
