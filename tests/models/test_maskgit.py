@@ -125,6 +125,14 @@ def test_loss_is_the_mean_of_means_over_hidden_tokens(model):
         means.append(total / int(mask[row].sum()))
     assert terms["loss"].item() == pytest.approx(sum(means) / 2, rel=1e-5)
     assert terms["masked"].item() == pytest.approx(41 / 128)
+    assert terms["accuracy"].item() == pytest.approx((logits.argmax(-1) == ids)[mask].float().mean().item())
+    mask[:] = False
+    mask[:, :4] = True
+    with torch.no_grad():
+        best = model.network(ids.masked_fill(mask, model.network.mask_id), labels)[..., :64].argmax(-1)
+        best[0, 0] = (best[0, 0] + 1) % 64  # one of eight hidden tokens is not the likeliest; visible ones do not count
+        terms = model.losses({"ids": torch.where(mask, best, ids), "label": labels, "mask": mask})
+    assert terms["accuracy"].item() == 7 / 8
 
 
 def test_masks_follow_the_schedule_and_belong_to_the_image():
@@ -359,6 +367,13 @@ def test_outpainting_adds_pixels_and_keeps_the_image(model, images, side):
         (lambda m, x: m.generate(0, schedule="cosin"), "did you mean 'cosine'"),
         (lambda m, x: m.generate(0, order="random"), "order cannot be 'random'"),
         (lambda m, x: m.generate(0, choice_temperature=-1.0), "temperatures must not be negative"),
+        (lambda m, x: m.complete(torch.full((1, 64), -1), torch.tensor([0])), r"or be network.mask_id = 74 .*, got -1"),
+        (lambda m, x: m.complete(torch.full((1, 64), 64), torch.tensor([0])), "got 64"),
+        (lambda m, x: m.complete(torch.full((1, 64), 74)), "class-conditional: give labels"),
+        (
+            lambda m, x: tiny(class_dropout=0.0).complete(torch.full((1, 64), 73), torch.tensor([-1])),
+            r"labels must lie in 0..8, got -1..-1",
+        ),
         (lambda m, x: m.inpaint(x, torch.ones(16, 16, dtype=torch.bool), 0), "the mask is torch.bool of shape"),
         (lambda m, x: m.inpaint(x, torch.ones(2, 32, 32, dtype=torch.bool), 0), "give a bool mask of shape"),
         (lambda m, x: m.edit(x, 0, box=(30, 0, 8, 8)), "is not inside an image of 32x32"),

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
@@ -196,6 +197,9 @@ class MaskGIT(ZooModule):
             noise: recorded noise to replay.
             seed: of the noise; with ``generator`` None as well, torch's global state is used.
             generator: of the noise.
+
+        Raises:
+            ValueError: naming the setting, label or id that is wrong.
         """
         one_of("order", order, ORDERS)
         one_of("guidance_schedule", guidance_schedule, ("constant", "linear"))
@@ -207,6 +211,13 @@ class MaskGIT(ZooModule):
             raise ValueError(
                 f"there are {ids.shape[1]} tokens per image, this model has positions for {self.spec.num_tokens}"
             )
+        strange = (ids < 0) | ((ids >= self.spec.vocab_size) & (ids != self.network.mask_id))
+        if strange.any():
+            raise ValueError(
+                f"ids must lie in 0..{self.spec.vocab_size - 1}, or be network.mask_id = {self.network.mask_id} where "
+                f"they are hidden, got {int(ids[strange][0])}"
+            )
+        labels, _ = wanted_labels(labels, len(ids), self.num_classes, self.has_null, ids.device)
         if seed is not None:
             generator = torch.Generator(self.device).manual_seed(seed)
 
@@ -333,7 +344,8 @@ class MaskGIT(ZooModule):
         """Logits of the codes, guided, ``-inf`` where a code cannot stand."""
         if guidance and labels is not None:
             nothing = torch.full_like(labels, NO_CLASS)
-            with_class, without = self.network(ids.repeat(2, 1), torch.cat([labels, nothing])).chunk(2)
+            both = self.network(ids.repeat(2, 1), torch.cat([labels, nothing]))
+            with_class, without = both.float().chunk(2)  # a difference of two bfloat16 would lose what it is about
             logits = (1 + guidance) * with_class - guidance * without
         else:
             logits = self.network(ids, labels)
@@ -359,11 +371,15 @@ class MaskGIT(ZooModule):
         if labels is not None and self.training and self.class_dropout:
             labels = labels.masked_fill(torch.rand(labels.shape, device=labels.device) < self.class_dropout, NO_CLASS)
         logits = self.network(target.masked_fill(mask, self.network.mask_id), labels).float()
-        every = F.cross_entropy(logits.transpose(1, 2), target, reduction="none", label_smoothing=self.label_smoothing)
-        right = logits.detach().argmax(-1) == target
+        # flat: a softmax over the last dimension is three times as fast as one over the middle of three
+        every = F.cross_entropy(
+            rearrange(logits, "b n v -> (b n) v"), target.flatten(), reduction="none",
+            label_smoothing=self.label_smoothing,
+        ).view_as(target)  # fmt: skip
+        right = (logits.detach().argmax(-1) == target) & mask
         return {
             "loss": ((every * mask).sum(1) / mask.sum(1)).mean(),
-            "accuracy": right[mask].float().mean(),
+            "accuracy": right.sum() / mask.sum(),
             "masked": mask.float().mean(),
         }
 

@@ -42,5 +42,5 @@ def draw_next(
         logits = keep_top_k(logits, top_k)
     if top_p is not None:
         logits = keep_top_p(logits, top_p)
-    noise = torch.empty_like(logits).exponential_(generator=generator)
+    noise = torch.empty_like(logits).exponential_(generator=generator).clamp_min(torch.finfo(logits.dtype).tiny)
     return (logits.softmax(-1) / noise).argmax(-1)  # the Gumbel trick without logarithms
