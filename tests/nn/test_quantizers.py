@@ -111,6 +111,25 @@ def test_nearest_code_at_the_init_of_taming():
     assert (found == expected).mean() > 0.998 and len(np.unique(found)) > 300
 
 
+@pytest.mark.parametrize("setting", ["medium", "high", "highest"])
+def test_nearest_code_uses_no_tf32(monkeypatch, setting):
+    """T1: the command line allows TF32, which keeps ten bits; ids must not depend on it, and the setting stays."""
+    seen, product = [], torch.addmm
+
+    def watched(*args, **kwargs):
+        seen.append(torch.get_float32_matmul_precision())
+        return product(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "addmm", watched)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision(setting)
+        nearest_code(torch.randn(3, 2), torch.randn(5, 2))
+        assert seen == ["highest"] and torch.get_float32_matmul_precision() == setting
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_nearest_code_takes_the_lowest_of_equals_and_no_rows():
     assert nearest_code(torch.zeros(3, 2), torch.ones(5, 2)).tolist() == [0, 0, 0]
     assert nearest_code(torch.zeros(0, 2), torch.ones(5, 2)).shape == (0,)

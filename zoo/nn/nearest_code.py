@@ -1,5 +1,9 @@
 """The nearest code of each vector."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -7,10 +11,30 @@ from torch import Tensor
 CHUNK_NUMBERS = {"cpu": 2**22, "cuda": 2**26}  # float32 scores held at once: 16 MiB, and 256 MiB
 
 
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """Products of float32 on a GPU with all their digits, whatever the run allows elsewhere."""
+    matmul = torch.backends.cuda.matmul
+    set_precision: Callable[[str], None] = torch.set_float32_matmul_precision
+    try:
+        before, exact = torch.get_float32_matmul_precision(), "highest"
+    except RuntimeError:  # the newer switch was used, and torch refuses to mix both
+        before, exact = matmul.fp32_precision, "ieee"
+        set_precision = partial(setattr, matmul, "fp32_precision")
+    if before == exact:
+        yield
+        return
+    set_precision(exact)
+    try:
+        yield
+    finally:
+        set_precision(before)
+
+
 @torch.compiler.disable
 @torch.no_grad()
 def nearest_code(z: Float[Tensor, "n d"], codebook: Float[Tensor, "k d"], chunk: int | None = None) -> Int[Tensor, "n"]:
-    """Argmin_k |z - e_k|^2 as argmax_k (z.e_k - |e_k|^2 / 2), in float32 whatever autocast says.
+    """Argmin_k |z - e_k|^2 as argmax_k (z.e_k - |e_k|^2 / 2), in float32 whatever autocast and TF32 say.
 
     |z|^2 is the same for all codes; adding it costs float32 its last digits, and half precision everything: with codes
     in U(-1/K, 1/K) bfloat16 then gives every vector the same code. Scores are computed for some rows at a time and
@@ -24,7 +48,7 @@ def nearest_code(z: Float[Tensor, "n d"], codebook: Float[Tensor, "k d"], chunk:
     Returns:
         Ids, int64; the lowest one where two codes are equally near.
     """
-    with torch.autocast(z.device.type, enabled=False):
+    with torch.autocast(z.device.type, enabled=False), without_tf32():
         z, codes = z.float(), codebook.float().t()
         offset = codes.square().sum(0).mul_(-0.5)
         ids = torch.empty(len(z), dtype=torch.int64, device=z.device)
