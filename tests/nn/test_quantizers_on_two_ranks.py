@@ -48,6 +48,12 @@ def states(rows, seed):
     late.update()
     late.update()
     found["late"] = {"cluster_size": late.cluster_size}
+    # ... and takes the restarts of the other one's vectors
+    restarted = quantizers()["restarts"].train()
+    if rows.start == 0:
+        restarted(batch(9)[:20].requires_grad_()).vectors.sum().backward()
+    restarted.update()
+    found["late_restarts"] = {"embed": restarted.state_dict()["embed"], "updates": restarted.updates}
     return found
 
 
@@ -81,7 +87,7 @@ def test_codebooks_are_the_same_on_both_ranks(results):
     torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", ["ema", "debiased", "kmeans", "restarts", "gradient", "late"])
+@pytest.mark.parametrize("name", ["ema", "debiased", "kmeans", "restarts", "gradient", "late", "late_restarts"])
 def test_codebooks_are_those_of_the_joint_batch(results, name):
     two, one = results[0][0][name], results[2][0][name]
     torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5)

@@ -16,7 +16,8 @@ def world_size() -> int:
 def sum_over_ranks(values: Tensor) -> Tensor:
     """The sum of a tensor over all ranks, without gradients; every rank must call this."""
     if world_size() > 1:
-        values = values.clone()
+        # memory is summed as it lies, so all ranks need the same layout
+        values = values.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(values)
     return values
 
@@ -30,7 +31,7 @@ def mean_over_ranks(values: Tensor) -> Tensor:
 def same_on_every_rank(values: Tensor) -> Tensor:
     """The tensor of rank 0."""
     if world_size() > 1:
-        values = values.clone()
+        values = values.clone(memory_format=torch.contiguous_format)
         dist.broadcast(values, src=0)
     return values
 
@@ -53,7 +54,9 @@ def joint_rows(rows: Tensor, count: int, seed: int) -> Tensor:
         chosen = torch.randint(total, (count,), generator=generator)
     chosen = chosen.to(rows.device) - start
     mine = (chosen >= 0) & (chosen < len(rows))
-    found = torch.where(mine[:, None], rows[chosen.clamp(0, len(rows) - 1)], 0.0)
+    found = rows.new_zeros(len(chosen), rows.shape[1])
+    if len(rows):  # a rank may have had no batch
+        found = torch.where(mine[:, None], rows[chosen.clamp(0, len(rows) - 1)], 0.0)
     return sum_over_ranks(found)
 
 
