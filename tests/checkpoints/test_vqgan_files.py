@@ -98,6 +98,18 @@ def test_without_a_discriminator_that_fits_a_new_one_starts(tmp_path):
     assert_same_tokenizer(zoo.create_model("vqgan_tiny", weights=tmp_path / "f.ckpt"), model)
 
 
+def test_published_codes_stay_where_the_run_has_kmeans_restarts_and_lecam(tmp_path):
+    """None of the three is in a published file; k-means on the first batch would throw its codes away."""
+    source = stirred("vqgan_tiny")
+    torch.save({"state_dict": taming_state(source)}, tmp_path / "f.ckpt")
+    settings = {"codebook_init": "kmeans", "restart_threshold": 0.1, "lecam": 0.1}
+    model = zoo.create_model("vqgan_tiny", weights=tmp_path / "f.ckpt", **settings).train()
+    model.losses({"image": torch.rand(2, 3, 32, 32)})
+    assert torch.equal(model.quantize.codebook, source.quantize.codebook)
+    found = model.discriminator.state_dict()["main.0.weight"]
+    assert torch.equal(found, source.discriminator.state_dict()["main.0.weight"])
+
+
 def test_first_stage_of_a_transformer(tmp_path):
     model = stirred("vqgan_tiny")
     state = {f"first_stage_model.{name}": v for name, v in taming_state(model).items()}

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from zoo.checkpoints.format import Converted, Format, State
@@ -24,6 +25,7 @@ STAGE = "first_stage_model."
 PARTS = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
 DISCRIMINATOR = "loss.discriminator."
 CODEBOOKS = ("quantize.embedding.weight", "quantize.embed.weight")
+MEMORY = ("quantize.initialised", "quantize.cluster_size", "quantize.updates")
 MODELS = ("VQModel", "GumbelVQ", "VQModelInterface")
 DDCONFIG = {
     "double_z", "z_channels", "resolution", "in_channels", "out_ch", "ch", "ch_mult", "num_res_blocks",
@@ -67,15 +69,24 @@ def convert(state: State, model: nn.Module) -> Converted:
 def with_discriminator(
     kept: dict[str, Tensor], state: State, model: nn.Module, prefix: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Add the file's discriminator if it is the model's; else say why the model's starts anew."""
-    own = {name: value for name, value in model.state_dict().items() if name.startswith("discriminator.")}
+    """Add the file's discriminator if it is the model's; else say why the model's starts anew.
+
+    A model with k-means or restarts also gets what these have to remember, so that the codes of the file stay.
+    """
+    state_of_model = model.state_dict()
+    own = {name: value for name, value in state_of_model.items() if name.startswith("discriminator.")}
+    fresh = {name: "the file holds none" for name in ("lecam_means",) if name in state_of_model}
+    if "quantize.embedding.weight" in kept:
+        memory = {name: state_of_model[name] for name in MEMORY if name in state_of_model}
+        if "quantize.initialised" in memory:
+            memory["quantize.initialised"] = torch.tensor(True)
+        kept = memory | kept
     if not own:
-        return kept, {}
+        return kept, fresh
     found = {"discriminator." + name[len(prefix) :]: v for name, v in state.items() if name.startswith(prefix)}
     if own.keys() == found.keys() and all(own[name].shape == found[name].shape for name in own):
-        return kept | found, {}
-    reason = "the file's has other sizes" if found else "the file holds none"
-    return kept, {"discriminator.": reason, "lecam_means": reason}
+        return kept | found, fresh
+    return kept, fresh | {"discriminator.": "the file's has other sizes" if found else "the file holds none"}
 
 
 VQGAN = Format("VQGAN of taming-transformers or Latent Diffusion (.ckpt)", matches, convert, CLASSES)
