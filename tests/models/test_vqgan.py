@@ -224,10 +224,12 @@ def test_a_missing_backbone_is_named_before_training_and_not_needed_for_tokens(t
         fit(tmp_path, model, max_steps=1)
 
 
-def test_gumbel_follows_its_temperature():
+@pytest.mark.parametrize(("step", "tau"), [(0, 0.9), (5, 0.5), (10, 0.1), (99, 0.1)])
+def test_gumbel_follows_its_temperature(monkeypatch, step, tau):
     model = zoo.create_model("vqgan_tiny", quantizer="gumbel", tau=(0.9, 0.1, 10))
+    monkeypatch.setattr(type(model), "global_step", step)
     model.train().losses({"image": torch.rand(2, 3, 32, 32)})
-    assert model.quantize.tau == pytest.approx(0.9)
+    assert model.quantize.tau == pytest.approx(tau)
 
 
 @pytest.mark.parametrize(

@@ -156,8 +156,8 @@ def test_two_steps_evaluation_and_resume(name, run_cli):
     tiny = [
         "--config", path, "--data.batch_size=4", "--trainer.accelerator=cpu", "--trainer.devices=1",
         "--trainer.precision=32-true", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1",
-        "--trainer.limit_test_batches=1", "--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=1.0", "--trainer.log_every_n_steps=1",
-        "--trainer.enable_progress_bar=false", "--trainer.default_root_dir=out",
+        "--trainer.limit_test_batches=1", "--trainer.check_val_every_n_epoch=1", "--trainer.val_check_interval=1.0",
+        "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false", "--trainer.default_root_dir=out",
     ]  # fmt: skip
     weights = config(path)["model"]["init_args"].get("weights")
     if isinstance(weights, str) and weights.startswith(("ckpt:", "runs/")):
@@ -171,6 +171,21 @@ def test_two_steps_evaluation_and_resume(name, run_cli):
     assert code == 0, err
     after = [torch.load(p, weights_only=True) for p in Path("out").rglob("*.ckpt")]
     assert max(c["global_step"] for c in after) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "tokenizer"), [("beit", "vqgan_emoji"), ("maskgit", "dvae_emoji")])
+def test_one_flag_changes_the_tokenizer_of_a_second_stage(name, tokenizer, run_cli):
+    code, out, err = run_cli(
+        "fit", "--config", RECIPES[name], f"--model.init_args.tokenizer={tokenizer}", "--data.batch_size=4",
+        "--trainer.max_steps=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1",
+        "--trainer.val_check_interval=1.0", "--trainer.check_val_every_n_epoch=1", "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false", "--trainer.default_root_dir=out",
+    )  # fmt: skip
+    assert code == 0, err
+    stored = torch.load(next(Path("out").rglob("*.ckpt")), weights_only=True)
+    assert stored["zoo"]["init_args"]["tokenizer"] == tokenizer
+    assert "val/loss" in out
 
 
 def find_checkpoint(run_cli, tiny):

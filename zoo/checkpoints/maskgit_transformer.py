@@ -15,6 +15,8 @@ from zoo.checkpoints.format import Converted, Format, State
 
 MARK = "Embed_0/word_embeddings/embedding"
 PREFIX = "network."
+SELF = "Attention_0/self_attention"
+ATTENTION = tuple(f"{part}/{leaf}" for part in ("query", "key", "value", "out") for leaf in ("kernel", "bias"))
 PLAIN = {
     "Embed_0/word_embeddings/embedding": "word_embeddings.weight",
     "Embed_0/position_embeddings/embedding": "position_embeddings.weight",
@@ -47,7 +49,12 @@ def convert(state: State, model: nn.Module) -> Converted:
         raise ValueError("these are weights of Google's transformer: build the model with layout='google'")
     start = next(name for name in state if name.endswith(MARK)).removesuffix(MARK)
     state = {name.removeprefix(start): value for name, value in state.items()}
-    heads = state["TransformerLayer_0/Attention_0/self_attention/query/kernel"].shape[1]
+    for layer in sorted({m[1] for name in state if (m := re.match(r"TransformerLayer_(\d+)/", name))}, key=int):
+        if absent := [leaf for leaf in ATTENTION if f"TransformerLayer_{layer}/{SELF}/{leaf}" not in state]:
+            raise ValueError(f"the file lacks TransformerLayer_{layer}/{SELF}/{absent[0]}: it is not whole")
+    if f"TransformerLayer_0/{SELF}/query/kernel" not in state:
+        raise ValueError("the file has no TransformerLayer_0: it is not whole")
+    heads = state[f"TransformerLayer_0/{SELF}/query/kernel"].shape[1]
     found: dict[str, Tensor] = {}
     ignored = []
     for name, value in state.items():

@@ -124,6 +124,7 @@ class EMAQuantizer(Quantizer):
             centres, counts = shared_kmeans(flat.detach(), self.vocab_size)
             self.codebook.copy_(centres)
             if not self.debias:
+                counts = counts.clamp(min=1)  # a code without vectors keeps its place instead of falling to zero
                 self.cluster_size.copy_(counts)
                 self.embed_avg.copy_((centres * counts[:, None]).t())
             self.initialised.fill_(True)

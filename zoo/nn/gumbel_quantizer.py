@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from zoo.nn.nearest_code import without_tf32
 from zoo.nn.quantized import Quantized, Quantizer, count_codes, perplexity
 
 
@@ -65,6 +66,6 @@ class GumbelQuantizer(Quantizer):
         return self.logits(z).argmax(-1)
 
     def logits(self, z: Float[Tensor, "b *n c"]) -> Float[Tensor, "b *n k"]:
-        """Unnormalised log-probabilities of the codes, in float32."""
-        with torch.autocast(z.device.type, enabled=False):
+        """Unnormalised log-probabilities of the codes, in float32: ids near ties do not survive TF32."""
+        with torch.autocast(z.device.type, enabled=False), without_tf32():
             return F.linear(z.float(), self.proj.weight[:, :, 0, 0], self.proj.bias)

@@ -73,5 +73,6 @@ def kept_after(schedule: str, step: int, steps: int, count: Int[Tensor, " b"]) -
 
 
 def _ratio_after(schedule: str, step: int, steps: int, count: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-    progress = torch.full(count.shape, (step + 1) / steps, dtype=torch.float32, device=count.device)
-    return mask_ratio(schedule, progress, count)
+    # on the CPU: another device may round the cosine another way, and 127 would become 128
+    progress = torch.full(count.shape, (step + 1) / steps, dtype=torch.float32)
+    return mask_ratio(schedule, progress, count.cpu()).to(count.device)
