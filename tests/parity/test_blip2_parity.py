@@ -7,6 +7,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from zoo.losses.contrastive import draw_negatives
+from zoo.models.blip2 import BLIP2Stage1
+from zoo.nn.eva_vit import EvaViT
 from zoo.nn.qformer import QFormer
 from zoo.nn.qformer_masks import itc_mask, itg_mask, itm_mask
 
@@ -102,3 +105,124 @@ def test_hidden_states_against_transformers(hf, mode, dtype, atol):
         found = torch.cat([out.queries, out.text], 1)
     assert expected.std() > 0.1, "a vacuous comparison"
     torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+
+
+@pytest.fixture(scope="module")
+def folder(recorded, tmp_path_factory):
+    """A file as LAVIS writes it, and a vocabulary of as many words."""
+    arrays, config = recorded
+    path = tmp_path_factory.mktemp("blip2")
+    state = {name[3:]: value.clone() for name, value in arrays.items() if name.startswith("sd.")}
+    torch.save({"model": state | {"visual_encoder.cls_token": torch.zeros(1, 1, 4)}, "epoch": 3}, path / "lavis.pth")
+    size = config["constructor"]["vocab_size"] - 1
+    words = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *(f"word{i}" for i in range(size - 4))]
+    (path / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def stage1(recorded, folder):
+    def make(**settings):
+        c = recorded[1]["constructor"]
+        settings = {"min_temperature": 0.0} | settings
+        model = BLIP2Stage1(
+            image_size=32, vision=f"tiny_random:{c['encoder_width']}", vocabulary=str(folder / "vocab.txt"),
+            max_text_tokens=c["max_txt_len"], num_queries=c["num_query_token"], width=c["hidden_size"],
+            depth=c["num_hidden_layers"], heads=c["num_attention_heads"], mlp_width=c["intermediate_size"],
+            max_positions=c["max_position_embeddings"], cross_every=c["cross_attention_freq"],
+            projection_width=c["embed_dim"], weights=str(folder / "lavis.pth"), **settings,
+        )  # fmt: skip
+        return model.eval()
+
+    return make
+
+
+def replay(model, arrays, **settings):
+    return model.objectives(
+        arrays["in.image_features"], arrays["in.text_ids"], arrays["in.attention_mask"],
+        negatives=(arrays["out.neg_image_idx"], arrays["out.neg_text_idx"]), **settings,
+    )  # fmt: skip
+
+
+def test_losses_and_gradients_against_lavis(recorded, stage1):
+    arrays, _ = recorded
+    model = stage1()
+    terms = replay(model, arrays)
+    for ours, theirs in (("itc", "loss_itc"), ("itm", "loss_itm"), ("itg", "loss_lm"), ("loss", "loss")):
+        torch.testing.assert_close(terms[ours], arrays[f"out.{theirs}"], rtol=0, atol=5e-5)
+    with torch.no_grad():
+        given = replay(model, arrays, image_ids=arrays["in.image_id"])
+    torch.testing.assert_close(given["itc"], arrays["out.loss_itc_with_image_id"], rtol=0, atol=5e-5)
+    terms["loss"].backward()
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    wanted = {name[9:]: value for name, value in arrays.items() if name.startswith("out.grad.")}
+    assert len(wanted) > 5
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(
+            parameters[name].grad, gradient, rtol=0, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    full = stage1(gather_grad="full")
+    other = replay(full, arrays)
+    torch.testing.assert_close(other["loss"], terms["loss"])
+    other["loss"].backward()
+    difference = (full.vision_proj.weight.grad - wanted["vision_proj.weight"]).abs().max()
+    assert difference > 10 * 2e-4, "the gathered side carries a gradient"
+
+
+@torch.no_grad()
+def test_matching_logits_and_drawn_negatives_against_lavis(recorded, stage1):
+    arrays, config = recorded
+    model = stage1()
+    embeds = model.ln_vision(arrays["in.image_features"])
+    torch.testing.assert_close(embeds, arrays["out.image_embeds"], rtol=0, atol=5e-5)
+    ids, mask = arrays["in.text_ids"], arrays["in.attention_mask"]
+    drawn = (arrays["out.neg_image_idx"], arrays["out.neg_text_idx"])
+    logits = model._match_batch(embeds, ids, mask, drawn)
+    torch.testing.assert_close(logits, arrays["out.itm_logits"], rtol=0, atol=5e-5)
+    i, t = arrays["in.pair_image_idx"], arrays["in.pair_text_idx"]
+    pairs = model.match(embeds[i], ids[t], mask[t])
+    torch.testing.assert_close(pairs, arrays["out.pair_itm_logits"], rtol=0, atol=5e-5)
+    generator = torch.Generator().manual_seed(int(arrays["in.multinomial_seed"]))
+    again = draw_negatives(arrays["out.sim_i2t"], arrays["out.sim_t2i"], torch.eye(len(ids)).bool(), generator)
+    assert torch.equal(again[0], drawn[0]) and torch.equal(again[1], drawn[1])
+    c = config["constructor"]
+    assert model.Qformer.vocab_size == c["vocab_size"] and model.words.start_id == config["special_ids"]["dec_bos"]
+
+
+@torch.no_grad()
+def test_eva_vit_against_transformers():
+    from transformers import Blip2VisionConfig
+    from transformers.models.blip_2.modeling_blip_2 import Blip2VisionModel
+
+    config = Blip2VisionConfig(
+        hidden_size=24, intermediate_size=30, num_hidden_layers=3, num_attention_heads=4, image_size=28, patch_size=14,
+        layer_norm_eps=1e-6,
+    )  # fmt: skip
+    torch.manual_seed(7)
+    reference = Blip2VisionModel(config).eval()
+    for parameter in reference.parameters():
+        parameter.copy_(torch.randn_like(parameter) * 0.2)
+    ours = EvaViT(28, 14, 24, 3, 4, 30)
+    theirs = reference.state_dict()
+    names = {"cls_token": "embeddings.class_embedding", "pos_embed": "embeddings.position_embedding"}
+    state = {}
+    for name in ours.state_dict():
+        there = name.replace("patch_embed.proj", "embeddings.patch_embedding").replace("blocks.", "encoder.layers.")
+        there = (
+            there.replace("norm1", "layer_norm1")
+            .replace("norm2", "layer_norm2")
+            .replace("attn.proj", "attn.projection")
+        )
+        there = names.get(name, there.replace("attn.", "self_attn."))
+        if name.endswith("_bias"):
+            query, key, value = theirs[there.rpartition(".")[0] + ".qkv.bias"].chunk(3)
+            key.zero_()  # the published network has none; a view, so the reference's is zero too
+            state[name] = query if name.endswith("q_bias") else value
+        else:
+            state[name] = theirs[there]
+    ours.load_state_dict(state)
+    images = torch.randn(2, 3, 28, 28)
+    expected = reference.post_layernorm(ours(images))
+    found = reference(pixel_values=images).last_hidden_state
+    assert found.std() > 0.05
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)

@@ -1,0 +1,346 @@
+"""BLIP-2, first stage: a Q-Former between a frozen image encoder and text (Li et al. 2023).
+
+arXiv:2301.12597. Official code: salesforce/LAVIS ``lavis/models/blip2_models`` (commit 506965b, BSD-3).
+
+Implemented: Q-Former with its text branch, image-text contrast, matching with hard negatives and image-grounded
+generation, in one image pass and one query pass; several captions per image through ``image_id``; retrieval with and
+without re-ranking; EVA ViT-g as a frozen tower; reading of LAVIS's first-stage weights.
+Not implemented: the second stage (language models), fine-tuning of the image encoder, captions from the Q-Former.
+Deviations: none by default but ``min_temperature``: the temperature is kept above 0.001 where the published one is
+free; and it does not decay, as it does in LAVIS by accident. ``mixing``, ``norm`` and ``gather_grad="full"`` are
+options of ours. The learning rate follows the paper's cosine over steps; LAVIS's moves once per epoch.
+
+Equations: Section 3.1 queries -> `zoo.nn.qformer.QFormer`; Section 3.1 ITC ->
+`zoo.losses.contrastive.contrastive_loss`; ITM -> `BLIP2Stage1.match`; ITG -> `zoo.losses.image_text.generation_loss`;
+Figure 2 masks -> `zoo.nn.qformer_masks.itc_mask`, `itm_mask`, `itg_mask`.
+"""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+from zoo.checkpoints import lavis
+from zoo.choices import one_of
+from zoo.losses.contrastive import contrastive_loss, draw_negatives, same_image, similarities
+from zoo.losses.image_text import generation_loss, matching_loss
+from zoo.module import Batch, ZooModule
+from zoo.nn.gather import gather_rows, rank
+from zoo.nn.qformer import QFormer
+from zoo.nn.qformer_masks import itc_mask, itg_mask, itm_mask
+from zoo.nn.ranks import world_size
+from zoo.optim import Optim
+from zoo.registry import Weights, register
+from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
+from zoo.vision_towers import vision_tower
+from zoo.wordpiece import WordPiece
+
+LN_VISION_EPS = 1e-5  # blip2.py, unlike the image encoder's own 1e-6
+UNRANKED = -100.0  # score of a pair that was not re-ranked
+
+
+class Scores(NamedTuple):
+    """Scores of all pairs of n images and m texts; larger is better.
+
+    Args:
+        contrast: cosine of the best query.
+        image_to_text: for finding texts of an image; the contrast, or re-ranked.
+        text_to_image: for finding images of a text; the contrast, or re-ranked.
+    """
+
+    contrast: Float[Tensor, "n m"]
+    image_to_text: Float[Tensor, "n m"]
+    text_to_image: Float[Tensor, "n m"]
+
+
+class BLIP2Stage1(ZooModule):
+    """BLIP-2's first stage: images to query tokens, learned from captions.
+
+    Args:
+        image_size: side of the images in pixels.
+        vision: frozen image encoder, see :func:`zoo.vision_towers.vision_tower`.
+        vocabulary: of the captions, see :class:`zoo.wordpiece.WordPiece`.
+        max_text_tokens: longest caption, special tokens included.
+        num_queries: tokens per image.
+        width: of queries and text.
+        depth: layers.
+        heads: attention heads.
+        mlp_width: hidden units of the feed-forward networks.
+        max_positions: size of the table of text positions.
+        cross_every: layers ``0, n, 2n, ...`` read the image.
+        mixing: how, see :class:`zoo.nn.qformer.QFormer`.
+        norm: ``post`` as published, or ``pre``.
+        dropout: of hidden states and attention.
+        projection_width: of the vectors that are compared.
+        temperature: divisor of the similarities at the start; it is learned.
+        min_temperature: lower bound of it in use; 0 for none, as published.
+        label_smoothing: of contrast and generation.
+        gather_grad: whether gradients reach the gathered side of the contrast: not in ``lavis``, yes in ``full``.
+        itm_negatives: hard negatives from the batches of all processes (``global``) or from the own one (``local``).
+        optim: optimizer and schedule; the paper's by default.
+        weights: start from these: a registry name or a path.
+    """
+
+    spec: TokenSpec
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        vision: str = "eva_vit_g",
+        vocabulary: str = "bert_base_uncased",
+        max_text_tokens: int = 32,
+        num_queries: int = 32,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_width: int = 3072,
+        max_positions: int = 512,
+        cross_every: int = 2,
+        mixing: Literal["self_then_cross", "joint"] = "self_then_cross",
+        norm: Literal["post", "pre"] = "post",
+        dropout: float = 0.1,
+        projection_width: int = 256,
+        temperature: float = 0.07,
+        min_temperature: float = 1e-3,
+        label_smoothing: float = 0.1,
+        gather_grad: Literal["lavis", "full"] = "lavis",
+        itm_negatives: Literal["global", "local"] = "global",
+        optim: Optim = Optim(lr=1e-4, min_lr=1e-5, betas=(0.9, 0.98), weight_decay=0.05, warmup_steps=2000),
+        weights: str | None = None,
+    ):
+        super().__init__(optim)
+        one_of("mixing", mixing, ("self_then_cross", "joint"))
+        self.gather_grad = one_of("gather_grad", gather_grad, ("lavis", "full"))
+        self.itm_negatives = one_of("itm_negatives", itm_negatives, ("global", "local"))
+        if not 3 <= max_text_tokens <= max_positions:
+            raise ValueError(f"max_text_tokens must lie in 3..max_positions ({max_positions}), got {max_text_tokens}")
+        if num_queries < 1 or temperature <= 0:
+            raise ValueError(f"num_queries and temperature must be positive, got {num_queries} and {temperature}")
+        self.image_size, self.max_text_tokens, self.label_smoothing = image_size, max_text_tokens, label_smoothing
+        self.min_temperature = min_temperature
+        self.words = WordPiece(vocabulary)
+        tower = vision_tower(vision, image_size)
+        self.add_tower("vision", tower)
+        self.ln_vision = nn.LayerNorm(tower.width, LN_VISION_EPS)
+        self.query_tokens = nn.Parameter(torch.randn(1, num_queries, width) * 0.02)
+        self.Qformer = QFormer(
+            width, depth, heads, mlp_width, tower.width, self.words.vocab_size, max_positions, cross_every, mixing,
+            norm, dropout=dropout,
+        )  # fmt: skip
+        self.vision_proj = nn.Linear(width, projection_width)
+        self.text_proj = nn.Linear(width, projection_width)
+        self.itm_head = nn.Linear(width, 2)
+        self.temp = nn.Parameter(torch.tensor(float(temperature)))
+        self.spec = TokenSpec(
+            segments=(Segment("queries", (num_queries,)),), dim=width, order="set", vocabulary=None, decodes=None
+        )
+        self.load_weights(weights)
+
+    def encode(self, images: Shaped[Tensor, "b 3 h w"]) -> Tokens:
+        """Last hidden states of the queries: what a language model gets in the second stage."""
+        features = self._features(as_pixels(images, size=self.image_size))
+        return Tokens(None, self._queries(self.ln_vision(features)).queries, self.spec)
+
+    def decode(self, tokens: Tokens) -> Tensor:
+        """Not possible.
+
+        Raises:
+            NotInvertible: always.
+        """
+        raise NotInvertible(
+            "BLIP-2's query tokens keep what is informative of a text (Section 3.1) and there is no decoder to pixels: "
+            "they are read by a language model"
+        )
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """ITC + ITM + ITG with weight 1 each, Section 3.1.
+
+        The batch holds ``image``, ``caption`` (one string per image) and optionally ``image_id`` (numbers or strings,
+        equal for captions of one image).
+        """
+        images = as_pixels(batch["image"], size=self.image_size)
+        if (captions := batch.get("caption")) is None:
+            raise ValueError("the batch has no 'caption': BLIP-2's first stage learns from images with captions")
+        ids, mask = self.tokenise(captions, full=world_size() > 1)
+        return self.objectives(self._features(images), ids, mask, self._image_ids(batch.get("image_id")))
+
+    def objectives(
+        self,
+        features: Float[Tensor, "b n e"],
+        ids: Int[Tensor, "b t"],
+        mask: Int[Tensor, "b t"],
+        image_ids: Int[Tensor, " b"] | None = None,
+        negatives: tuple[Int[Tensor, " b"], Int[Tensor, " b"]] | None = None,
+    ) -> dict[str, Tensor]:
+        """The three losses of images that went through the image encoder.
+
+        Args:
+            features: of the image encoder, before ``ln_vision``.
+            ids: captions, from ``[CLS]`` to ``[SEP]``.
+            mask: 1 for tokens, 0 for padding.
+            image_ids: equal for captions of one image.
+            negatives: images and texts of the negative pairs; None draws them.
+
+        Raises:
+            ValueError: in training, where a batch shows one image only.
+        """
+        embeds = self.ln_vision(features)
+        seen = self._queries(embeds)  # one pass serves contrast and generation
+        queries = self.spec.num_tokens
+        text = self.Qformer(text=ids, mask=itc_mask(mask, queries)[:, :, queries:, queries:]).text
+        same = same_image(len(ids), image_ids, ids.device)
+        with torch.autocast(ids.device.type, enabled=False):
+            image_vectors = F.normalize(self.vision_proj(seen.queries.float()), dim=-1)
+            text_vectors = F.normalize(self.text_proj(text[:, 0].float()), dim=-1)
+            temperature = self.temp.clamp_min(self.min_temperature) if self.min_temperature else self.temp
+            contrast, i2t, t2i = contrastive_loss(
+                image_vectors, text_vectors, temperature, same, self.label_smoothing, self.gather_grad == "full"
+            )
+        if negatives is None:
+            negatives = self._negatives(i2t, t2i, same)
+        logits = self._match_batch(embeds, ids, mask, negatives)
+        matching = matching_loss(logits, len(ids))
+        start = torch.cat([torch.full_like(ids[:, :1], self.Qformer.vocab_size - 1), ids[:, 1:]], dim=1)
+        hidden = self.Qformer(text=start, mask=itg_mask(mask, queries)[:, :, queries:], cache=seen.cache).text
+        generation = generation_loss(self.Qformer.word_logits(hidden).float(), ids, mask, self.label_smoothing)
+        own = torch.arange(len(ids), device=ids.device)
+        matched = (logits.argmax(1) == 1) == (torch.arange(len(logits), device=ids.device) < len(ids))
+        return {
+            "loss": contrast + matching + generation,
+            "itc": contrast,
+            "itm": matching,
+            "itg": generation,
+            "itm_accuracy": matched.float().mean(),  # 2/3 for a model that always says no
+            "i2t_recall": same[own, i2t.argmax(1)].float().mean(),
+            "t2i_recall": same[own, t2i.argmax(1)].float().mean(),
+            "temperature": temperature.detach(),
+        }
+
+    def match(
+        self, embeds: Float[Tensor, "b n e"], ids: Int[Tensor, "b t"], mask: Int[Tensor, "b t"]
+    ) -> Float[Tensor, "b 2"]:
+        """Logits of (no match, match) of pairs: mean over the queries, which see the text.
+
+        Args:
+            embeds: image tokens after ``ln_vision``.
+            ids: captions.
+            mask: 1 for tokens, 0 for padding.
+        """
+        queries = self.query_tokens.expand(len(embeds), -1, -1)
+        found = self.Qformer(queries, embeds, ids, itm_mask(mask, self.spec.num_tokens)).queries
+        return self.itm_head(found).mean(1).float()
+
+    @torch.no_grad()
+    def retrieve(
+        self, images: Shaped[Tensor, "n 3 h w"], texts: Sequence[str], rerank: int = 0, batch_size: int = 64
+    ) -> Scores:
+        """Score all pairs of images and texts.
+
+        Args:
+            images: to be searched or searched for.
+            texts: likewise.
+            rerank: of the best candidates of each row and column, by contrast + matching logit (the published
+                protocol takes 128); the others get -100. 0: contrast alone.
+            batch_size: images, texts or pairs at once.
+        """
+        with evaluating(self):
+            parts = as_pixels(images, size=self.image_size).split(batch_size)
+            embeds = torch.cat([self.ln_vision(self._features(part)) for part in parts])
+            ids, mask = self.tokenise(list(texts))
+            queries = self.spec.num_tokens
+            shown = [F.normalize(self.vision_proj(self._queries(e).queries), dim=-1) for e in embeds.split(batch_size)]
+            written = []
+            for some, their in zip(ids.split(batch_size), mask.split(batch_size), strict=True):
+                hidden = self.Qformer(text=some, mask=itc_mask(their, queries)[:, :, queries:, queries:]).text
+                written.append(F.normalize(self.text_proj(hidden[:, 0]), dim=-1))
+            contrast = similarities(torch.cat(shown).float(), torch.cat(written).float())
+            if not rerank:
+                return Scores(contrast, contrast, contrast)
+            found = []
+            for sim in (contrast, contrast.t()):
+                best = sim.topk(min(rerank, sim.shape[1]), dim=1).indices
+                row = torch.arange(len(sim), device=sim.device)[:, None].expand_as(best).flatten()
+                column = best.flatten()
+                image, text = (row, column) if not found else (column, row)
+                pairs = zip(image.split(batch_size), text.split(batch_size), strict=True)
+                logits = torch.cat([self.match(embeds[i], ids[t], mask[t])[:, 1] for i, t in pairs])
+                scores = torch.full_like(sim, UNRANKED)
+                scores[row, column] = logits + sim[row, column]
+                found.append(scores)
+            return Scores(contrast, found[0], found[1].t())
+
+    def tokenise(self, captions: Sequence[str], full: bool = False) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
+        """Ids and mask of captions, on the model's device."""
+        ids, mask = self.words(list(captions), self.max_text_tokens, full)
+        return ids.to(self.device), mask.to(self.device)
+
+    @torch.no_grad()
+    def _features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n e"]:
+        return self.frozen["vision"](images)
+
+    def _queries(self, embeds: Float[Tensor, "b n e"]) -> Any:
+        return self.Qformer(self.query_tokens.expand(len(embeds), -1, -1), embeds)
+
+    def _negatives(self, i2t: Tensor, t2i: Tensor, same: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Columns of the joint batch; in evaluation the same in every run."""
+        start = rank() * len(same)
+        own = slice(start, start + len(same)) if self.itm_negatives == "local" else slice(None)
+        generator = None if self.training else torch.Generator(same.device).manual_seed(0)
+        drawn = draw_negatives(i2t[:, own], t2i[:, own], same[:, own], generator)
+        if drawn is None and self.training:
+            raise ValueError(
+                "all captions of a batch belong to one image, so matching has no negative pairs: "
+                "use batches of more images"
+            )
+        first = own.start or 0
+        return None if drawn is None else (drawn[0] + first, drawn[1] + first)
+
+    def _match_batch(
+        self, embeds: Tensor, ids: Tensor, mask: Tensor, negatives: tuple[Tensor, Tensor] | None
+    ) -> Float[Tensor, "n 2"]:
+        """Pairs first, then (negative image, text), then (image, negative text); pairs alone without negatives."""
+        if negatives is None:
+            return self.match(embeds, ids, mask)
+        image, text = negatives
+        all_ids, all_mask = gather_rows(ids, gradient=False), gather_rows(mask, gradient=False)
+        embeds = torch.cat([embeds, gather_rows(embeds)[image], embeds])
+        return self.match(embeds, torch.cat([ids, ids, all_ids[text]]), torch.cat([mask, mask, all_mask[text]]))
+
+    def _image_ids(self, given: Any) -> Int[Tensor, " b"] | None:
+        """Numbers, or 60 bits of a hash of strings, which every rank computes alike."""
+        if given is None:
+            return None
+        if not isinstance(given, Tensor):
+            hashes = [int.from_bytes(blake2b(str(i).encode(), digest_size=8).digest(), "big") >> 4 for i in given]
+            given = torch.tensor(hashes, dtype=torch.int64)
+        return rearrange(given.to(self.device), "b ... -> b (...)")[:, 0]
+
+
+BLIP2Stage1.formats = (lavis.STAGE1,)
+
+PAPER = "arXiv:2301.12597"
+LAVIS = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/blip2_pretrained.pth"
+register(
+    "blip2_tiny", BLIP2Stage1, paper=PAPER, image_size=32, vision="tiny_random", vocabulary="characters",
+    max_text_tokens=16, num_queries=4, width=24, depth=2, heads=2, mlp_width=48, max_positions=20, dropout=0.0,
+    projection_width=16, optim=Optim(lr=3e-3),
+)  # fmt: skip
+register(
+    "blip2_vit_g",
+    BLIP2Stage1,
+    paper=PAPER,
+    weights={
+        "lavis": Weights(origin=LAVIS, licence="BSD-3 (salesforce/LAVIS)", note="129 million images, first stage")
+    },
+    optim=Optim(lr=1e-4, min_lr=1e-5, betas=(0.9, 0.98), weight_decay=0.05, warmup_steps=2000, total_steps=250_000),
+)
+register(
+    "blip2_emoji", BLIP2Stage1, paper=PAPER, recipe="blip2.yaml", image_size=128, vision="lite0",
+    vocabulary="characters", max_text_tokens=48, num_queries=8, width=192, depth=4, heads=6, mlp_width=768,
+    max_positions=64, projection_width=64, optim=Optim(lr=5e-4, min_lr=1e-5, betas=(0.9, 0.98), warmup_steps=100),
+)  # fmt: skip
