@@ -17,7 +17,7 @@ from zoo.choices import one_of
 from zoo.nn.qformer_masks import HIDDEN
 
 EPS = 1e-12  # of BERT's LayerNorms
-Cache = list[tuple[Tensor, Tensor]]
+Cache = list  # of one (keys, values) per layer; the shape checks look into typed lists with code that does not compile
 
 
 @dataclass(frozen=True)
