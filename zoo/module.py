@@ -41,8 +41,9 @@ class ZooModule(pl.LightningModule):
         self.save_hyperparameters()
         for name, value in constructor_arguments(self).items():
             self.hparams.setdefault(name, value)
-        if self.hparams.get("weights") is not None:
-            self.hparams["weights"] = None  # a checkpoint holds its own weights and must not ask for these again
+        for name in ("weights", "text_init"):
+            if self.hparams.get(name) is not None:
+                self.hparams[name] = None  # a checkpoint holds its own weights and must not ask for these again
 
     # ------------------------------------------------------------------ tokens
 
@@ -106,6 +107,10 @@ class ZooModule(pl.LightningModule):
         """Layer index of a parameter for layer-wise learning rates, 0 at the input."""
         raise ValueError(f"{type(self).__name__} has no layers for optim.layer_decay; set it to 1")
 
+    def lr_scale(self, name: str) -> float:
+        """Factor of the learning rate of a parameter, for parts that learn slower or faster than the others."""
+        return 1.0
+
     @property
     def num_layers(self) -> int:
         """Index of the topmost layer group of :meth:`layer_of`."""
@@ -113,7 +118,9 @@ class ZooModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optim = self.optim_settings
-        groups = parameter_groups(self.named_parameters(), optim, self.no_decay, self.layer_of, self.num_layers)
+        groups = parameter_groups(
+            self.named_parameters(), optim, self.no_decay, self.layer_of, self.num_layers, self.lr_scale
+        )
         # In mixed precision Lightning refuses to clip the gradients of a fused optimizer, even without a scaler.
         clipped_mixed = bool(self.trainer.gradient_clip_val) and str(self.trainer.precision).endswith("-mixed")
         fused = not clipped_mixed and can_fuse(p for group in groups for p in group["params"])
@@ -144,6 +151,28 @@ class ZooModule(pl.LightningModule):
     def add_tower(self, name: str, module: nn.Module) -> None:
         """Hold a tower that is not trained: eval mode, no gradients, not in ``state_dict``, moves with the model."""
         self.frozen[name] = module.eval().requires_grad_(False)
+
+    def add_partly_frozen(self, name: str, module: nn.Module) -> None:
+        """Hold a network of which a part is trained: parameters that need no gradient are not in ``state_dict``.
+
+        Args:
+            name: of the attribute.
+            module: its parameters may be frozen later.
+        """
+
+        def leave_out(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+            for parameter, value in module.named_parameters(remove_duplicate=False):
+                if not value.requires_grad:
+                    state.pop(prefix + parameter, None)
+
+        def fill_in(module: nn.Module, state: dict[str, Any], prefix: str, *others: Any) -> None:
+            for parameter, value in module.named_parameters(remove_duplicate=False):
+                if not value.requires_grad:
+                    state.setdefault(prefix + parameter, value)
+
+        self.add_module(name, module.requires_grad_(False))
+        module.register_state_dict_post_hook(leave_out)
+        module.register_load_state_dict_pre_hook(fill_in)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ZooModule":
         for module in self.frozen.values():

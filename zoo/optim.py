@@ -84,6 +84,7 @@ def parameter_groups(
     no_decay: Callable[[str, nn.Parameter], bool] = lambda name, parameter: False,
     layer_of: GroupOf | None = None,
     num_layers: int = 0,
+    scale_of: Callable[[str], float] = lambda name: 1.0,
 ) -> list[dict[str, Any]]:
     """Sort parameters into optimizer groups by weight decay and layer.
 
@@ -95,20 +96,22 @@ def parameter_groups(
         no_decay: names the model's own exemptions beyond 1-D tensors (only asked with ``decay="matrices"``).
         layer_of: layer index of a parameter name, 0 at the input.
         num_layers: index of the topmost layer, whose factor is 1.
+        scale_of: another factor of the learning rate by parameter name, for parts that learn slower or faster.
     """
-    groups: dict[tuple[bool, int], dict[str, Any]] = {}
+    groups: dict[tuple[bool, int, float], dict[str, Any]] = {}
     for name, parameter in parameters:
         if not parameter.requires_grad:
             continue
         decays = optim.decay == "all" or not (parameter.ndim < 2 or name.endswith(".bias") or no_decay(name, parameter))
         layer = num_layers if layer_of is None or optim.layer_decay == 1 else layer_of(name)
+        scale = scale_of(name)
         group = groups.setdefault(
-            (decays, layer),
+            (decays, layer, scale),
             {
                 "params": [],
-                "lr": optim.lr * optim.layer_decay ** (num_layers - layer),
+                "lr": optim.lr * scale * optim.layer_decay ** (num_layers - layer),
                 "weight_decay": optim.weight_decay if decays else 0.0,
-                "name": f"layer{layer}_{'decay' if decays else 'no_decay'}",
+                "name": f"layer{layer}_{'decay' if decays else 'no_decay'}" + ("" if scale == 1 else f"_x{scale:g}"),
             },
         )
         group["params"].append(parameter)

@@ -215,16 +215,17 @@ def locate_weights(source: str) -> Path:
     raise FileNotFoundError(f"the weights {source!r} are neither a file, a folder nor the name of a model")
 
 
-def model_from(reference: str) -> Any:
+def model_from(reference: str, **overrides: Any) -> Any:
     """Make the model that a recipe names by a string, such as ``tokenizer: dvae_emoji``.
 
     ``NAME`` takes its default weights, ``NAME:TAG_OR_PATH`` others, ``NAME:random`` none, ``ckpt:PATH`` a checkpoint.
+    Overrides are constructor arguments that differ from the preset's or the checkpoint's.
     """
     if reference.startswith("ckpt:"):
-        return create_model(reference)
+        return create_model(reference, **overrides)
     name, _, source = reference.partition(":")
     if source == "random":
-        return create_model(name)
+        return create_model(name, **overrides)
     if not source and not find(name).weights:
         raise ValueError(
             f"{name} has no default weights: write '{name}:PATH' for a file, '{name}:random' to use it untrained, "
@@ -237,7 +238,20 @@ def model_from(reference: str) -> Any:
             f"the weights of {name} are not in the package and are never downloaded by themselves: get them from "
             f"{missing.origin} and write '{name}:PATH', for a tokenizer tokenizer=\"{name}:PATH\""
         )
-    return create_model(name, weights=source or True)
+    return create_model(name, weights=source or True, **overrides)
+
+
+def class_of(reference: str) -> type[ZooModule]:
+    """The class that :func:`model_from` makes of a reference, without making it.
+
+    Raises:
+        ValueError: for an unknown name, or a checkpoint that is none of ours.
+    """
+    if not reference.startswith("ckpt:"):
+        return find(reference.partition(":")[0]).cls
+    from zoo.checkpoints.load import describe
+
+    return class_named(describe(Path(reference[5:]))["class"])
 
 
 def model_info(name: str) -> ModelInfo:

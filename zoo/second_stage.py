@@ -1,5 +1,6 @@
-"""What models on top of a discrete tokenizer share: its ids, class labels, and which ids may stand where."""
+"""What models on top of a tokenizer share: its ids, class labels, and which ids may stand where."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from zoo.module import Batch
-from zoo.registry import model_from
+from zoo.registry import check_overrides, class_of, model_from
 from zoo.tokens import TokenSpec
 
 NO_CLASS = -1  # label of an image that is to be made without a class
@@ -22,6 +23,27 @@ def discrete_tokenizer(reference: str) -> Any:
     tokenizer = model_from(reference)
     if tokenizer.spec is None or not tokenizer.spec.vocab_size:
         raise ValueError(f"{reference!r} has no discrete tokens that could be predicted: take a tokenizer with ids")
+    return tokenizer
+
+
+def continuous_tokenizer(reference: str, **overrides: Any) -> Any:
+    """The tokenizer of that name, without a language model behind it.
+
+    Args:
+        reference: as for :func:`zoo.registry.model_from`.
+        overrides: constructor arguments; those that are None or 0 are left as they are.
+
+    Raises:
+        ValueError: for one without vectors, or one that does not take the overrides.
+    """
+    cls = class_of(reference)
+    given = {name: value for name, value in overrides.items() if value}
+    if "language_model" in inspect.signature(cls).parameters:
+        given["language_model"] = None  # its own is not needed
+    check_overrides(cls, given)
+    tokenizer = model_from(reference, **given)
+    if tokenizer.spec is None or tokenizer.spec.vocab_size:
+        raise ValueError(f"{reference!r} has no continuous tokens: take one like BLIP-2, whose tokens are vectors")
     return tokenizer
 
 

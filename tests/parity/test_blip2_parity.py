@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 
 from zoo.losses.contrastive import draw_negatives
-from zoo.models.blip2 import BLIP2Stage1
+from zoo.models.blip2_stage1 import BLIP2Stage1
 from zoo.nn.eva_vit import EvaViT
 from zoo.nn.qformer import QFormer
 from zoo.nn.qformer_masks import itc_mask, itg_mask, itm_mask

@@ -1,29 +1,86 @@
-"""BLIP-2 weights of salesforce/LAVIS, first stage: ``blip2_pretrained.pth`` and its relatives.
+"""BLIP-2 weights of salesforce/LAVIS: ``blip2_pretrained.pth`` and its relatives of both stages.
 
-Our modules keep LAVIS's names, so reading is leaving out what is no weight. These files hold no image encoder, which
-was frozen; fine-tuned ones do, and it is reported as unused, because image encoders are named by ``vision``.
+Our modules keep LAVIS's names, so reading is leaving out what is no weight of ours. These files hold no image encoder,
+which was frozen; fine-tuned ones do, and it is reported as unused, because image encoders are named by ``vision``.
 """
 
-from torch import nn
+import re
+
+from torch import Tensor, nn
 
 from zoo.checkpoints.format import Converted, Format, State
 
 POSITIONS = "Qformer.bert.embeddings.position_ids"  # a buffer with 0, 1, 2, ...
-TOWERS = ("visual_encoder.", "opt_model.", "t5_model.", "opt_proj.", "t5_proj.")
+PROJECTIONS = ("opt_proj.", "t5_proj.", "llm_proj.")
+TOWERS = ("visual_encoder.", "opt_model.", "t5_model.", "llm_model.")
+#: what only the text branch of the first stage needs
+TEXT_BRANCH = re.compile(
+    r"Qformer\.(cls\.|bert\.embeddings\.(word|position)|bert\.encoder\.layer\.\d+\.(intermediate|output)\.)"
+)
+HEADS = ("vision_proj.", "text_proj.", "itm_head.", "temp")
 
 
-def matches(state: State) -> bool:
+def matches_stage1(state: State) -> bool:
     """A Q-Former by LAVIS's names, with anything that only LAVIS's files hold."""
     return "Qformer.bert.embeddings.LayerNorm.weight" in state and (
-        POSITIONS in state or any(name.startswith(TOWERS) for name in state)
+        POSITIONS in state or any(name.startswith((*TOWERS, *PROJECTIONS)) for name in state)
     )
 
 
-def convert(state: State, model: nn.Module) -> Converted:
+def convert_stage1(state: State, model: nn.Module) -> Converted:
     """The same names, less what the first stage has no use for."""
-    unused = tuple(name for name in state if name.startswith(TOWERS))
+    unused = tuple(name for name in state if name.startswith((*TOWERS, *PROJECTIONS)))
     kept = {name: value.float() for name, value in state.items() if name != POSITIONS and name not in unused}
     return Converted(kept, ignored=unused)
 
 
-STAGE1 = Format("BLIP-2's Q-Former of salesforce/LAVIS, first stage", matches, convert)
+def matches_stage2(state: State) -> bool:
+    """A Q-Former by LAVIS's names with a projection into a language model."""
+    return "query_tokens" in state and any(name.startswith(PROJECTIONS) for name in state)
+
+
+def matches_first(state: State) -> bool:
+    """A Q-Former by LAVIS's names without one: LAVIS's first stage, and ours, which keeps the names."""
+    return {"query_tokens", "Qformer.bert.embeddings.LayerNorm.weight"} <= state.keys() and not matches_stage2(state)
+
+
+def convert_stage2(state: State, model: nn.Module) -> Converted:
+    """Queries and Q-Former become the bridge; the projection has one name, whatever the language model."""
+    speaks = hasattr(model, "language_projection")
+    kept: dict[str, Tensor] = {}
+    ignored = [name for name in state if name.startswith(TOWERS)]
+    text = 0
+    for name, value in state.items():
+        if name == POSITIONS or name in ignored:
+            continue
+        if TEXT_BRANCH.match(name) or name.startswith(HEADS):
+            text += 1
+        elif name.startswith(PROJECTIONS):
+            if speaks:
+                kept[f"language_projection.{name.partition('.')[2]}"] = value.float()
+            else:
+                ignored.append(name)
+        else:
+            kept[f"bridge.{name}" if name.startswith(("query_tokens", "Qformer.")) else name] = value.float()
+    notes = (f"{text} weights of the first stage's text branch and heads are left out",) if text else ()
+    fresh = {}
+    if speaks and "language_projection.weight" not in kept:
+        fresh = {"language_projection.": "the first stage has no language model"}
+    return Converted(kept, fresh=fresh, ignored=tuple(ignored), notes=notes)
+
+
+def matches_own(state: State) -> bool:
+    """Our second stage, for a model without its language model."""
+    return "bridge.query_tokens" in state
+
+
+def convert_own(state: State, model: nn.Module) -> Converted:
+    """Everything, or everything but the projection."""
+    ignored = tuple(n for n in state if n.startswith("language_projection.") and not hasattr(model, n[:19]))
+    return Converted({name: value for name, value in state.items() if name not in ignored}, ignored=ignored)
+
+
+STAGE1 = Format("BLIP-2's Q-Former of salesforce/LAVIS, first stage", matches_stage1, convert_stage1)
+STAGE2 = Format("BLIP-2 of salesforce/LAVIS, second stage", matches_stage2, convert_stage2)
+FIRST = Format("BLIP-2's first stage", matches_first, convert_stage2)
+OWN = Format("our BLIP-2, second stage", matches_own, convert_own)

@@ -46,16 +46,30 @@ def from_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
     path = Path(path)
     overrides = dict(overrides or {})
     checkpoint = read(path, _known_classes())
-    if checkpoint.zoo is None:
-        raise ValueError(
-            f"{path} does not say which model it is of, so it is none of our checkpoints: "
-            f"use create_model(NAME, weights={str(path)!r})"
-        )
-    cls = registry.class_named(checkpoint.zoo["class"])
+    cls = registry.class_named(_describe(checkpoint)["class"])
     registry.check_overrides(cls, overrides)
-    model = cls(**_typed(cls, registry._as_init_args(checkpoint.zoo["init_args"])) | overrides)
+    model = cls(**_typed(cls, registry._as_init_args(_describe(checkpoint)["init_args"])) | overrides)
     _put(model, checkpoint)
     return model
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """What one of our checkpoints says about its model: ``class``, ``init_args``, ``version``.
+
+    Raises:
+        FileNotFoundError: for a path that is not there.
+        ValueError: for a file that says nothing.
+    """
+    return _describe(read(path, _known_classes()))
+
+
+def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    if checkpoint.zoo is None:
+        raise ValueError(
+            f"{checkpoint.path} does not say which model it is of, so it is none of our checkpoints: "
+            f"use create_model(NAME, weights={str(checkpoint.path)!r})"
+        )
+    return checkpoint.zoo
 
 
 def _put(model: ZooModule, checkpoint: Checkpoint) -> None:

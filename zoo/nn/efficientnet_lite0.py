@@ -15,6 +15,7 @@ from torch import Tensor, nn
 #: channels and stride of each feature map that :class:`Lite0Taps` returns
 TAP_CHANNELS = (16, 24, 40, 112, 320)
 TAP_STRIDES = (2, 4, 8, 16, 32)
+HEAD_CHANNELS = 1280  # of the map behind the last stage, stride 32, that the classifier averages
 _TAP_STAGES = (0, 1, 2, 4, 6)  # the last of timm's stages at each stride
 
 

@@ -5,7 +5,7 @@ Source: BLIP-2 (Li et al. 2023, arXiv:2301.12597), Section 3.1; constants from s
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -50,9 +50,12 @@ class QFormer(nn.Module):
         mixing: how they do: ``self_then_cross`` (BLIP-2: self-attention, then a cross-attention of its own);
             ``joint`` (one attention with keys and values from [image ; queries ; text], as in Flamingo's resampler);
             ``cross_only`` (queries read the image and never each other; without a text branch).
-        norm: LayerNorm after each residual sum (``post``, BERT and BLIP-2) or before each sublayer (``pre``).
+        norm: LayerNorm after the embeddings and each residual sum (``post``, BERT and BLIP-2), or before each sublayer
+            and at the end (``pre``, as in Flamingo's resampler).
         bias: whether linear layers have one.
         dropout: of hidden states and attention.
+        head_width: of an attention head; None takes ``width / heads``.
+        eps: of the LayerNorms.
     """
 
     def __init__(
@@ -69,24 +72,27 @@ class QFormer(nn.Module):
         norm: Literal["post", "pre"] = "post",
         bias: bool = True,
         dropout: float = 0.1,
+        head_width: int | None = None,
+        eps: float = EPS,
     ):
         super().__init__()
         one_of("mixing", mixing, ("self_then_cross", "joint", "cross_only"))
         one_of("norm", norm, ("post", "pre"))
-        if min(width, depth, heads, mlp_width, image_width, cross_every) < 1 or width % heads:
+        if min(width, depth, heads, mlp_width, image_width, cross_every) < 1 or (head_width is None and width % heads):
             raise ValueError(f"width must be a multiple of heads, and all sizes at least 1; got {width} and {heads}")
         if mixing == "cross_only" and (vocab_size or cross_every != 1):
             raise ValueError(
                 "mixing='cross_only' has no path between queries and text, and its queries need the image in every "
                 "layer: set vocab_size=0 and cross_every=1, or take self_then_cross or joint"
             )
-        self.width, self.vocab_size, self.max_positions, self.mixing = width, vocab_size, max_positions, mixing
+        self.width, self.depth, self.heads, self.mixing = width, depth, heads, mixing
+        self.vocab_size, self.max_positions = vocab_size, max_positions
         self.bert = _Bert(
-            width, depth, heads, mlp_width, image_width, vocab_size, max_positions, cross_every, mixing, norm == "pre",
-            bias, dropout,
+            depth, cross_every, image_width, vocab_size, max_positions,
+            _Sizes(width, heads, head_width or width // heads, mlp_width, mixing, norm == "pre", bias, dropout, eps),
         )  # fmt: skip
         if vocab_size:
-            self.cls = nn.ModuleDict({"predictions": _LanguageHead(width, vocab_size)})
+            self.cls = nn.ModuleDict({"predictions": _LanguageHead(width, vocab_size, eps)})
             self.cls["predictions"].decoder.weight = self.bert.embeddings.word_embeddings.weight
         self.reset_parameters()
 
@@ -152,33 +158,45 @@ class QFormer(nn.Module):
         return self.cls["predictions"](text)
 
 
+class _Sizes(NamedTuple):
+    """What all layers have in common."""
+
+    width: int
+    heads: int
+    head_width: int
+    mlp_width: int
+    mixing: str
+    pre: bool
+    bias: bool
+    dropout: float
+    eps: float
+
+
 class _Bert(nn.Module):
     """The container that gives the published names their prefix."""
 
-    def __init__(self, width, depth, heads, mlp_width, image_width, vocab_size, max_positions, cross_every, mixing, pre,
-                 bias, dropout):  # fmt: skip
+    def __init__(
+        self, depth: int, cross_every: int, image_width: int, vocab_size: int, max_positions: int, sizes: _Sizes
+    ):
         super().__init__()
-        self.embeddings = _Embeddings(width, vocab_size, max_positions, dropout)
-        layers = [
-            _Layer(width, heads, mlp_width, image_width if i % cross_every == 0 else 0, bool(vocab_size), mixing, pre,
-                   bias, dropout)
-            for i in range(depth)
-        ]  # fmt: skip
+        self.embeddings = _Embeddings(vocab_size, max_positions, sizes)
         self.encoder = nn.Module()
-        self.encoder.layer = nn.ModuleList(layers)
-        self.encoder.final = nn.LayerNorm(width, EPS) if pre else nn.Identity()
+        self.encoder.layer = nn.ModuleList(
+            _Layer(image_width if i % cross_every == 0 else 0, bool(vocab_size), sizes) for i in range(depth)
+        )
+        self.encoder.final = nn.LayerNorm(sizes.width, sizes.eps) if sizes.pre else nn.Identity()
 
 
 class _Embeddings(nn.Module):
-    """Words with positions behind the queries, then one LayerNorm and dropout over both."""
+    """Words with positions behind the queries, then one LayerNorm (post-norm) and dropout over both."""
 
-    def __init__(self, width: int, vocab_size: int, max_positions: int, dropout: float):
+    def __init__(self, vocab_size: int, max_positions: int, sizes: _Sizes):
         super().__init__()
         if vocab_size:
-            self.word_embeddings = nn.Embedding(vocab_size, width)
-            self.position_embeddings = nn.Embedding(max_positions, width)
-        self.LayerNorm = nn.LayerNorm(width, EPS)
-        self.dropout = nn.Dropout(dropout)
+            self.word_embeddings = nn.Embedding(vocab_size, sizes.width)
+            self.position_embeddings = nn.Embedding(max_positions, sizes.width)
+        self.LayerNorm = nn.Identity() if sizes.pre else nn.LayerNorm(sizes.width, sizes.eps)
+        self.dropout = nn.Dropout(sizes.dropout)
 
     def forward(self, queries: Tensor | None, text: Tensor | None, offset: int) -> Tensor:
         parts = [] if queries is None else [queries]
@@ -193,19 +211,18 @@ class _Embeddings(nn.Module):
 class _Layer(nn.Module):
     """Self-attention over all, cross-attention of the queries, then one feed-forward network per branch."""
 
-    def __init__(self, width, heads, mlp_width, image_width, text, mixing, pre, bias, dropout):
+    def __init__(self, image_width: int, text: bool, sizes: _Sizes):
         super().__init__()
-        self.mixing, self.reads_image = mixing, bool(image_width)
-        joint = image_width if mixing == "joint" else 0
-        if mixing != "cross_only":
-            self.attention = _Attention(width, heads, width, pre, bias, dropout, joint)
-        if self.reads_image and mixing != "joint":
-            self.crossattention = _Attention(width, heads, image_width, pre, bias, dropout)
+        self.mixing, self.reads_image = sizes.mixing, bool(image_width)
+        if self.mixing != "cross_only":
+            self.attention = _Attention(sizes, sizes.width, image_width if self.mixing == "joint" else 0)
+        if self.reads_image and self.mixing != "joint":
+            self.crossattention = _Attention(sizes, image_width)
         if text:
-            self.intermediate = _Dense(width, mlp_width, bias)
-            self.output = _Output(mlp_width, width, pre, bias, dropout)
-        self.intermediate_query = _Dense(width, mlp_width, bias)
-        self.output_query = _Output(mlp_width, width, pre, bias, dropout)
+            self.intermediate = _Dense(sizes)
+            self.output = _Output(sizes.mlp_width, sizes)
+        self.intermediate_query = _Dense(sizes)
+        self.output_query = _Output(sizes.mlp_width, sizes)
 
     def forward(self, x, num_queries, image, mask, cache):
         keys_values = (x[:, :0], x[:, :0])
@@ -226,18 +243,19 @@ class _Layer(nn.Module):
 class _Attention(nn.Module):
     """Attention, projection, dropout, residual sum and LayerNorm."""
 
-    def __init__(self, width, heads, source_width, pre, bias, dropout, joint_width=0):
+    def __init__(self, sizes: _Sizes, source_width: int, joint_width: int = 0):
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout = sizes.heads, sizes.dropout
+        width, inner, bias = sizes.width, sizes.heads * sizes.head_width, sizes.bias
         self.self = nn.Module()
-        self.self.query = nn.Linear(width, width, bias)
-        self.self.key = nn.Linear(source_width, width, bias)
-        self.self.value = nn.Linear(source_width, width, bias)
-        self.output = _Output(width, width, pre, bias, dropout)
+        self.self.query = nn.Linear(width, inner, bias)
+        self.self.key = nn.Linear(source_width, inner, bias)
+        self.self.value = nn.Linear(source_width, inner, bias)
+        self.output = _Output(inner, sizes)
         if joint_width:
             # Keys and values of the image are those of the queries' own projections, so the widths must agree.
             self.image_projection = nn.Linear(joint_width, width, bias) if joint_width != width else nn.Identity()
-            self.image_LayerNorm = nn.LayerNorm(width, EPS) if pre else nn.Identity()
+            self.image_LayerNorm = nn.LayerNorm(width, sizes.eps) if sizes.pre else nn.Identity()
 
     def forward(self, x, source=None, mask=None, cache=None, joint=None, num_queries=0):
         normed = self.output.before(x)
@@ -248,10 +266,11 @@ class _Attention(nn.Module):
             key, value = torch.cat([cache[0], key], dim=2), torch.cat([cache[1], value], dim=2)
         if joint is not None:  # image first, as in Flamingo; text rows do not see it
             image = self.keys(self.image_LayerNorm(self.image_projection(joint)))
-            own = x.new_zeros(1, 1, x.shape[1], key.shape[2]) if mask is None else mask
-            seen = own.new_zeros(own.shape[0], 1, x.shape[1], joint.shape[1])
-            seen[:, :, num_queries:] = HIDDEN
-            mask = torch.cat([seen, own.expand(-1, -1, x.shape[1], -1)], dim=-1)
+            if mask is not None or num_queries < x.shape[1]:
+                own = x.new_zeros(1, 1, x.shape[1], key.shape[2]) if mask is None else mask
+                seen = own.new_zeros(own.shape[0], 1, x.shape[1], joint.shape[1])
+                seen[:, :, num_queries:] = HIDDEN
+                mask = torch.cat([seen, own.expand(-1, -1, x.shape[1], -1)], dim=-1)
             key, value = torch.cat([image[0], key], dim=2), torch.cat([image[1], value], dim=2)
         query = rearrange(self.self.query(normed), "b s (heads c) -> b heads s c", heads=self.heads)
         found = F.scaled_dot_product_attention(
@@ -269,9 +288,9 @@ class _Attention(nn.Module):
 class _Dense(nn.Module):
     """The wide half of a feed-forward network, with exact GELU."""
 
-    def __init__(self, width: int, mlp_width: int, bias: bool):
+    def __init__(self, sizes: _Sizes):
         super().__init__()
-        self.dense = nn.Linear(width, mlp_width, bias)
+        self.dense = nn.Linear(sizes.width, sizes.mlp_width, sizes.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(self.dense(x))
@@ -280,12 +299,12 @@ class _Dense(nn.Module):
 class _Output(nn.Module):
     """A projection, dropout and the residual sum, with the LayerNorm before the sublayer or after the sum."""
 
-    def __init__(self, source_width: int, width: int, pre: bool, bias: bool, dropout: float):
+    def __init__(self, source_width: int, sizes: _Sizes):
         super().__init__()
-        self.pre = pre
-        self.dense = nn.Linear(source_width, width, bias)
-        self.LayerNorm = nn.LayerNorm(width, EPS)
-        self.dropout = nn.Dropout(dropout)
+        self.pre = sizes.pre
+        self.dense = nn.Linear(source_width, sizes.width, sizes.bias)
+        self.LayerNorm = nn.LayerNorm(sizes.width, sizes.eps)
+        self.dropout = nn.Dropout(sizes.dropout)
 
     def before(self, x: Tensor) -> Tensor:
         """What the sublayer gets."""
@@ -303,11 +322,11 @@ class _Output(nn.Module):
 class _LanguageHead(nn.Module):
     """BERT's head: dense, GELU, LayerNorm, then the transposed word embeddings and a bias."""
 
-    def __init__(self, width: int, vocab_size: int):
+    def __init__(self, width: int, vocab_size: int, eps: float):
         super().__init__()
         self.transform = nn.Module()
         self.transform.dense = nn.Linear(width, width)
-        self.transform.LayerNorm = nn.LayerNorm(width, EPS)
+        self.transform.LayerNorm = nn.LayerNorm(width, eps)
         self.decoder = nn.Linear(width, vocab_size)
         self.bias = self.decoder.bias  # the published files hold it under both names
 

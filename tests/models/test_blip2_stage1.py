@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import zoo
-from zoo.models.blip2 import UNRANKED, BLIP2Stage1
+from zoo.models.blip2_stage1 import UNRANKED, BLIP2Stage1
 from zoo.nn.eva_vit import EvaViT, resize_positions
 from zoo.optim import parameter_groups
 from zoo.vision_towers import vision_tower
@@ -17,7 +17,7 @@ CAPTIONS = ["a red cat", "two dogs", "a tree in the snow, at night", "sun"]
 
 def stirred(**settings):
     torch.manual_seed(1)
-    model = zoo.create_model("blip2_tiny", **settings)
+    model = zoo.create_model("blip2_stage1_tiny", **settings)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name != "temp":
@@ -34,11 +34,11 @@ def batch(count=4, **more):
 
 
 def test_published_numbers_of_trainable_parameters():
-    info = zoo.model_info("blip2_vit_g")
+    info = zoo.model_info("blip2_stage1_vit_g")
     assert info.num_parameters == 186_705_470
     assert info.spec.num_tokens == 32 and info.spec.dim == 768 and info.spec.vocabulary is None
     with torch.device("meta"):
-        model = zoo.create_model("blip2_vit_g")
+        model = zoo.create_model("blip2_stage1_vit_g")
         tower = EvaViT()
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 186_705_470
     norm, key_biases = 2 * 1408, 39 * 1408  # transformers counts a final norm and key biases, which are zero
@@ -48,7 +48,7 @@ def test_published_numbers_of_trainable_parameters():
 
 def test_what_decays():
     """Matrices and the query tokens; no biases, norms or the temperature."""
-    model = zoo.create_model("blip2_tiny")
+    model = zoo.create_model("blip2_stage1_tiny")
     groups = parameter_groups(model.named_parameters(), model.optim_settings)
     decayed = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
     assert id(model.query_tokens) in decayed and id(model.temp) not in decayed
@@ -210,7 +210,7 @@ def test_lite0_gives_the_cells_of_its_last_map():
     tower = vision_tower("lite0", 64)
     with torch.no_grad():
         found = tower.eval()(torch.rand(2, 3, 64, 64))
-    assert found.shape == (2, tower.num_tokens, tower.width) == (2, 4, 320) and found.std() > 0
+    assert found.shape == (2, tower.num_tokens, tower.width) == (2, 4, 1280) and found.std() > 0
 
 
 @pytest.mark.parametrize(
@@ -224,7 +224,7 @@ def test_lite0_gives_the_cells_of_its_last_map():
 )
 def test_bad_settings(settings, error, sentence):
     with pytest.raises(error, match=sentence) as caught:
-        zoo.create_model("blip2_tiny", **settings)
+        zoo.create_model("blip2_stage1_tiny", **settings)
     assert "\n" not in str(caught.value)
 
 

@@ -25,7 +25,8 @@ from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from zoo.checkpoints import lavis
+from zoo.checkpoints import hf_blip2, lavis
+from zoo.checkpoints.bert import start_from_bert
 from zoo.choices import one_of
 from zoo.losses.contrastive import contrastive_loss, draw_negatives, same_image, similarities
 from zoo.losses.image_text import generation_loss, matching_loss
@@ -37,10 +38,9 @@ from zoo.nn.ranks import world_size
 from zoo.optim import Optim
 from zoo.registry import Weights, register
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
-from zoo.vision_towers import vision_tower
+from zoo.vision_towers import LN_VISION_EPS, vision_tower
 from zoo.wordpiece import WordPiece
 
-LN_VISION_EPS = 1e-5  # blip2.py, unlike the image encoder's own 1e-6
 UNRANKED = -100.0  # score of a pair that was not re-ranked
 
 
@@ -82,6 +82,9 @@ class BLIP2Stage1(ZooModule):
         label_smoothing: of contrast and generation.
         gather_grad: whether gradients reach the gathered side of the contrast: not in ``lavis``, yes in ``full``.
         itm_negatives: hard negatives from the batches of all processes (``global``) or from the own one (``local``).
+        text_init: start the Q-Former from a BERT: ``minilm`` (from a pip package), or a folder of bert-base-uncased as
+            published; None starts at random.
+        vision_cache: images whose features are kept, for data without augmentation.
         optim: optimizer and schedule; the paper's by default.
         weights: start from these: a registry name or a path.
     """
@@ -110,6 +113,8 @@ class BLIP2Stage1(ZooModule):
         label_smoothing: float = 0.1,
         gather_grad: Literal["lavis", "full"] = "lavis",
         itm_negatives: Literal["global", "local"] = "global",
+        text_init: str | None = None,
+        vision_cache: int = 0,
         optim: Optim = Optim(lr=1e-4, min_lr=1e-5, betas=(0.9, 0.98), weight_decay=0.05, warmup_steps=2000),
         weights: str | None = None,
     ):
@@ -124,7 +129,7 @@ class BLIP2Stage1(ZooModule):
         self.image_size, self.max_text_tokens, self.label_smoothing = image_size, max_text_tokens, label_smoothing
         self.min_temperature = min_temperature
         self.words = WordPiece(vocabulary)
-        tower = vision_tower(vision, image_size)
+        tower = vision_tower(vision, image_size, vision_cache)
         self.add_tower("vision", tower)
         self.ln_vision = nn.LayerNorm(tower.width, LN_VISION_EPS)
         self.query_tokens = nn.Parameter(torch.randn(1, num_queries, width) * 0.02)
@@ -139,6 +144,8 @@ class BLIP2Stage1(ZooModule):
         self.spec = TokenSpec(
             segments=(Segment("queries", (num_queries,)),), dim=width, order="set", vocabulary=None, decodes=None
         )
+        if text_init is not None and torch.get_default_device().type != "meta":
+            start_from_bert(self.Qformer, text_init)
         self.load_weights(weights)
 
     def encode(self, images: Shaped[Tensor, "b 3 h w"]) -> Tokens:
@@ -321,17 +328,17 @@ class BLIP2Stage1(ZooModule):
         return rearrange(given.to(self.device), "b ... -> b (...)")[:, 0]
 
 
-BLIP2Stage1.formats = (lavis.STAGE1,)
+BLIP2Stage1.formats = (lavis.STAGE1, hf_blip2.RETRIEVAL)
 
 PAPER = "arXiv:2301.12597"
 LAVIS = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/blip2_pretrained.pth"
 register(
-    "blip2_tiny", BLIP2Stage1, paper=PAPER, image_size=32, vision="tiny_random", vocabulary="characters",
+    "blip2_stage1_tiny", BLIP2Stage1, paper=PAPER, image_size=32, vision="tiny_random", vocabulary="characters",
     max_text_tokens=16, num_queries=4, width=24, depth=2, heads=2, mlp_width=48, max_positions=20, dropout=0.0,
     projection_width=16, optim=Optim(lr=3e-3),
 )  # fmt: skip
 register(
-    "blip2_vit_g",
+    "blip2_stage1_vit_g",
     BLIP2Stage1,
     paper=PAPER,
     weights={
@@ -340,7 +347,7 @@ register(
     optim=Optim(lr=1e-4, min_lr=1e-5, betas=(0.9, 0.98), weight_decay=0.05, warmup_steps=2000, total_steps=250_000),
 )
 register(
-    "blip2_emoji", BLIP2Stage1, paper=PAPER, recipe="blip2.yaml", image_size=128, vision="lite0",
+    "blip2_stage1_emoji", BLIP2Stage1, paper=PAPER, recipe="blip2_stage1.yaml", image_size=128, vision="lite0",
     vocabulary="characters", max_text_tokens=48, num_queries=8, width=192, depth=4, heads=6, mlp_width=768,
     max_positions=64, projection_width=64, optim=Optim(lr=5e-4, min_lr=1e-5, betas=(0.9, 0.98), warmup_steps=100),
 )  # fmt: skip

@@ -1,0 +1,79 @@
+"""The text side of a Q-Former from BERT: bert-base-uncased as published, or a smaller one with the same vocabulary."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from zoo.checkpoints.files import read
+from zoo.wordpiece import minilm_folder
+
+PREFIX = "bert."
+
+def start_from_bert(qformer: Any, source: str) -> None:
+    """Give the text branch, the shared self-attention and, as their copy, the query branch the weights of a BERT.
+
+    BERT adds the embedding of the first segment to every word; a Q-Former has none, so it goes into the positions. The
+    rows of words that BERT lacks (``[DEC]``), and the layers behind the Q-Former's depth, are left as they are.
+
+    Args:
+        qformer: :class:`zoo.nn.qformer.QFormer` with a text branch.
+        source: ``minilm`` (6 layers of width 384, from a pip package), or a folder of ``BertModel``.
+
+    Raises:
+        ValueError: where sizes differ, naming them.
+        FileNotFoundError: for a folder that is not there.
+        ModuleNotFoundError: with the pip line.
+    """
+    folder = minilm_folder() if source == "minilm" else Path(source)
+    if not folder.exists():
+        raise FileNotFoundError(f"text_init is {source!r}, which is neither 'minilm' nor a folder of BERT")
+    heads = json.loads((folder / "config.json").read_text())["num_attention_heads"] if folder.is_dir() else None
+    state = {name.removeprefix(PREFIX): value.float() for name, value in read(folder).state.items()}
+    own = qformer.state_dict()
+    if heads is not None and heads != qformer.heads:
+        raise ValueError(f"{source} has {heads} attention heads and the Q-Former {qformer.heads}: set heads to {heads}")
+    found = _renamed(state, own)
+    layers = 1 + max(int(name.split(".")[3]) for name in found if name.startswith("bert.encoder.layer."))
+    if layers < qformer.depth:
+        raise ValueError(f"{source} has {layers} layers and the Q-Former {qformer.depth}: set depth to {layers}, or less")
+    for name, value in found.items():
+        if name not in own:
+            continue
+        target = own[name]
+        if value.shape != target.shape:
+            raise ValueError(
+                f"{source} does not fit the Q-Former: {name} is {tuple(value.shape)} there and {tuple(target.shape)} here; "
+                "set width, mlp_width and vocabulary to BERT's"
+            )
+        target.copy_(value)
+    qformer.copy_text_to_query_branch()
+
+
+def _renamed(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    found = {}
+    for name, value in state.items():
+        if name == "embeddings.word_embeddings.weight":
+            table = own["bert.embeddings.word_embeddings.weight"].clone()
+            if len(value) <= len(table) and value.shape[1:] == table.shape[1:]:
+                table[: len(value)] = value
+            else:
+                table = value  # to be refused with both shapes
+            found["bert.embeddings.word_embeddings.weight"] = table
+        elif name == "embeddings.position_embeddings.weight":
+            segment = state.get("embeddings.token_type_embeddings.weight")
+            value = value if segment is None else value + segment[0]
+            found["bert.embeddings.position_embeddings.weight"] = value[
+                : len(own["bert.embeddings.position_embeddings.weight"])
+            ]
+        elif name.startswith(("embeddings.LayerNorm.", "encoder.layer.")):
+            found[f"bert.{name}"] = value
+        elif name.startswith(("cls.predictions.transform.", "cls.predictions.bias")):
+            if name == "cls.predictions.bias":
+                bias = own["cls.predictions.bias"].clone()
+                bias[: len(value)] = value
+                value = bias
+            found[name] = value
+    return found

@@ -1,0 +1,122 @@
+"""Llama-like language models in GGUF files: dequantised once, into a folder in transformers' layout.
+
+llama.cpp interleaves the rows of the query and key matrices for its rotary embedding; that is undone here.
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from zoo.cache import cache_folder
+
+NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+
+
+def dequantised(path: Path, name: str) -> Path:
+    """The folder of a GGUF file in the cache; written on first use, which takes some seconds.
+
+    Args:
+        path: of the GGUF file.
+        name: of the folder.
+
+    Raises:
+        ModuleNotFoundError: without the package that reads these files.
+        ValueError: for a file that is no Llama-like model.
+    """
+    folder = cache_folder() / f"{name}-{path.stat().st_size}"
+    if (folder / "config.json").exists():
+        return folder
+    try:
+        from gguf import GGUFReader
+    except ImportError:
+        raise ModuleNotFoundError("GGUF files are read with the package gguf: pip install 'tokenzoo[llm]'") from None
+    print(f"dequantising {path.name} into {folder}", flush=True)
+    reader = GGUFReader(path)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
+    config = llama_config(reader, path)
+    _write(part, reader, path, config)
+    try:
+        os.replace(part, folder)
+    except OSError:  # another process was faster
+        if not (folder / "config.json").exists():
+            raise
+    return folder
+
+
+def llama_config(reader: Any, path: Path) -> dict[str, Any]:
+    """The fields of ``LlamaConfig``."""
+
+    def value(key: str, default: Any = None) -> Any:
+        field = reader.fields.get(key)
+        return default if field is None else field.contents()
+
+    if value("general.architecture") != "llama":
+        raise ValueError(f"{path} holds a {value('general.architecture')}, and only Llama-like models are read")
+    heads = value("llama.attention.head_count")
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": value("llama.embedding_length"),
+        "intermediate_size": value("llama.feed_forward_length"),
+        "num_hidden_layers": value("llama.block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": value("llama.attention.head_count_kv", heads),
+        "max_position_embeddings": value("llama.context_length"),
+        "rms_norm_eps": value("llama.attention.layer_norm_rms_epsilon"),
+        "rope_theta": value("llama.rope.freq_base", 10000.0),
+        "vocab_size": len(reader.fields["tokenizer.ggml.tokens"].data),
+        "bos_token_id": value("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": value("tokenizer.ggml.eos_token_id"),
+        "pad_token_id": value("tokenizer.ggml.padding_token_id"),
+        "tie_word_embeddings": not any(t.name == "output.weight" for t in reader.tensors),
+        "dtype": "bfloat16",
+    }
+
+
+def llama_state(reader: Any, config: dict[str, Any]) -> dict[str, Tensor]:
+    """Dequantised weights in float32, under transformers' names."""
+    from gguf.quants import dequantize
+
+    heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
+    state = {}
+    for tensor in reader.tensors:
+        stem, _, kind = tensor.name.rpartition(".")
+        block, layer = "", stem
+        if stem.startswith("blk."):
+            _, number, layer = stem.split(".", 2)
+            block = f"model.layers.{number}."
+        value = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
+        if layer in heads:
+            value = rearrange(value, "(h c two) d -> (h two c) d", h=heads[layer], two=2)
+        state[f"{block}{NAMES[layer]}.{kind}"] = value
+    return state
+
+
+def _write(folder: Path, reader: Any, path: Path, config: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+    from transformers import AutoTokenizer
+
+    state = {name: value.to(torch.bfloat16) for name, value in llama_state(reader, config).items()}
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True).save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

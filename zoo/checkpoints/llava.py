@@ -1,0 +1,159 @@
+"""LLaVA's weights: the published projector and LoRA files, whole models, and transformers' layout."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from zoo.checkpoints.export import write_safetensors
+from zoo.checkpoints.format import Converted, Format, State
+from zoo.checkpoints.hf_language import with_image_token
+
+PROJECTOR = "mm_projector."
+HF_PROJECTOR = "multi_modal_projector."
+LORA_NAME = re.compile(r"base_model\.model\.(?P<layer>.+)\.(?P<part>lora_[AB])\.weight")
+OUR_LORA = "language_model.network.{layer}.{part}.default.weight"
+
+
+def _projector(state: State) -> dict[str, Tensor]:
+    """The projector under our names, found by a part of the name, as the published code does."""
+    found = {}
+    for name, value in state.items():
+        if PROJECTOR in name:
+            rest = name.split(PROJECTOR)[1]
+            found[f"{PROJECTOR}{rest if rest[0].isdigit() else f'0.{rest}'}"] = value.float()  # 1.0 has one bare layer
+    return found
+
+
+def matches_original(state: State) -> bool:
+    """``mm_projector`` under any prefix, without LoRA."""
+    return any(PROJECTOR in name for name in state) and not any(".lora_" in name for name in state)
+
+
+def convert_original(state: State, model: Any) -> Converted:
+    """The projector, and the language model where it is tuned and the file has it."""
+    kept = _projector(state)
+    if model.tuning == "full":
+        own = model.state_dict()
+        for name, value in state.items():
+            if PROJECTOR not in name and f"language_model.network.{name}" in own:
+                kept[f"language_model.network.{name}"] = value.float()
+    return _with_language(kept, state, model)
+
+
+def matches_lora(state: State) -> bool:
+    """Peft's names."""
+    return any(LORA_NAME.fullmatch(name) for name in state)
+
+
+def convert_lora(state: State, model: Any) -> Converted:
+    """LoRA matrices, and the projector that was saved beside them."""
+    kept = _projector(state)
+    for name, value in state.items():
+        if match := LORA_NAME.fullmatch(name):
+            kept[OUR_LORA.format(**match.groupdict())] = value.float()
+    ignored = tuple(n for n in state if PROJECTOR not in n and not LORA_NAME.fullmatch(n))
+    return Converted(kept, ignored=ignored)
+
+
+def matches_hf(state: State) -> bool:
+    """``LlavaForConditionalGeneration``, in the names of version 4 or 5."""
+    return any(HF_PROJECTOR in name for name in state)
+
+
+def convert_hf(state: State, model: Any) -> Converted:
+    """Projector, and the language model where it is tuned."""
+    order = {"linear_1": "0", "linear_2": "2"}
+    kept = {}
+    for name, value in state.items():
+        if HF_PROJECTOR in name:
+            layer, kind = name.split(HF_PROJECTOR)[1].split(".")
+            kept[f"{PROJECTOR}{order[layer]}.{kind}"] = value.float()
+    if model.tuning == "full":
+        kept |= {f"language_model.network.{n}": v.float() for n, v in language_state(state).items()}
+    return _with_language(kept, state, model)
+
+
+def _with_language(kept: dict[str, Tensor], state: State, model: nn.Module) -> Converted:
+    absent = {}
+    if not any(name.startswith("language_model.") for name in kept):
+        fresh = {"language_model.": "it stays that of 'language_model'"} if model.tuning != "projector" else {}
+        return Converted(kept, fresh=fresh, ignored=tuple(n for n in state if "projector." not in n))
+    return Converted(kept, absent=absent)
+
+
+def language_state(state: State) -> dict[str, Tensor]:
+    """The language model inside a LLaVA, under the names of ``LlamaForCausalLM``."""
+    found = {}
+    for name, value in state.items():
+        for prefix, target in (
+            ("language_model.model.", "model."), ("language_model.lm_head.", "lm_head."),
+            ("model.language_model.", "model."), ("lm_head.", "lm_head."),
+        ):  # fmt: skip
+            if name.startswith(prefix):
+                found[target + name.removeprefix(prefix)] = value
+                break
+        else:
+            if name.startswith(("model.layers.", "model.embed_tokens.", "model.norm.")):
+                found[name] = value
+    return found
+
+
+def language_config(folder: Path) -> dict[str, Any] | None:
+    """The fields of the language model inside a folder of LLaVA; None for another folder."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("model_type") == "llava" and "text_config" in config:
+        return dict(config["text_config"])
+    if "mm_vision_tower" in config:  # the published files: a LlamaConfig with more fields
+        return {k: v for k, v in config.items() if not k.startswith("mm_")} | {"model_type": "llama"}
+    return None
+
+
+def save_llava(model: Any, folder: str | Path) -> Path:
+    """Write a folder that ``LlavaForConditionalGeneration`` loads as a whole.
+
+    Args:
+        model: :class:`zoo.models.llava.LLaVA`.
+        folder: gets ``config.json``, ``model.safetensors`` and the tokenizer.
+
+    Raises:
+        ValueError: for a linear projector, LoRA or an image encoder that transformers has no place for.
+    """
+    projector = model.mm_projector
+    if len(projector) != 3:
+        raise ValueError("transformers' projector has two layers: a LLaVA-1.0 with one cannot be written")
+    if model.tuning == "lora":
+        raise ValueError("merge the LoRA matrices first: zoo.language_models.merge_lora(model.language)")
+    clip = getattr(model.frozen["vision"].network, "model", None)
+    if clip is None or not hasattr(clip, "config"):
+        raise ValueError("transformers' LLaVA needs CLIP as its image encoder")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    text_config, words, image_token = with_image_token(model.language, folder)
+    config = {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "vision_config": clip.config.to_dict(),
+        "text_config": text_config,
+        "projector_hidden_act": "gelu",
+        "vision_feature_select_strategy": "default" if model.select == "patch" else "full",
+        "vision_feature_layer": -1,  # ours lacks the last block, whose input is the feature
+        "image_seq_length": model.spec.num_tokens,
+        "image_token_index": image_token,
+    }
+    state = {f"model.vision_tower.{n}": v for n, v in clip.state_dict().items()}
+    for theirs, ours in (("linear_1", 0), ("linear_2", 2)):
+        state |= {f"model.multi_modal_projector.{theirs}.{n}": v for n, v in projector[ours].state_dict().items()}
+    for name, value in words.items():
+        state[f"model.language_model.{name.removeprefix('model.')}" if name.startswith("model.") else name] = value
+    (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
+    stored = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    write_safetensors(stored, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+ORIGINAL = Format("LLaVA of haotian-liu/LLaVA", matches_original, convert_original)
+LORA = Format("LLaVA's LoRA files", matches_lora, convert_lora)
+HUGGING_FACE = Format("LlavaForConditionalGeneration of transformers", matches_hf, convert_hf)

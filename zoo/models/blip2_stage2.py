@@ -1,0 +1,279 @@
+"""BLIP-2, second stage: a Q-Former whose queries a frozen language model reads (Li et al. 2023).
+
+arXiv:2301.12597. Official code: salesforce/LAVIS ``lavis/models/blip2_models/blip2_opt.py`` and ``blip2_t5.py``
+(commit 506965b, BSD-3).
+
+Implemented: queries projected in front of the text of any decoder-only language model, or of the encoder of an
+encoder-decoder one (prefix language modelling); prompts that are not learned; captions and answers with cached keys,
+beams and left padding; the likelihood of given texts; reading of LAVIS's second-stage and first-stage weights, of
+transformers' ``Blip2ForConditionalGeneration`` and of our own first stage; writing of transformers' layout.
+Not implemented: fine-tuning of the image encoder, the instruction-aware Q-Former of InstructBLIP.
+Deviations: ``mixing``, ``norm`` and the other settings of the bridge are options of ours. The learning rate follows the
+paper's cosine over steps; LAVIS's moves once per epoch. A caption without a given split is divided at a random word
+for an encoder-decoder model; LAVIS leaves the split to the data.
+
+Equations: Section 3.2, Figure 3 -> `BLIP2Stage2.losses`; Section 3.1 queries -> `zoo.nn.bridges.QueryBridge`; Section
+4.1 captions -> `BLIP2Stage2.caption`; Section 4.1 visual question answering -> `BLIP2Stage2.answer`.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+from zoo.checkpoints import hf_blip2, lavis
+from zoo.language_models import language_model as find_language_model
+from zoo.module import Batch, ZooModule
+from zoo.nn.bridges import QueryBridge
+from zoo.nn.splice import IGNORED, Image, Piece, Text, splice
+from zoo.optim import Optim
+from zoo.registry import Weights, register
+from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
+from zoo.vision_towers import LN_VISION_EPS, vision_tower
+from zoo.wordpiece import clean_caption
+
+
+class BLIP2Stage2(ZooModule):
+    """BLIP-2's second stage: queries that a frozen language model reads.
+
+    Args:
+        image_size: side of the images in pixels.
+        vision: frozen image encoder, see :func:`zoo.vision_towers.vision_tower`.
+        language_model: frozen, see :func:`zoo.language_models.language_model`; None builds the part up to the queries,
+            which then serve another model.
+        language_dtype: of its weights.
+        prompt: in front of every caption; given, not learned.
+        end: of every caption for a decoder-only model; what the model is to stop at.
+        max_text_tokens: longest text, prompt and special tokens included.
+        num_queries: tokens per image.
+        width: of the queries.
+        depth: layers.
+        heads: attention heads.
+        mlp_width: hidden units of the feed-forward networks.
+        cross_every: layers ``0, n, 2n, ...`` read the image.
+        mixing: how, see :class:`zoo.nn.bridges.QueryBridge`.
+        norm: ``post`` as published, or ``pre``.
+        dropout: of hidden states and attention.
+        vision_cache: images whose features are kept, for data without augmentation.
+        optim: optimizer and schedule; the paper's by default.
+        weights: start from these: a registry name or a path, of this or of the first stage.
+    """
+
+    spec: TokenSpec
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        vision: str = "eva_vit_g",
+        language_model: str | None = "opt_2.7b",
+        language_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        prompt: str = "",
+        end: str = "\n",
+        max_text_tokens: int = 32,
+        num_queries: int = 32,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_width: int = 3072,
+        cross_every: int = 2,
+        mixing: Literal["self_then_cross", "joint", "cross_only"] = "self_then_cross",
+        norm: Literal["post", "pre"] = "post",
+        dropout: float = 0.1,
+        vision_cache: int = 0,
+        optim: Optim = Optim(lr=1e-4, min_lr=5e-5, betas=(0.9, 0.98), weight_decay=0.05, warmup_steps=2000),
+        weights: str | None = None,
+    ):
+        super().__init__(optim)
+        if max_text_tokens < 2:
+            raise ValueError(f"max_text_tokens must be at least 2, got {max_text_tokens}")
+        self.image_size, self.max_text_tokens, self.prompt, self.end = image_size, max_text_tokens, prompt, end
+        tower = vision_tower(vision, image_size, vision_cache)
+        self.add_tower("vision", tower)
+        self.ln_vision = nn.LayerNorm(tower.width, LN_VISION_EPS)
+        self.bridge = QueryBridge(
+            num_queries, width, depth, heads, mlp_width, tower.width, cross_every, mixing, norm, dropout=dropout
+        )
+        if language_model is not None:
+            self.add_tower("language_model", find_language_model(language_model, language_dtype))
+            self.language_projection = nn.Linear(width, self.language.width)
+        self.spec = TokenSpec(
+            segments=(Segment("queries", (num_queries,)),), dim=width, order="set", vocabulary=None, decodes=None
+        )
+        self.load_weights(weights)
+
+    @property
+    def language(self) -> Any:
+        """The frozen language model.
+
+        Raises:
+            ValueError: where there is none.
+        """
+        if "language_model" not in self.frozen:
+            raise ValueError("this model has no language model: set language_model")
+        return self.frozen["language_model"]
+
+    # ------------------------------------------------------------------ tokens
+
+    def encode(self, images: Shaped[Tensor, "b 3 h w"]) -> Tokens:
+        """Last hidden states of the queries, before the projection into the language model."""
+        features = self.frozen["vision"](as_pixels(images, size=self.image_size))
+        return Tokens(None, self.bridge(self.ln_vision(features)), self.spec)
+
+    def decode(self, tokens: Tokens) -> Tensor:
+        """Not possible.
+
+        Raises:
+            NotInvertible: always.
+        """
+        raise NotInvertible(
+            "BLIP-2's query tokens are soft prompts of a language model (Section 3.2) and there is no decoder to "
+            "pixels: look at what caption() says of them"
+        )
+
+    def image_tokens(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b q d"]:
+        """What the language model reads."""
+        return self.language_projection(self.encode(images).embeddings)
+
+    # ------------------------------------------------------------------ writing
+
+    @torch.no_grad()
+    def caption(self, images: Shaped[Tensor, "b 3 h w"], prompt: str | None = None, **writing: Any) -> list[str]:
+        """Say what is in the images.
+
+        Args:
+            images: in [0, 1] or uint8.
+            prompt: None takes the model's own.
+            writing: see :meth:`zoo.language_models.LanguageModel.write`; 5 beams by default, as published.
+        """
+        prompts = [self.prompt if prompt is None else prompt] * len(images)
+        return self._write(images, prompts, {"num_beams": 5} | writing)
+
+    @torch.no_grad()
+    def answer(
+        self,
+        images: Shaped[Tensor, "b 3 h w"],
+        questions: Sequence[str],
+        template: str = "Question: {} Short answer:",
+        **writing: Any,
+    ) -> list[str]:
+        """Answer one question per image.
+
+        Args:
+            images: in [0, 1] or uint8.
+            questions: one per image.
+            template: of the prompt.
+            writing: see :meth:`zoo.language_models.LanguageModel.write`; 5 beams and at most 10 tokens by default.
+
+        Raises:
+            ValueError: for another number of questions than images.
+        """
+        if len(questions) != len(images):
+            raise ValueError(f"there are {len(questions)} questions for {len(images)} images: give one per image")
+        prompts = [template.format(question) for question in questions]
+        penalty = -1.0 if self.language.encoder_decoder else 0.0
+        defaults = {"num_beams": 5, "max_new_tokens": 10, "length_penalty": penalty}
+        return self._write(images, prompts, defaults | writing)
+
+    def _write(self, images: Tensor, prompts: list[str], writing: dict[str, Any]) -> list[str]:
+        text = self.language.text
+        with evaluating(self):
+            tokens = self.image_tokens(images)
+            if self.language.encoder_decoder:
+                samples = [[Image(i), Text((*text.ids(p), text.end))] for i, p in enumerate(prompts)]
+                return self.language.write(splice(samples, tokens, self.language.embed), **writing)
+            samples = [[Image(i), Text((*text.start, *text.ids(p)))] for i, p in enumerate(prompts)]
+            stop = text.ids(self.end)[-1:]
+            return self.language.write(splice(samples, tokens, self.language.embed, "left"), stop=stop, **writing)
+
+    # ------------------------------------------------------------------ training
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross entropy of the captions, or of the answers, given the queries (Section 3.2).
+
+        The batch holds ``image`` and either ``caption`` (one string per image), ``question`` and ``answer``, or
+        ``text_input`` and ``text_output`` (what is given and what is learned).
+        """
+        tokens = self.image_tokens(batch["image"])
+        return {"loss": self.language.loss(*self._read(tokens, self._texts(batch)))}
+
+    def log_likelihood(self, tokens: Float[Tensor, "b q d"], captions: Sequence[str]) -> Float[Tensor, " b"]:
+        """Logarithm of the probability of each caption given the tokens of its image.
+
+        Args:
+            tokens: of :meth:`image_tokens`.
+            captions: one per image.
+        """
+        return -self.language.score(*self._read(tokens, self._texts({"caption": captions}, split=False))).sum(1)
+
+    def _texts(self, batch: Batch, split: bool = True) -> list[tuple[str, str]]:
+        """What is given and what is learned of each text.
+
+        Raises:
+            ValueError: for a batch without texts, or an empty one.
+        """
+        if "text_output" in batch:
+            pairs = list(zip(batch["text_input"], batch["text_output"], strict=True))
+        elif "answer" in batch:
+            pairs = [
+                (f"Question: {q} Short answer:", a) for q, a in zip(batch["question"], batch["answer"], strict=True)
+            ]
+        elif "caption" in batch:
+            captions = [clean_caption(c) for c in batch["caption"]]
+            if split and self.training and self.language.encoder_decoder and not self.prompt:
+                pairs = [_split(caption) for caption in captions]
+            else:
+                pairs = [(self.prompt, caption) for caption in captions]
+        else:
+            raise ValueError("the batch has no 'caption': BLIP-2's second stage learns from images with captions")
+        for i, (_, learned) in enumerate(pairs):
+            if not learned.strip():
+                raise ValueError(f"text {i} of the batch has no words: remove such images")
+        return pairs
+
+    def _read(self, tokens: Tensor, pairs: list[tuple[str, str]]) -> tuple[Any, Int[Tensor, "b t"] | None]:
+        """The batch for the language model, and what its decoder writes where it has one."""
+        text, most = self.language.text, self.max_text_tokens
+        samples: list[list[Piece]] = []
+        if self.language.encoder_decoder:
+            samples = [[Image(i), Text((*text.ids(given)[: most - 1], text.end))] for i, (given, _) in enumerate(pairs)]
+            rows = [(*text.ids(learned)[: most - 1], text.end) for _, learned in pairs]
+            longest = max(map(len, rows))
+            targets = [[*row, *[IGNORED] * (longest - len(row))] for row in rows]
+            return splice(samples, tokens, self.language.embed), torch.tensor(targets, device=tokens.device)
+        for i, (given, learned) in enumerate(pairs):
+            ids, spans = text.ids_and_spans(f"{given} {learned}{self.end}" if given else f"{learned}{self.end}")
+            # As published, the start id is learned where no prompt is given.
+            flags = [*[not given] * len(text.start), *[end > len(given) for _, end in spans]]
+            samples.append([Image(i), Text((*text.start, *ids)[:most], tuple(flags[:most]))])
+        return splice(samples, tokens, self.language.embed), None
+
+
+def _split(caption: str) -> tuple[str, str]:
+    """A caption divided at a random word; what is learned is never empty."""
+    words = caption.split()
+    at = int(torch.randint(max(1, len(words)), ()))
+    return " ".join(words[:at]), " ".join(words[at:])
+
+
+BLIP2Stage2.formats = (lavis.STAGE2, lavis.FIRST, lavis.OWN, hf_blip2.CONDITIONAL)
+
+PAPER = "arXiv:2301.12597"
+LAVIS = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/blip2_pretrained_{}.pth"
+TINY = {"image_size": 32, "vision": "tiny_random", "max_text_tokens": 16, "num_queries": 4, "width": 24, "depth": 2, "heads": 2,
+            "mlp_width": 48, "dropout": 0.0, "optim": Optim(lr=3e-3)}  # fmt: skip
+register(
+    "blip2_stage2_tiny", BLIP2Stage2, paper=PAPER, language_model="tiny_opt", prompt="a photo of", **TINY
+)  # fmt: skip
+register("blip2_stage2_t5_tiny", BLIP2Stage2, paper=PAPER, language_model="tiny_t5", **TINY)
+for name, language, lavis in (
+    ("blip2_opt2_7b", "opt_2.7b", "opt2.7b"),
+    ("blip2_opt6_7b", "opt_6.7b", "opt6.7b"),
+    ("blip2_flant5_xl", "flan_t5_xl", "flant5xl"),
+    ("blip2_flant5_xxl", "flan_t5_xxl", "flant5xxl"),
+):
+    register(
+        name, BLIP2Stage2, paper=PAPER, language_model=language,
+        weights={"lavis": Weights(origin=LAVIS.format(lavis), licence="BSD-3 (salesforce/LAVIS)", note="second stage")},
+    )  # fmt: skip

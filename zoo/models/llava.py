@@ -1,0 +1,247 @@
+"""LLaVA: image patches through a small projector into a language model (Liu et al. 2023).
+
+arXiv:2304.08485 (1.0, one linear layer) and arXiv:2310.03744 (1.5, two layers). Official code: haotian-liu/LLaVA
+(commit c121f04, Apache-2.0).
+
+Implemented: features before the last block of CLIP ViT-L/14; linear and MLP projectors; the first stage (projector
+alone), the second with the whole language model or with LoRA, a learning rate of its own for the projector;
+conversation layouts with labels on the answers only; text-only samples; answers and captions; reading of the published
+projectors, LoRA folders and transformers' folders; writing of transformers' layout.
+Not implemented: several images in a conversation, higher resolutions by tiles (1.6), training of the image encoder,
+batches grouped by length.
+Deviations: labels are marked while a conversation is put together; the published code looks for the answers in the ids
+and drops a whole sample where its search fails.
+
+Equations: 1.0, Section 4.1, Eq. 1 -> `LLaVA.image_tokens`; Eq. 2 sequence -> `zoo.conversations.render`; Eq. 3
+likelihood -> `LLaVA.losses`; 1.5, Section 3.2 MLP -> `zoo.nn.bridges.MLPBridge`.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from zoo.checkpoints import llava
+from zoo.choices import one_of
+from zoo.conversations import IMAGE, TemplateName, Turn, image_first, pieces, render
+from zoo.language_models import add_lora
+from zoo.language_models import language_model as find_language_model
+from zoo.module import Batch, ZooModule
+from zoo.nn.bridges import MLPBridge
+from zoo.nn.splice import Spliced, splice
+from zoo.optim import Optim
+from zoo.registry import register
+from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
+from zoo.vision_towers import vision_tower
+
+
+class LLaVA(ZooModule):
+    """Image patches, projected, as words of a language model that is frozen, tuned whole, or by LoRA.
+
+    Args:
+        image_size: side of the images in pixels.
+        vision: frozen image encoder, see :func:`zoo.vision_towers.vision_tower`.
+        select: all tokens of the image encoder (``cls_patch``), or those without the class token (``patch``).
+        language_model: see :func:`zoo.language_models.language_model`.
+        language_dtype: of its weights where it is frozen or has LoRA.
+        projector_depth: linear layers: 1 in LLaVA-1.0, 2 in 1.5.
+        conversation: layout of the text: ``plain`` in the first stage, that of the language model in the second.
+        system: sentence in front; None takes the layout's own.
+        question: asked where the data has captions and no conversation, and by :meth:`caption`.
+        max_length: longest sequence, image tokens included; what is behind it is cut off.
+        tuning: the ``projector`` alone, or also the ``full`` language model, or ``lora`` matrices in it.
+        lora_rank: of these matrices.
+        lora_alpha: their products are scaled by ``lora_alpha / lora_rank``.
+        lora_dropout: in front of them.
+        projector_lr: learning rate of the projector as a fraction of ``optim.lr``.
+        gradient_checkpointing: compute the language model's activations twice rather than keep them.
+        vision_cache: images whose features are kept, for data without augmentation.
+        optim: optimizer and schedule; that of 1.5's first stage by default.
+        weights: start from these: a registry name or a path.
+    """
+
+    spec: TokenSpec
+
+    def __init__(
+        self,
+        image_size: int = 336,
+        vision: str = "clip_vit_l14",
+        select: Literal["patch", "cls_patch"] = "patch",
+        language_model: str = "vicuna_7b",
+        language_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        projector_depth: int = 2,
+        conversation: TemplateName = "plain",
+        system: str | None = None,
+        question: str = "What does this image show?",
+        max_length: int = 2048,
+        tuning: Literal["projector", "full", "lora"] = "projector",
+        lora_rank: int = 128,
+        lora_alpha: int = 256,
+        lora_dropout: float = 0.05,
+        projector_lr: float = 1.0,
+        gradient_checkpointing: bool = False,
+        vision_cache: int = 0,
+        optim: Optim = Optim(lr=1e-3, weight_decay=0.0),
+        weights: str | None = None,
+    ):
+        super().__init__(optim)
+        self.select = one_of("select", select, ("patch", "cls_patch"))
+        self.tuning = one_of("tuning", tuning, ("projector", "full", "lora"))
+        self.image_size, self.max_length, self.projector_lr = image_size, max_length, projector_lr
+        self.conversation, self.system, self.question = conversation, system, question
+        tower = vision_tower(vision, image_size, vision_cache)
+        self.add_tower("vision", tower)
+        self.skipped = int(tower.class_token and select == "patch")
+        count = tower.num_tokens - self.skipped
+        if max_length <= count:
+            raise ValueError(f"max_length {max_length} leaves no room behind {count} image tokens: raise it")
+        self._add_language(find_language_model(language_model, "float32" if tuning == "full" else language_dtype))
+        if tuning == "lora":
+            add_lora(self.language, lora_rank, lora_alpha, lora_dropout)
+        if gradient_checkpointing and tuning != "projector":
+            self.language.network.gradient_checkpointing_enable({"use_reentrant": False})
+        self.mm_projector = MLPBridge(tower.width, self.language.width, count, projector_depth)
+        self.spec = TokenSpec(
+            segments=(Segment("patches", (count,)),), dim=self.language.width, order="raster", vocabulary=None,
+            decodes=None,
+        )  # fmt: skip
+        self.load_weights(weights)
+
+    def _add_language(self, language: Any) -> None:
+        if self.tuning == "projector":
+            self.add_tower("language_model", language)
+        elif self.tuning == "lora":
+            self.add_partly_frozen("language_model", language)
+        else:
+            self.language_model = language.requires_grad_(True)
+
+    @property
+    def language(self) -> Any:
+        """The language model."""
+        return self.frozen["language_model"] if self.tuning == "projector" else self.language_model
+
+    def lr_scale(self, name: str) -> float:
+        return self.projector_lr if name.startswith("mm_projector.") else 1.0
+
+    # ------------------------------------------------------------------ tokens
+
+    def encode(self, images: Shaped[Tensor, "b 3 h w"]) -> Tokens:
+        """What the language model reads."""
+        return Tokens(None, self.image_tokens(images), self.spec)
+
+    def decode(self, tokens: Tokens) -> Tensor:
+        """Not possible.
+
+        Raises:
+            NotInvertible: always.
+        """
+        raise NotInvertible(
+            "LLaVA projects CLIP's patch features into the space of a language model's words (Section 4.1) and has no "
+            "way back to pixels: look at what answer() says of them"
+        )
+
+    def image_tokens(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
+        """Eq. 1: H = W Z, or the MLP of 1.5."""
+        return self.mm_projector(self.frozen["vision"](as_pixels(images, size=self.image_size))[:, self.skipped :])
+
+    # ------------------------------------------------------------------ writing
+
+    def caption(self, images: Shaped[Tensor, "b 3 h w"], **writing: Any) -> list[str]:
+        """Say what is in the images: the answer to ``question``, or what follows the image in the ``plain`` layout.
+
+        Args:
+            images: in [0, 1] or uint8.
+            writing: see :meth:`zoo.language_models.LanguageModel.write`.
+        """
+        return self.answer(images, [self.question] * len(images), **writing)
+
+    @torch.no_grad()
+    def answer(
+        self, images: Shaped[Tensor, "b 3 h w"], questions: Sequence[str | Sequence[Turn]], **writing: Any
+    ) -> list[str]:
+        """Answer one question per image.
+
+        Args:
+            images: in [0, 1] or uint8.
+            questions: one per image, or a conversation that ends with one. The ``plain`` layout knows none.
+            writing: see :meth:`zoo.language_models.LanguageModel.write`; greedy by default, as published.
+
+        Raises:
+            ValueError: for another number of questions than images.
+        """
+        if len(questions) != len(images):
+            raise ValueError(f"there are {len(questions)} questions for {len(images)} images: give one per image")
+        turns = [[{"from": "human", "value": f"{IMAGE}\n{q}"}] if isinstance(q, str) else list(q) for q in questions]
+        # chatml ends a turn with a token of its own, which is some tokenizers' end; v0 and plain end with text
+        stop = {"plain": ("\n",), "v0": ("###",), "chatml": ("<|im_end|>",)}.get(self.conversation, ())
+        with evaluating(self):
+            batch = self._read(self.image_tokens(images), turns, "left")
+            return self.language.write(batch, **{"stop_text": stop} | writing)
+
+    # ------------------------------------------------------------------ training
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Eq. 3: cross entropy of the answers of each conversation.
+
+        The batch holds ``image`` and ``conversation`` (LLaVA's turns), or ``caption``, which becomes the answer to
+        ``question``. A conversation without ``<image>`` is one about text alone.
+        """
+        tokens = self.image_tokens(batch["image"])
+        if "conversation" in batch:
+            turns = batch["conversation"]
+        elif "caption" in batch:
+            turns = [self._about(caption) for caption in batch["caption"]]
+        else:
+            raise ValueError("the batch has neither 'conversation' nor 'caption', which LLaVA learns from")
+        spliced = self._read(tokens, turns)
+        cut = torch.tensor(spliced.cut / len(turns), device=tokens.device)
+        return {"loss": self.language.loss(spliced), "answers_cut_off": cut}
+
+    def log_likelihood(self, tokens: Float[Tensor, "b n d"], captions: Sequence[str]) -> Float[Tensor, " b"]:
+        """Logarithm of the probability of each caption as the answer to ``question`` about an image.
+
+        Args:
+            tokens: of :meth:`image_tokens`.
+            captions: one per image.
+        """
+        return -self.language.score(self._read(tokens, [self._about(c) for c in captions])).sum(1)
+
+    def _about(self, caption: str) -> list[Turn]:
+        if not caption.strip():
+            raise ValueError("a caption of the batch is empty: remove such images")
+        return [{"from": "human", "value": f"{IMAGE}\n{self.question}"}, {"from": "gpt", "value": caption.strip()}]
+
+    def _read(
+        self, tokens: Tensor, conversations: Sequence[Sequence[Turn]], side: Literal["right", "left"] = "right"
+    ) -> Spliced:
+        codec = self.language.text
+        end = str(codec.tokenizer.eos_token)
+        samples = [
+            pieces(render(image_first(turns), self.conversation, end, self.system), codec, i)
+            for i, turns in enumerate(conversations)
+        ]
+        return splice(samples, tokens, self.language.embed, side, self.max_length)
+
+
+LLaVA.formats = (llava.ORIGINAL, llava.LORA, llava.HUGGING_FACE)
+
+PAPER = "arXiv:2310.03744"
+TINY = {
+    "image_size": 32,
+    "vision": "tiny_clip",
+    "language_model": "tiny_llama",
+    "max_length": 200,
+    "optim": Optim(lr=1e-2),
+}
+register("llava_tiny", LLaVA, paper=PAPER, **TINY)
+register("llava_lora_tiny", LLaVA, paper=PAPER, **TINY | {
+    "conversation": "v1", "system": "", "tuning": "lora", "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.0,
+})  # fmt: skip
+for size in (7, 13):
+    register(
+        f"llava_1_0_{size}b", LLaVA, paper="arXiv:2304.08485", image_size=224, language_model=f"vicuna_{size}b",
+        projector_depth=1, optim=Optim(lr=2e-3, weight_decay=0.0),
+    )  # fmt: skip
+    register(f"llava_1_5_{size}b", LLaVA, paper=PAPER, language_model=f"vicuna_{size}b")

@@ -1,0 +1,251 @@
+"""MiniGPT-4: one linear layer between a frozen Q-Former and a frozen language model (Zhu et al. 2023).
+
+arXiv:2304.10592. Official code: Vision-CAIR/MiniGPT-4 (commit d94738a, BSD-3).
+
+Implemented: the version of the paper (Q-Former, one linear layer) and the later one without a Q-Former, whose four
+neighbouring image tokens become one; both training stages; the prompt template, answers only as labels; answers to
+questions; reading of the published projections.
+Not implemented: MiniGPT-v2 (tuning of the language model, grounding tasks), several turns in training.
+Deviations: the instructions of the second stage are worded by us; the paper's four mean the same.
+
+Equations: Section 3 architecture -> `MiniGPT4.image_tokens`; Section 3.1 first stage -> `MiniGPT4.losses` with
+``prompts=None``; Section 3.2 second stage, prompt template -> `MiniGPT4.losses` with ``prompts``.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from zoo.checkpoints import minigpt4
+from zoo.language_models import language_model as find_language_model
+from zoo.module import Batch, ZooModule
+from zoo.nn.bridges import merge_tokens
+from zoo.nn.splice import Image, Piece, Text, splice
+from zoo.optim import Optim
+from zoo.registry import register
+from zoo.second_stage import continuous_tokenizer
+from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
+from zoo.vision_towers import LN_VISION_EPS, vision_tower
+
+HERE = "<ImageHere>"  # where the image stands in a prompt
+PROMPTS = (
+    "<Img><ImageHere></Img> Give a detailed description of this image.",
+    "<Img><ImageHere></Img> Please tell me what can be seen here, in detail.",
+    "<Img><ImageHere></Img> What does this image show? Go into the details.",
+    "<Img><ImageHere></Img> Describe everything that you notice in this picture.",
+)
+SYSTEM = (
+    "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it to you. "
+    "Please answer my questions."
+)
+
+
+class MiniGPT4(ZooModule):
+    r"""One linear layer from frozen image tokens into a frozen language model.
+
+    Args:
+        tokenizer: frozen model with continuous tokens: BLIP-2 of either stage (``blip2_flant5_xxl:PATH`` as published),
+            or ``ckpt:PATH``; None takes the image encoder ``vision`` alone.
+        vision: image encoder, see :func:`zoo.vision_towers.vision_tower`; beside a tokenizer, in place of its own.
+        merge: neighbouring image tokens that become one; 4 in the version without a Q-Former.
+        image_size: side of the images in pixels; that of the tokenizer, where there is one.
+        language_model: frozen, see :func:`zoo.language_models.language_model`.
+        language_dtype: of its weights.
+        prompts: instructions of the second stage, with ``<ImageHere>``; one is drawn for each image. None is the first
+            stage, where captions follow the image without a prompt.
+        template: around an instruction, and in front of the answer.
+        end: of an answer, which the model is to stop at; ``\\n`` in the first stage, ``###`` in the second.
+        max_text_tokens: longest answer.
+        system: sentence in front of questions.
+        vision_cache: images whose features are kept, for data without augmentation.
+        optim: optimizer and schedule; that of the first stage by default.
+        weights: start from these: a registry name or a path.
+    """
+
+    spec: TokenSpec
+
+    def __init__(
+        self,
+        tokenizer: str | None = "blip2_flant5_xxl",
+        vision: str | None = None,
+        merge: int = 1,
+        image_size: int = 224,
+        language_model: str = "vicuna_7b",
+        language_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        prompts: tuple[str, ...] | None = None,
+        template: str = "###Human: {} ###Assistant: ",
+        end: str = "\n",
+        max_text_tokens: int = 32,
+        system: str = SYSTEM,
+        vision_cache: int = 0,
+        optim: Optim = Optim(lr=1e-4, min_lr=8e-5, weight_decay=0.05, warmup_steps=5000),
+        weights: str | None = None,
+    ):
+        super().__init__(optim)
+        for prompt in prompts or ():
+            if prompt.count(HERE) != 1:
+                raise ValueError(f"the prompt {prompt!r} does not say once where the image stands: write {HERE} there")
+        if template.count("{}") != 1:
+            raise ValueError(f"the template {template!r} does not say once where the instruction stands: write {{}}")
+        if not end or max_text_tokens < 1:
+            raise ValueError(f"end must not be empty and max_text_tokens be positive, got {end!r}, {max_text_tokens}")
+        self.prompts, self.template, self.end = None if prompts is None else tuple(prompts), template, end
+        self.image_size, self.system, self.max_text_tokens, self.merge = image_size, system, max_text_tokens, merge
+        width, count = self._add_eyes(tokenizer, vision, image_size, vision_cache)
+        self.add_tower("language_model", find_language_model(language_model, language_dtype))
+        self.llama_proj = nn.Linear(width * merge, self.language.width)
+        self.spec = TokenSpec(
+            segments=(Segment("queries", (count // merge,)),), dim=self.language.width, order="set", vocabulary=None,
+            decodes=None,
+        )  # fmt: skip
+        self.load_weights(weights)
+
+    def _add_eyes(self, tokenizer: str | None, vision: str | None, image_size: int, cache: int) -> tuple[int, int]:
+        """Build what makes tokens of images; its width and their number."""
+        if tokenizer is not None:
+            model = continuous_tokenizer(tokenizer, vision=vision, vision_cache=cache)
+            if model.image_size != image_size:
+                raise ValueError(f"{tokenizer!r} takes images of {model.image_size} pixels: set image_size to that")
+            self.add_tower("tokenizer", model)
+            return model.spec.dim, model.spec.num_tokens
+        if vision is None:
+            raise ValueError("MiniGPT4 needs eyes: set tokenizer, or vision for the version without a Q-Former")
+        tower = vision_tower(vision, image_size, cache)
+        self.add_tower("vision", tower)
+        # Frozen and in no published file: it is the identity up to normalisation, whatever BLIP-2 has in its place.
+        self.add_tower("ln_vision", nn.LayerNorm(tower.width, LN_VISION_EPS))
+        return tower.width, tower.num_tokens - tower.class_token
+
+    @property
+    def language(self) -> Any:
+        """The frozen language model."""
+        return self.frozen["language_model"]
+
+    # ------------------------------------------------------------------ tokens
+
+    def encode(self, images: Shaped[Tensor, "b 3 h w"]) -> Tokens:
+        """What the language model reads."""
+        return Tokens(None, self.image_tokens(images), self.spec)
+
+    def decode(self, tokens: Tokens) -> Tensor:
+        """Not possible.
+
+        Raises:
+            NotInvertible: always.
+        """
+        raise NotInvertible(
+            "MiniGPT-4 projects image tokens into the space of a language model's words (Section 3) and has no way "
+            "back to pixels: look at what answer() says of them"
+        )
+
+    def image_tokens(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b q d"]:
+        """Frozen image tokens through the linear layer."""
+        images = as_pixels(images, size=self.image_size)
+        with torch.no_grad():
+            if "tokenizer" in self.frozen:
+                features = self.frozen["tokenizer"].encode(images).embeddings
+            else:
+                tower = self.frozen["vision"]
+                features = self.frozen["ln_vision"](tower(images)[:, int(tower.class_token) :])
+            features = merge_tokens(features, self.merge)
+        return self.llama_proj(features)
+
+    # ------------------------------------------------------------------ writing
+
+    @torch.no_grad()
+    def caption(self, images: Shaped[Tensor, "b 3 h w"], **writing: Any) -> list[str]:
+        """Say what is in the images, in the way it was trained: without a prompt, or with the first of ``prompts``.
+
+        Args:
+            images: in [0, 1] or uint8.
+            writing: see :meth:`zoo.language_models.LanguageModel.write`.
+        """
+        samples = [self._prompt(i, self.prompts[0] if self.prompts else None) for i in range(len(images))]
+        return self._write(images, samples, writing)
+
+    @torch.no_grad()
+    def answer(self, images: Shaped[Tensor, "b 3 h w"], questions: Sequence[str], **writing: Any) -> list[str]:
+        """Answer one question per image, behind the system sentence.
+
+        Args:
+            images: in [0, 1] or uint8.
+            questions: one per image.
+            writing: see :meth:`zoo.language_models.LanguageModel.write`; the published demo samples with
+                ``top_p=0.9, repetition_penalty=1.05, max_new_tokens=300``.
+
+        Raises:
+            ValueError: for another number of questions than images.
+        """
+        if len(questions) != len(images):
+            raise ValueError(f"there are {len(questions)} questions for {len(images)} images: give one per image")
+        frame = f"{self.system}{self.template}".replace("{} ###", "{}###")  # no space before the sign, unlike training
+        samples = [
+            self._around(i, frame.format(f"<Img>{HERE}</Img> {question}")) for i, question in enumerate(questions)
+        ]
+        return self._write(images, samples, writing)
+
+    def _write(self, images: Tensor, samples: list[list[Piece]], writing: dict[str, Any]) -> list[str]:
+        with evaluating(self):
+            batch = splice(samples, self.image_tokens(images), self.language.embed, "left")
+            return self.language.write(batch, **{"stop_text": (self.end,)} | writing)
+
+    # ------------------------------------------------------------------ training
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross entropy of the answers, each behind its image and, in the second stage, an instruction.
+
+        The batch holds ``image`` and ``caption``, one string per image.
+        """
+        tokens = self.image_tokens(batch["image"])
+        if (captions := batch.get("caption")) is None:
+            raise ValueError("the batch has no 'caption': MiniGPT-4 learns from images with descriptions")
+        return {"loss": self.language.loss(self._read(tokens, captions))}
+
+    def log_likelihood(self, tokens: Float[Tensor, "b q d"], captions: Sequence[str]) -> Float[Tensor, " b"]:
+        """Logarithm of the probability of each caption given the tokens of its image.
+
+        Args:
+            tokens: of :meth:`image_tokens`.
+            captions: one per image.
+        """
+        return -self.language.score(self._read(tokens, captions, draw=False)).sum(1)
+
+    def _read(self, tokens: Tensor, captions: Sequence[str], draw: bool = True) -> Any:
+        samples = []
+        for i, caption in enumerate(captions):
+            if not caption.strip():
+                raise ValueError(f"caption {i} of the batch is empty: remove such images")
+            answer = self.language.text.ids(f"{caption.strip()}{self.end}")[: self.max_text_tokens]
+            chosen = int(torch.randint(len(self.prompts), ())) if self.prompts and draw and self.training else 0
+            prompt = self.prompts[chosen] if self.prompts else None
+            samples.append([*self._prompt(i, prompt), Text(answer, True)])
+        return splice(samples, tokens, self.language.embed)
+
+    def _prompt(self, image: int, prompt: str | None) -> list[Piece]:
+        if prompt is None:
+            return [Text(self.language.text.start), Image(image)]
+        return self._around(image, self.template.format(prompt))
+
+    def _around(self, image: int, text: str) -> list[Piece]:
+        """A text with its image in place; both sides are tokenised apart, as published."""
+        codec = self.language.text
+        before, after = text.split(HERE)
+        return [Text((*codec.start, *codec.ids(before))), Image(image), Text(codec.ids(after))]
+
+
+MiniGPT4.formats = (minigpt4.PROJECTION,)
+
+PAPER = "arXiv:2304.10592"
+register(
+    "minigpt4_tiny", MiniGPT4, paper=PAPER, tokenizer="blip2_stage1_tiny:random", image_size=32,
+    language_model="tiny_llama", max_text_tokens=16, optim=Optim(lr=3e-2),
+)  # fmt: skip
+for size in (7, 13):
+    register(f"minigpt4_vicuna_{size}b", MiniGPT4, paper=PAPER, language_model=f"vicuna_{size}b")
+register(
+    "minigpt4_llama2_7b", MiniGPT4, paper=PAPER, tokenizer=None, vision="eva_vit_g", merge=4,
+    language_model="llama2_7b", prompts=PROMPTS, template="[INST] {} [/INST] ", end="</s>", max_text_tokens=160,
+)  # fmt: skip

@@ -1,0 +1,124 @@
+"""Sequences of text and image tokens for a language model: pieces joined, padded, and labelled."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+IGNORED = -100  # label of what is not to be predicted
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of text.
+
+    Args:
+        ids: its tokens.
+        learn: which of them are to be predicted; True or False for all of them.
+    """
+
+    ids: tuple[int, ...]
+    learn: bool | tuple[bool, ...] = False
+
+    def flags(self) -> tuple[bool, ...]:
+        """Whether each token is to be predicted."""
+        return (self.learn,) * len(self.ids) if isinstance(self.learn, bool) else self.learn
+
+
+@dataclass(frozen=True)
+class Image:
+    """The tokens of one image.
+
+    Args:
+        index: of the image in the batch.
+    """
+
+    index: int
+
+
+Piece = Text | Image
+
+
+@dataclass(frozen=True)
+class Spliced:
+    """A padded batch, ready for a language model.
+
+    Args:
+        embeds: input vectors; zero on padding.
+        mask: True where there is no padding.
+        labels: the token that stands at each position where it is to be predicted, else -100.
+        cut: samples that had something to predict and lost all of it to ``max_length``.
+    """
+
+    embeds: Float[Tensor, "b s d"]
+    mask: Bool[Tensor, "b s"]
+    labels: Int[Tensor, "b s"]
+    cut: int = 0
+
+    @property
+    def positions(self) -> Int[Tensor, "b s"]:
+        """Place of each token in its own sequence, whatever the padding in front of it."""
+        return (self.mask.long().cumsum(1) - 1).clamp(min=0)
+
+
+def splice(
+    samples: Sequence[Sequence[Piece]],
+    images: Float[Tensor, "i q d"] | None,
+    embed: Callable[[Tensor], Tensor],
+    side: Literal["right", "left"] = "right",
+    max_length: int | None = None,
+) -> Spliced:
+    """Join the pieces of each sample.
+
+    All vectors are gathered from one pool that holds every image, so a projection of the images has a gradient (zero)
+    even in a batch that shows none of them, as distributed training needs.
+
+    Args:
+        samples: pieces in their order.
+        images: tokens of each image, or None where there are no images.
+        embed: from ids, of any shape, to vectors.
+        side: of the padding: right to train, left to generate.
+        max_length: longest sequence, images included; what is behind it is cut off.
+    """
+    device = images.device if images is not None else None
+    words: list[int] = []
+    places: list[list[int]] = []  # rows of the pool: image tokens first, then text
+    labels: list[list[int]] = []
+    count, size = (0, 0) if images is None else (images.shape[0], images.shape[1])
+    cut = 0
+    for pieces in samples:
+        place: list[int] = []
+        label: list[int] = []
+        for piece in pieces:
+            if isinstance(piece, Image):
+                if not 0 <= piece.index < count:
+                    raise ValueError(f"a sample shows image {piece.index}, and there are {count}")
+                place += range(piece.index * size, (piece.index + 1) * size)
+                label += [IGNORED] * size
+            else:
+                start = count * size + len(words)
+                place += range(start, start + len(piece.ids))
+                label += [i if learn else IGNORED for i, learn in zip(piece.ids, piece.flags(), strict=True)]
+                words += piece.ids
+        kept = label[:max_length]
+        cut += any(i != IGNORED for i in label) and all(i == IGNORED for i in kept)
+        places.append(place[:max_length])
+        labels.append(kept)
+    text = embed(torch.tensor(words, dtype=torch.int64, device=device))
+    parts = [text, text.new_zeros(1, text.shape[-1])]
+    if images is not None:
+        parts.insert(0, images.flatten(0, 1).to(text.dtype))
+    pool = torch.cat(parts)
+    longest = max(map(len, places))
+
+    def pad(rows: list[list[int]], value: int) -> Tensor:
+        filler = [[value] * (longest - len(row)) for row in rows]
+        pairs = zip(rows, filler, strict=True)
+        return torch.tensor([row + fill if side == "right" else fill + row for row, fill in pairs], device=pool.device)
+
+    index = pad(places, len(pool) - 1)
+    mask = pad([[1] * len(row) for row in places], 0).bool()
+    return Spliced(pool[index], mask, pad(labels, IGNORED), cut)
