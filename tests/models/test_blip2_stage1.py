@@ -172,7 +172,7 @@ def test_retrieval_scores():
             for j in range(3):
                 ids, mask = model.tokenise([CAPTIONS[j]])
                 embeds = model.ln_vision(model._features(data["image"][i : i + 1]))
-                image = model.vision_proj(model._queries(embeds).queries)[0]
+                image = model.vision_proj(model._queries(model.Qformer.read_image(embeds)).queries)[0]
                 text = model.text_proj(model.Qformer(text=ids).text[0, 0])
                 cosines = torch.nn.functional.cosine_similarity(image, text[None])
                 assert float(scores.contrast[i, j]) == pytest.approx(float(cosines.max()), abs=1e-4)
@@ -188,7 +188,7 @@ def test_retrieval_scores():
                     i, j = (r, c) if name == "image_to_text" else (c, r)
                     ids, mask = model.tokenise([CAPTIONS[j]])
                     embeds = model.ln_vision(model._features(data["image"][i : i + 1]))
-                    expected = model.match(embeds, ids, mask)[0, 1] + sim[r, c]
+                    expected = model.match(model.Qformer.read_image(embeds), ids, mask)[0, 1] + sim[r, c]
                     assert float(found[r, c]) == pytest.approx(float(expected), abs=1e-4)
 
 

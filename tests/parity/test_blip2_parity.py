@@ -177,10 +177,10 @@ def test_matching_logits_and_drawn_negatives_against_lavis(recorded, stage1):
     torch.testing.assert_close(embeds, arrays["out.image_embeds"], rtol=0, atol=5e-5)
     ids, mask = arrays["in.text_ids"], arrays["in.attention_mask"]
     drawn = (arrays["out.neg_image_idx"], arrays["out.neg_text_idx"])
-    logits = model._match_batch(embeds, ids, mask, drawn)
+    logits = model._match_batch(embeds, model.Qformer.read_image(embeds), ids, mask, drawn)
     torch.testing.assert_close(logits, arrays["out.itm_logits"], rtol=0, atol=5e-5)
     i, t = arrays["in.pair_image_idx"], arrays["in.pair_text_idx"]
-    pairs = model.match(embeds[i], ids[t], mask[t])
+    pairs = model.match(model.Qformer.read_image(embeds[i]), ids[t], mask[t])
     torch.testing.assert_close(pairs, arrays["out.pair_itm_logits"], rtol=0, atol=5e-5)
     generator = torch.Generator().manual_seed(int(arrays["in.multinomial_seed"]))
     again = draw_negatives(arrays["out.sim_i2t"], arrays["out.sim_t2i"], torch.eye(len(ids)).bool(), generator)

@@ -45,7 +45,7 @@ def test_first_stage(tmp_path):
     reference.config.image_token_index = None
     pixels, (ids, mask) = normalised(model, IMAGES), model.tokenise(CAPTIONS)
     theirs = reference(pixel_values=pixels, input_ids=ids, attention_mask=mask, use_image_text_matching_head=True)
-    ours = model.match(model.ln_vision(model._features(IMAGES)), ids, mask)
+    ours = model.match(model._read(model._features(IMAGES)), ids, mask)
     assert theirs.logits_per_image.std() > 0.05
     torch.testing.assert_close(ours, theirs.logits_per_image, rtol=0, atol=2e-5)
     theirs = reference(pixel_values=pixels, input_ids=ids, attention_mask=mask, use_image_text_matching_head=False)

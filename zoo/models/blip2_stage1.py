@@ -32,7 +32,7 @@ from zoo.losses.contrastive import contrastive_loss, draw_negatives, same_image,
 from zoo.losses.image_text import generation_loss, matching_loss
 from zoo.module import Batch, ZooModule
 from zoo.nn.gather import gather_rows, rank
-from zoo.nn.qformer import QFormer
+from zoo.nn.qformer import QFormer, select
 from zoo.nn.qformer_masks import itc_mask, itg_mask, itm_mask
 from zoo.nn.ranks import world_size
 from zoo.optim import Optim
@@ -151,7 +151,7 @@ class BLIP2Stage1(ZooModule):
     def encode(self, images: Shaped[Tensor, "b 3 h w"]) -> Tokens:
         """Last hidden states of the queries: what a language model gets in the second stage."""
         features = self._features(as_pixels(images, size=self.image_size))
-        return Tokens(None, self._queries(self.ln_vision(features)).queries, self.spec)
+        return Tokens(None, self._queries(self._read(features)).queries, self.spec)
 
     def decode(self, tokens: Tokens) -> Tensor:
         """Not possible.
@@ -197,7 +197,8 @@ class BLIP2Stage1(ZooModule):
             ValueError: in training, where a batch shows one image only.
         """
         embeds = self.ln_vision(features)
-        seen = self._queries(embeds)  # one pass serves contrast and generation
+        read = self.Qformer.read_image(embeds)  # keys and values of the image serve all passes
+        seen = self._queries(read)  # one pass serves contrast and generation
         queries = self.spec.num_tokens
         text = self.Qformer(text=ids, mask=itc_mask(mask, queries)[:, :, queries:, queries:]).text
         same = same_image(len(ids), image_ids, ids.device)
@@ -210,7 +211,7 @@ class BLIP2Stage1(ZooModule):
             )
         if negatives is None:
             negatives = self._negatives(i2t, t2i, same)
-        logits = self._match_batch(embeds, ids, mask, negatives)
+        logits = self._match_batch(embeds, read, ids, mask, negatives)
         matching = matching_loss(logits, len(ids))
         start = torch.cat([torch.full_like(ids[:, :1], self.Qformer.vocab_size - 1), ids[:, 1:]], dim=1)
         hidden = self.Qformer(text=start, mask=itg_mask(mask, queries)[:, :, queries:], cache=seen.cache).text
@@ -228,18 +229,16 @@ class BLIP2Stage1(ZooModule):
             "temperature": temperature.detach(),
         }
 
-    def match(
-        self, embeds: Float[Tensor, "b n e"], ids: Int[Tensor, "b t"], mask: Int[Tensor, "b t"]
-    ) -> Float[Tensor, "b 2"]:
+    def match(self, read: Any, ids: Int[Tensor, "b t"], mask: Int[Tensor, "b t"]) -> Float[Tensor, "b 2"]:
         """Logits of (no match, match) of pairs: mean over the queries, which see the text.
 
         Args:
-            embeds: image tokens after ``ln_vision``.
+            read: keys and values of the images, from :meth:`zoo.nn.qformer.QFormer.read_image`.
             ids: captions.
             mask: 1 for tokens, 0 for padding.
         """
-        queries = self.query_tokens.expand(len(embeds), -1, -1)
-        found = self.Qformer(queries, embeds, ids, itm_mask(mask, self.spec.num_tokens)).queries
+        queries = self.query_tokens.expand(len(ids), -1, -1)
+        found = self.Qformer(queries, None, ids, itm_mask(mask, self.spec.num_tokens), read=read).queries
         return self.itm_head(found).mean(1).float()
 
     @torch.no_grad()
@@ -258,9 +257,10 @@ class BLIP2Stage1(ZooModule):
         with evaluating(self):
             parts = as_pixels(images, size=self.image_size).split(batch_size)
             embeds = torch.cat([self.ln_vision(self._features(part)) for part in parts])
+            read = self.Qformer.read_image
             ids, mask = self.tokenise(list(texts))
             queries = self.spec.num_tokens
-            shown = [F.normalize(self.vision_proj(self._queries(e).queries), dim=-1) for e in embeds.split(batch_size)]
+            shown = [F.normalize(self.vision_proj(self._queries(read(e)).queries), dim=-1) for e in embeds.split(batch_size)]
             written = []
             for some, their in zip(ids.split(batch_size), mask.split(batch_size), strict=True):
                 hidden = self.Qformer(text=some, mask=itc_mask(their, queries)[:, :, queries:, queries:]).text
@@ -275,7 +275,7 @@ class BLIP2Stage1(ZooModule):
                 column = best.flatten()
                 image, text = (row, column) if not found else (column, row)
                 pairs = zip(image.split(batch_size), text.split(batch_size), strict=True)
-                logits = torch.cat([self.match(embeds[i], ids[t], mask[t])[:, 1] for i, t in pairs])
+                logits = torch.cat([self.match(read(embeds[i]), ids[t], mask[t])[:, 1] for i, t in pairs])
                 scores = torch.full_like(sim, UNRANKED)
                 scores[row, column] = logits + sim[row, column]
                 found.append(scores)
@@ -290,8 +290,12 @@ class BLIP2Stage1(ZooModule):
     def _features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n e"]:
         return self.frozen["vision"](images)
 
-    def _queries(self, embeds: Float[Tensor, "b n e"]) -> Any:
-        return self.Qformer(self.query_tokens.expand(len(embeds), -1, -1), embeds)
+    def _read(self, features: Float[Tensor, "b n e"]) -> Any:
+        return self.Qformer.read_image(self.ln_vision(features))
+
+    def _queries(self, read: Any) -> Any:
+        count = next(pair[0].shape[0] for pair in read if pair is not None)
+        return self.Qformer(self.query_tokens.expand(count, -1, -1), read=read)
 
     def _negatives(self, i2t: Tensor, t2i: Tensor, same: Tensor) -> tuple[Tensor, Tensor] | None:
         """Columns of the joint batch; in evaluation the same in every run."""
@@ -308,15 +312,21 @@ class BLIP2Stage1(ZooModule):
         return None if drawn is None else (drawn[0] + first, drawn[1] + first)
 
     def _match_batch(
-        self, embeds: Tensor, ids: Tensor, mask: Tensor, negatives: tuple[Tensor, Tensor] | None
+        self, embeds: Tensor, read: Any, ids: Tensor, mask: Tensor, negatives: tuple[Tensor, Tensor] | None
     ) -> Float[Tensor, "n 2"]:
         """Pairs first, then (negative image, text), then (image, negative text); pairs alone without negatives."""
         if negatives is None:
-            return self.match(embeds, ids, mask)
+            return self.match(read, ids, mask)
         image, text = negatives
         all_ids, all_mask = gather_rows(ids, gradient=False), gather_rows(mask, gradient=False)
-        embeds = torch.cat([embeds, gather_rows(embeds)[image], embeds])
-        return self.match(embeds, torch.cat([ids, ids, all_ids[text]]), torch.cat([mask, mask, all_mask[text]]))
+        own = torch.arange(len(ids), device=ids.device)
+        if world_size() == 1:
+            read = select(read, torch.cat([own, image, own]))
+        else:
+            others = self.Qformer.read_image(gather_rows(embeds)[image])
+            pairs = zip(read, others, strict=True)
+            read = [a and tuple(torch.cat([x, y, x]) for x, y in zip(a, b, strict=True)) for a, b in pairs]
+        return self.match(read, torch.cat([ids, ids, all_ids[text]]), torch.cat([mask, mask, all_mask[text]]))
 
     def _image_ids(self, given: Any) -> Int[Tensor, " b"] | None:
         """Numbers, or 60 bits of a hash of strings, which every rank computes alike."""

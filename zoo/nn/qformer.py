@@ -121,6 +121,7 @@ class QFormer(nn.Module):
         mask: Float[Tensor, "#b 1 _ _"] | None = None,
         cache: Cache | None = None,
         offset: int = 0,
+        read: Cache | None = None,
     ) -> QFormerOutput:
         """One pass over [queries ; text].
 
@@ -132,11 +133,12 @@ class QFormer(nn.Module):
                 see ``zoo.nn.qformer_masks``. None: everything is visible.
             cache: keys and values of an earlier pass, which stand in front of this one's.
             offset: position of the first text token.
+            read: keys and values of the image, from :meth:`read_image`, in place of ``image``.
 
         Raises:
             ValueError: for queries without an image, for text without a text branch, or for too long a text.
         """
-        if (queries is None) != (image is None):
+        if (queries is None) != (image is None and read is None):
             raise ValueError("queries read an image: give both, or neither for a pass over text alone")
         if text is not None and not self.vocab_size:
             raise ValueError("this Q-Former has no text branch (vocab_size is 0)")
@@ -144,18 +146,38 @@ class QFormer(nn.Module):
             raise ValueError(
                 f"a text of {offset + text.shape[1]} tokens is longer than the {self.max_positions} positions: cut it"
             )
+        if image is not None:
+            read = self.read_image(image)
         x = self.bert.embeddings(queries, text, offset)
         found: Cache = []
         for i, layer in enumerate(self.bert.encoder.layer):
-            x, keys_values = layer(x, 0 if queries is None else queries.shape[1], image, mask, cache and cache[i])
+            num_queries = 0 if queries is None else queries.shape[1]
+            x, keys_values = layer(x, num_queries, read and read[i], mask, cache and cache[i])
             found.append(keys_values)
         x = self.bert.encoder.final(x)
         split = 0 if queries is None else queries.shape[1]
         return QFormerOutput(x[:, :split] if split else None, x[:, split:] if text is not None else None, found)
 
+    def read_image(self, image: Float[Tensor, "b n e"], index: Int[Tensor, " r"] | None = None) -> Cache:
+        """Keys and values of the image for every layer that reads it, None for the others.
+
+        They do not depend on the queries, so one image serves several passes.
+
+        Args:
+            image: tokens.
+            index: which image each row of the pass reads; None: row i reads image i.
+        """
+        keys = [layer.read_image(image) for layer in self.bert.encoder.layer]
+        return keys if index is None else select(keys, index)
+
     def word_logits(self, text: Float[Tensor, "b t d"]) -> Float[Tensor, "b t v"]:
         """Scores of the next word from the last hidden states of the text."""
         return self.cls["predictions"](text)
+
+
+def select(read: Cache, index: Int[Tensor, " r"]) -> Cache:
+    """Keys and values of :meth:`QFormer.read_image` for the rows of another pass."""
+    return [None if pair is None else (pair[0][index], pair[1][index]) for pair in read]
 
 
 class _Sizes(NamedTuple):
@@ -224,16 +246,20 @@ class _Layer(nn.Module):
         self.intermediate_query = _Dense(sizes)
         self.output_query = _Output(sizes.mlp_width, sizes)
 
-    def forward(self, x, num_queries, image, mask, cache):
+    def read_image(self, image):
+        if not self.reads_image:
+            return None
+        return self.attention.keys_of_image(image) if self.mixing == "joint" else self.crossattention.keys(image)
+
+    def forward(self, x, num_queries, read, mask, cache):
         keys_values = (x[:, :0], x[:, :0])
         if self.mixing != "cross_only":
-            joint = image if self.mixing == "joint" and self.reads_image else None
-            x, keys_values = self.attention(x, None, mask, cache, joint, num_queries)
+            x, keys_values = self.attention(x, mask, cache, read if self.mixing == "joint" else None, num_queries)
         queries, text = x[:, :num_queries], x[:, num_queries:]
         parts = []
         if num_queries:
             if self.reads_image and self.mixing != "joint":
-                queries, _ = self.crossattention(queries, image)
+                queries = self.crossattention.over(queries, read)
             parts.append(self.output_query(queries, self.intermediate_query))
         if text.shape[1]:
             parts.append(self.output(text, self.intermediate))
@@ -257,26 +283,36 @@ class _Attention(nn.Module):
             self.image_projection = nn.Linear(joint_width, width, bias) if joint_width != width else nn.Identity()
             self.image_LayerNorm = nn.LayerNorm(width, sizes.eps) if sizes.pre else nn.Identity()
 
-    def forward(self, x, source=None, mask=None, cache=None, joint=None, num_queries=0):
+    def forward(self, x, mask=None, cache=None, joint=None, num_queries=0):
+        """Self-attention, of [image ; cache ; x] where there is a joint image, and its keys and values."""
         normed = self.output.before(x)
-        source = normed if source is None else source
-        keys_values = self.keys(source)
-        key, value = keys_values
+        keys_values = key, value = self.keys(normed)
         if cache is not None:
             key, value = torch.cat([cache[0], key], dim=2), torch.cat([cache[1], value], dim=2)
         if joint is not None:  # image first, as in Flamingo; text rows do not see it
-            image = self.keys(self.image_LayerNorm(self.image_projection(joint)))
             if mask is not None or num_queries < x.shape[1]:
                 own = x.new_zeros(1, 1, x.shape[1], key.shape[2]) if mask is None else mask
-                seen = own.new_zeros(own.shape[0], 1, x.shape[1], joint.shape[1])
+                seen = own.new_zeros(own.shape[0], 1, x.shape[1], joint[0].shape[2])
                 seen[:, :, num_queries:] = HIDDEN
                 mask = torch.cat([seen, own.expand(-1, -1, x.shape[1], -1)], dim=-1)
-            key, value = torch.cat([image[0], key], dim=2), torch.cat([image[1], value], dim=2)
+            key, value = torch.cat([joint[0], key], dim=2), torch.cat([joint[1], value], dim=2)
+        return self.output.residual(x, self.attend(normed, key, value, mask)), keys_values
+
+    def over(self, x, keys_values):
+        """Cross-attention over given keys and values."""
+        return self.output.residual(x, self.attend(self.output.before(x), *keys_values))
+
+    def attend(self, normed, key, value, mask=None):
+        """Softmax attention of all heads, joined."""
         query = rearrange(self.self.query(normed), "b s (heads c) -> b heads s c", heads=self.heads)
         found = F.scaled_dot_product_attention(
             query, key, value, None if mask is None else mask.to(query.dtype), self.dropout if self.training else 0.0
         )
-        return self.output.residual(x, rearrange(found, "b heads s c -> b s (heads c)")), keys_values
+        return rearrange(found, "b heads s c -> b s (heads c)")
+
+    def keys_of_image(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the image by the queries' own projections."""
+        return self.keys(self.image_LayerNorm(self.image_projection(image)))
 
     def keys(self, source: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values per head."""
