@@ -1,13 +1,15 @@
 """DataModules, one per file; a class is imported when it is first asked for.
 
-Batches are dicts: ``image`` (uint8, ``b 3 h w``, never normalised), and where known ``label``, ``caption``, ``index``,
-``token_image`` (a second view for the tokenizer) and ``ids``.
+Batches are dicts: ``image`` (uint8, ``b 3 h w``, never normalised), and where known ``label``, ``caption``,
+``captions``, ``conversation``, ``image_id``, ``index``, ``token_image`` (a second view for the tokenizer) and ``ids``.
 """
 
 from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "CaptionData": "datamodules.captions",
+    "ConversationData": "datamodules.captions",
     "EmojiData": "datamodules.emoji",
     "ImageFolderData": "datamodules.image_folder",
     "PhotoData": "datamodules.photos",
@@ -15,7 +17,7 @@ _HOME = {
     "ZooDataModule": "datamodules.base",
 }
 
-__all__ = ["EmojiData", "ImageFolderData", "PhotoData", "TokenData", "ZooDataModule"]
+__all__ = ["CaptionData", "ConversationData", "EmojiData", "ImageFolderData", "PhotoData", "TokenData", "ZooDataModule"]
 
 
 def __getattr__(name: str) -> Any:

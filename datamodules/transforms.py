@@ -4,7 +4,8 @@ Every transform takes one uint8 ``3 h w`` tensor and returns the entries that it
 ``token_image`` where the tokenizer sees a view of its own. Nothing is normalised here; each model owns that.
 
 Training: ``none``, ``flip``, ``shift_scale`` (ours), ``dalle`` (DALL-E, Listing 1), ``beit`` (BEiT, pre-training),
-``finetune`` (BEiT, Appendix H). Evaluation: ``beit`` and ``dalle``, which differ in crop and filter.
+``finetune`` (BEiT, Appendix H), ``blip`` (BLIP-2). Evaluation: ``beit`` and ``dalle``, which differ in crop and filter,
+``squash`` (BLIP-2, SEED) and ``pad`` (LLaVA-1.5), which show the whole image.
 Resizing by bicubic and Lanczos filters is Pillow's, as in the papers' code.
 """
 
@@ -20,10 +21,11 @@ from torch import Tensor
 
 from zoo.choices import one_of
 
-TrainTransform = Literal["none", "flip", "shift_scale", "dalle", "beit", "finetune"]
-EvalTransform = Literal["beit", "dalle"]
-TRAIN_TRANSFORMS = ("none", "flip", "shift_scale", "dalle", "beit", "finetune")
-EVAL_TRANSFORMS = ("beit", "dalle")
+TrainTransform = Literal["none", "flip", "shift_scale", "dalle", "beit", "finetune", "blip"]
+EvalTransform = Literal["beit", "dalle", "squash", "pad"]
+TRAIN_TRANSFORMS = ("none", "flip", "shift_scale", "dalle", "beit", "finetune", "blip")
+EVAL_TRANSFORMS = ("beit", "dalle", "squash", "pad")
+PADDING = (122, 116, 104)  # LLaVA-1.5: 255 times CLIP's mean, cut off
 Views = dict[str, Tensor]
 Transform = Callable[[Tensor], Views]
 
@@ -45,7 +47,7 @@ def make_train_transform(
         name: one of ``TRAIN_TRANSFORMS``.
         size: side of ``image``, in pixels.
         token_size: side of ``token_image``; None leaves it out.
-        crop_scale: area of the random crops of ``beit`` and ``finetune``, as a fraction of the image.
+        crop_scale: area of the random crops of ``beit``, ``finetune`` and ``blip``, as a fraction of the image.
         resting: evaluation transform that ``none`` and ``flip`` start from.
     """
     low, high = crop_scale
@@ -60,6 +62,8 @@ def make_train_transform(
             base = DalleCrop(size)
         case "finetune":
             base = FineTune(size, scale=(low, high))
+        case "blip":
+            base = RandomArea(size, scale=(low, high))
         case rest:
             base = make_eval_transform(resting, size)
             base = Flip(base) if rest == "flip" else base
@@ -74,8 +78,13 @@ def make_eval_transform(name: str, size: int, token_size: int | None = None) -> 
         size: side of ``image``, in pixels.
         token_size: side of ``token_image``, a Lanczos reduction of ``image``; None leaves it out.
     """
-    one_of("eval_transform", name, EVAL_TRANSFORMS)
-    base = CentreCrop(size, size, "lanczos") if name == "dalle" else CentreCrop(size, beit_side(size), "bicubic")
+    match one_of("eval_transform", name, EVAL_TRANSFORMS):
+        case "dalle":
+            base: Transform = CentreCrop(size, size, "lanczos")
+        case "beit":
+            base = CentreCrop(size, beit_side(size), "bicubic")
+        case whole:
+            base = WholeImage(size, padded=whole == "pad")
     return base if token_size is None else WithTokenView(base, token_size)
 
 
@@ -119,6 +128,29 @@ class CentreCrop:
         image = resize(image, shape, self.filter)
         top, left = (round((n - self.size) / 2) for n in image.shape[-2:])
         return {"image": image[:, top : top + self.size, left : left + self.size]}
+
+
+@dataclass(frozen=True)
+class WholeImage:
+    """The whole image as a square, bicubic: squashed (LAVIS, SEED), or first padded with grey (LLaVA-1.5).
+
+    Args:
+        size: side of the result, in pixels.
+        padded: keep the proportions, with the image in the middle.
+    """
+
+    size: int
+    padded: bool = False
+
+    def __call__(self, image: UInt8[Tensor, "3 h w"]) -> Views:
+        height, width = image.shape[-2:]
+        if self.padded and height != width:
+            side = max(height, width)
+            canvas = torch.tensor(PADDING, dtype=torch.uint8)[:, None, None].repeat(1, side, side)
+            top, left = (side - height) // 2, (side - width) // 2
+            canvas[:, top : top + height, left : left + width] = image
+            image = canvas
+        return {"image": image if image.shape[-2:] == (self.size,) * 2 else resize(image, (self.size,) * 2, "bicubic")}
 
 
 @dataclass(frozen=True)
@@ -237,6 +269,28 @@ class TwoViews:
         if self.token_size is not None:
             views["token_image"] = resize(crop, (self.token_size, self.token_size), "lanczos")
         return views
+
+
+@dataclass(frozen=True)
+class RandomArea:
+    """One random-resized crop, bicubic, mirrored half of the time (LAVIS ``blip2_image_train``, scale 0.5 to 1).
+
+    Args:
+        size: side of the result, in pixels.
+        scale: area of the crop as a fraction of the image.
+        ratio: aspect ratio of the crop.
+    """
+
+    size: int
+    scale: tuple[float, float] = (0.5, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def __call__(self, image: UInt8[Tensor, "3 h w"]) -> Views:
+        from torchvision.transforms import RandomResizedCrop
+
+        top, left, height, width = RandomResizedCrop.get_params(image, list(self.scale), list(self.ratio))
+        crop = image[:, top : top + height, left : left + width]
+        return {"image": random_flip(resize(crop, (self.size, self.size), "bicubic"))}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Language models by name, for the models that put image tokens into one: transformers' networks with their tokenizer."""
+"""Language models by name, for the models that put image tokens into one: transformers' networks and tokenizers."""
 
 import string
 from collections.abc import Iterator, Sequence
@@ -246,8 +246,8 @@ def language_model(reference: str, dtype: str = "float32") -> LanguageModel:
 
     Args:
         reference: ``smollm2_135m`` (weights from a pip package; ``smollm2_135m:random`` for random ones), the path of a
-            folder in transformers' layout, ``NAME:PATH`` for a published size (``opt_2.7b:PATH``; its width is checked),
-            or ``tiny_llama``, ``tiny_opt``, ``tiny_t5`` (random, for tests).
+            folder in transformers' layout, ``NAME:PATH`` for a published size (``opt_2.7b:PATH``, whose width is
+            checked), or ``tiny_llama``, ``tiny_opt``, ``tiny_t5`` (random, for tests).
         dtype: of the weights.
 
     Raises:

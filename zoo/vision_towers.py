@@ -94,11 +94,12 @@ def vision_tower(reference: str, image_size: int, cache: int = 0) -> VisionTower
     """The image encoder that a recipe names. Nothing is downloaded, and no pickle is executed.
 
     Args:
-        reference: ``eva_vit_g:PATH`` (BLIP-2's, its own file or a folder of ``Blip2ForConditionalGeneration``),
-            ``clip_vit_l14:PATH`` (a folder of CLIP or LLaVA in transformers' layout; the input of the last block, which
-            BLIP-2 and LLaVA take), either with ``random`` for random weights; ``lite0`` (the 1,280 channels of
-            EfficientNet-Lite0's last feature map, stride 32, weights from a pip package); ``blind`` (one token, the same for every image:
-            what is reached without seeing); ``tiny_random[:WIDTH]``, ``tiny_clip`` and ``tiny_eva`` (for tests).
+        reference: ``eva_vit_g:PATH`` (BLIP-2's: its own file, or a folder of ``Blip2ForConditionalGeneration``) or
+            ``clip_vit_l14:PATH`` (a folder of CLIP or LLaVA in transformers' layout; its tokens are the input of the
+            last block, which BLIP-2 and LLaVA take), both with ``random`` for random weights; ``lite0`` (the 1,280
+            channels of EfficientNet-Lite0's last feature map, stride 32, weights from a pip package); ``blind`` (one
+            token, the same for every image: what is reached without seeing); ``tiny_random[:WIDTH]``, ``tiny_clip``
+            and ``tiny_eva`` (for tests).
         image_size: side of the images in pixels.
         cache: images whose tokens are kept, see :class:`VisionTower`.
 

@@ -39,6 +39,37 @@ def image_rows(rows: Mapping[str, Float[Tensor, "b 3 h w"]], border: int = 2) ->
     return picture
 
 
+def caption_sheet(
+    images: Float[Tensor, "b 3 h w"], lines: Sequence[Sequence[str]], columns: int = 4, width: int = 200
+) -> Any:
+    """Images with lines of text below each, the first of them in black and the others in grey.
+
+    Args:
+        images: clamped to [0, 1].
+        lines: of each image; long ones are broken.
+        columns: images per row.
+        width: of a column in pixels.
+    """
+    from textwrap import wrap
+
+    from PIL import Image, ImageDraw, ImageFont
+
+    font, letters = ImageFont.load_default(11), width // 6
+    broken = [[(i, part) for i, line in enumerate(some) for part in wrap(line, letters)[:4]] for some in lines]
+    height = images.shape[-2] + 14 * max(map(len, broken), default=0) + 12
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * width, rows * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    pixels = (images.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    for i, (image, parts) in enumerate(zip(pixels, broken, strict=True)):
+        left, top = i % columns * width + 4, i // columns * height + 4
+        sheet.paste(Image.fromarray(image), (left, top))
+        for row, (number, text) in enumerate(parts):
+            place = (left, top + image.shape[0] + 2 + 14 * row)
+            draw.text(place, text, fill="gray" if number else "black", font=font)
+    return sheet
+
+
 def line_plots(
     series: Mapping[str, Sequence[tuple[float, float]]], width: int = 320, height: int = 200, x_name: str = "step"
 ) -> Any:

@@ -12,6 +12,7 @@ from zoo.wordpiece import minilm_folder
 
 PREFIX = "bert."
 
+
 def start_from_bert(qformer: Any, source: str) -> None:
     """Give the text branch, the shared self-attention and, as their copy, the query branch the weights of a BERT.
 
@@ -38,14 +39,14 @@ def start_from_bert(qformer: Any, source: str) -> None:
     found = _renamed(state, own)
     layers = 1 + max(int(name.split(".")[3]) for name in found if name.startswith("bert.encoder.layer."))
     if layers < qformer.depth:
-        raise ValueError(f"{source} has {layers} layers and the Q-Former {qformer.depth}: set depth to {layers}, or less")
+        raise ValueError(f"{source} has {layers} layers, the Q-Former {qformer.depth}: set depth to {layers} or less")
     for name, value in found.items():
         if name not in own:
             continue
         target = own[name]
         if value.shape != target.shape:
             raise ValueError(
-                f"{source} does not fit the Q-Former: {name} is {tuple(value.shape)} there and {tuple(target.shape)} here; "
+                f"{source} does not fit the Q-Former: {name} is {tuple(value.shape)}, not {tuple(target.shape)}; "
                 "set width, mlp_width and vocabulary to BERT's"
             )
         target.copy_(value)

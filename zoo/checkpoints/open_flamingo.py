@@ -1,4 +1,4 @@
-"""The perceiver resampler of mlfoundations/open_flamingo, for a :class:`zoo.nn.bridges.QueryBridge` with joint attention."""
+"""The resampler of mlfoundations/open_flamingo, for a :class:`zoo.nn.bridges.QueryBridge` with joint attention."""
 
 import re
 

@@ -260,7 +260,8 @@ class BLIP2Stage1(ZooModule):
             read = self.Qformer.read_image
             ids, mask = self.tokenise(list(texts))
             queries = self.spec.num_tokens
-            shown = [F.normalize(self.vision_proj(self._queries(read(e)).queries), dim=-1) for e in embeds.split(batch_size)]
+            found = [self._queries(read(part)).queries for part in embeds.split(batch_size)]
+            shown = [F.normalize(self.vision_proj(queries), dim=-1) for queries in found]
             written = []
             for some, their in zip(ids.split(batch_size), mask.split(batch_size), strict=True):
                 hidden = self.Qformer(text=some, mask=itc_mask(their, queries)[:, :, queries:, queries:]).text

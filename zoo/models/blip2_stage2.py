@@ -261,13 +261,12 @@ BLIP2Stage2.formats = (lavis.STAGE2, lavis.FIRST, lavis.OWN, hf_blip2.CONDITIONA
 
 PAPER = "arXiv:2301.12597"
 LAVIS = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/blip2_pretrained_{}.pth"
-TINY = {"image_size": 32, "vision": "tiny_random", "max_text_tokens": 16, "num_queries": 4, "width": 24, "depth": 2, "heads": 2,
-            "mlp_width": 48, "dropout": 0.0, "optim": Optim(lr=3e-3)}  # fmt: skip
 register(
-    "blip2_stage2_tiny", BLIP2Stage2, paper=PAPER, language_model="tiny_opt", prompt="a photo of", **TINY
+    "blip2_stage2_tiny", BLIP2Stage2, paper=PAPER, image_size=32, vision="tiny_random", language_model="tiny_opt",
+    prompt="a photo of", max_text_tokens=16, num_queries=4, width=24, depth=2, heads=2, mlp_width=48, dropout=0.0,
+    optim=Optim(lr=3e-3),
 )  # fmt: skip
-register("blip2_stage2_t5_tiny", BLIP2Stage2, paper=PAPER, language_model="tiny_t5", **TINY)
-for name, language, lavis in (
+for name, language, file in (
     ("blip2_opt2_7b", "opt_2.7b", "opt2.7b"),
     ("blip2_opt6_7b", "opt_6.7b", "opt6.7b"),
     ("blip2_flant5_xl", "flan_t5_xl", "flant5xl"),
@@ -275,5 +274,5 @@ for name, language, lavis in (
 ):
     register(
         name, BLIP2Stage2, paper=PAPER, language_model=language,
-        weights={"lavis": Weights(origin=LAVIS.format(lavis), licence="BSD-3 (salesforce/LAVIS)", note="second stage")},
+        weights={"lavis": Weights(origin=LAVIS.format(file), licence="BSD-3 (salesforce/LAVIS)", note="second stage")},
     )  # fmt: skip
