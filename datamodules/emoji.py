@@ -7,6 +7,7 @@ Graphics: Twemoji (CC-BY 4.0), OpenMoji (CC-BY-SA 4.0); names: ``emoji`` (BSD), 
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, get_args
@@ -18,8 +19,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
+from datamodules.annotations import Turn
 from datamodules.base import Sample, Split, ZooDataModule, missing, package_folder
 from datamodules.emoji_drawings import composite, load_rgba, png_pixels
+from datamodules.emoji_talk import Talk
 from datamodules.transforms import TrainTransform, Transform, make_eval_transform, make_train_transform
 from zoo.choices import one_of
 
@@ -130,6 +133,7 @@ class EmojiDataset(Dataset):
         transform: what happens to the composited image.
         background: ``white``, ``fixed`` (a random colour per drawing) or ``fresh`` (a new one each time).
         margin: pixels of background that are added on each side before the transform.
+        talk: from the position in the catalogue to a conversation about the drawing, or None.
     """
 
     def __init__(
@@ -141,7 +145,9 @@ class EmojiDataset(Dataset):
         transform: Transform,
         background: Literal["white", "fixed", "fresh"] = "white",
         margin: int = 0,
+        talk: Callable[[int], list[Turn]] | None = None,
     ):
+        self.talk = talk
         self.drawings, self.index, self.label, self.caption = drawings, index, label, caption
         self.transform, self.background, self.margin = transform, background, margin
 
@@ -154,7 +160,8 @@ class EmojiDataset(Dataset):
         if self.margin:
             drawing = F.pad(drawing, (self.margin,) * 4, value=255 if white else 0)
         image = drawing if white else composite(drawing, self._colour(index))
-        return self.transform(image) | {"label": int(self.label[i]), "caption": self.caption[i], "index": index}
+        sample = self.transform(image) | {"label": int(self.label[i]), "caption": self.caption[i], "index": index}
+        return sample if self.talk is None else sample | {"conversation": self.talk(index)}
 
     def _colour(self, index: int) -> UInt8[Tensor, "3"]:
         generator = torch.Generator().manual_seed(index) if self.background == "fixed" else None
@@ -183,6 +190,8 @@ class EmojiData(ZooDataModule):
         margin: background added on each side before ``shift_scale`` and ``dalle``, as a fraction of ``image_size``;
             without it a drawing that fills its canvas leaves these crops nothing to vary.
         caption_template: e.g. ``"a drawing of {name}"``; also knows ``{category}`` and ``{subcategory}``.
+        conversations: add ``conversation``, questions about name and kind in English with their answers, as LLaVA's
+            turns; in training the questions vary.
         eval_batch_size: images per batch elsewhere; None takes ``batch_size``.
         num_workers: processes that load images.
         predict_split: the images that ``predict`` goes through.
@@ -203,6 +212,7 @@ class EmojiData(ZooDataModule):
         crop_scale: tuple[float, float] = (0.08, 1.0),
         margin: float = 6 / 64,
         caption_template: str | None = None,
+        conversations: bool = False,
         eval_batch_size: int | None = None,
         num_workers: int = 0,
         predict_split: Split = "val",
@@ -221,6 +231,7 @@ class EmojiData(ZooDataModule):
         self.label = one_of("label", label, ("category", "subcategory"))
         self.caption_template = caption_template or "{name}"
         _check_template(self.caption_template)
+        self.conversations = conversations
         self.margin = round(margin * image_size) if train_transform in ("shift_scale", "dalle") else 0
         self._train_transform = make_train_transform(train_transform, image_size, token_image_size, tuple(crop_scale))
         self._eval_transform = make_eval_transform("beit", image_size, token_image_size)
@@ -260,10 +271,11 @@ class EmojiData(ZooDataModule):
         for split in SPLITS:
             index = torch.tensor([i for i, side in enumerate(sides) if side == split])
             kept = (drawings[index], index, labels[index], [captions[i] for i in index])
-            self._views[split] = EmojiDataset(*kept, self._eval_transform, "white" if white else "fixed")
+            calm, lively = self._talks(captions)
+            self._views[split] = EmojiDataset(*kept, self._eval_transform, "white" if white else "fixed", talk=calm)
             if split == "train":
                 background = "white" if white else "fresh"
-                self.train = EmojiDataset(*kept, self._train_transform, background, self.margin)
+                self.train = EmojiDataset(*kept, self._train_transform, background, self.margin, lively)
         self.val, self.test = self._views["val"], self._views["test"]
         counts = Counter(sides)
         rank_zero_info(
@@ -275,6 +287,13 @@ class EmojiData(ZooDataModule):
         if split == "all":
             return ConcatDataset([self._views[s] for s in SPLITS])
         return self._views[split]
+
+    def _talks(self, captions: list[str]) -> tuple[Any, Any]:
+        """What evaluation and training talk about, or None."""
+        if not self.conversations:
+            return None, None
+        said = [(name, entry.category, entry.subcategory) for name, entry in zip(captions, self.emoji, strict=True)]
+        return Talk(said), Talk(said, vary=True)
 
     def _rgba(self) -> UInt8[Tensor, "n 4 h w"]:
         return load_rgba(tuple(e.file for e in self.emoji), self.style, self.image_size)

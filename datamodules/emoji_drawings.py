@@ -17,13 +17,9 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from datamodules.base import missing, package_folder
+from zoo.cache import cache_folder
 
 PNG_SIDE = 72  # Twemoji's bitmaps
-
-
-def cache_folder() -> Path:
-    """Where drawn images are kept: ``$TOKENZOO_CACHE``, else ``~/.cache/tokenzoo``. May be deleted at any time."""
-    return Path(os.environ.get("TOKENZOO_CACHE") or Path.home() / ".cache" / "tokenzoo")
 
 
 def png_pixels(path: Path, side: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -37,7 +33,7 @@ def png_pixels(path: Path, side: int) -> UInt8[np.ndarray, "h w 3"]:
 
 @lru_cache(maxsize=2)
 def load_rgba(files: tuple[str, ...], style: str, side: int) -> UInt8[Tensor, "n 4 h w"]:
-    """Drawings with transparency; SVG files are drawn once and kept in :func:`cache_folder`.
+    """Drawings with transparency; SVG files are drawn once and kept in :func:`zoo.cache.cache_folder`.
 
     Args:
         files: stems of Twemoji's file names.

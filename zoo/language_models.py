@@ -377,6 +377,17 @@ def add_lora(language: LanguageModel, rank: int, alpha: int, dropout: float, als
             parameter.data = parameter.data.float()
 
 
+def merge_lora(language: LanguageModel) -> None:
+    """Add the low-rank matrices to the weights that they stand beside, and take them away; in place."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(language.network.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(language.network.get_submodule(parent), child, module.get_base_layer())
+
+
 # ---------------------------------------------------------------- tiny ones, for tests
 
 

@@ -43,9 +43,11 @@ def batch_for(model, count=4):
 
 def stir(model):
     """Move parameters away from zero and one, where a wrong layout would not show."""
+    stored = model.state_dict()  # without the frozen part of a network that is tuned in part
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.02)
+        for name, parameter in model.named_parameters():
+            if name in stored:
+                parameter.add_(torch.randn_like(parameter) * 0.02)
     return model
 
 

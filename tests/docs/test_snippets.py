@@ -68,7 +68,13 @@ def test_model_pages_have_the_same_headings(page):
 
 @pytest.mark.parametrize("page", PAPERS, ids=name)
 def test_model_pages_belong_to_a_paper(page):
-    importlib.import_module(f"zoo.models.{page.stem}")
+    assert modules(page), f"{name(page)} is the page of no file in zoo/models"
+
+
+def modules(page):
+    """Files of the paper: one, or one per stage."""
+    stems = sorted(path.stem for path in (ROOT / "zoo" / "models").glob("*.py"))
+    return [f"zoo.models.{stem}" for stem in stems if re.sub(r"_stage\d$", "", stem) == page.stem]
 
 
 @pytest.mark.parametrize("page", PAPERS, ids=name)
@@ -83,12 +89,12 @@ def test_functions_of_the_equation_map_exist(page):
 @pytest.mark.parametrize("page", PAPERS, ids=name)
 def test_functions_of_the_docstring_exist(page):
     """`Equations: Eq. 1 -> `DVAE.losses`` at the top of the paper's module, relative to it or to the package."""
-    module = f"zoo.models.{page.stem}"
-    equations = importlib.import_module(module).__doc__.partition("Equations:")[2]
-    names = re.findall(r"`+([A-Za-z_][\w.]*)`+", equations)
-    assert names
-    missing = [n for n in names if not any(exists(f"{prefix}{n}") for prefix in ("", "zoo.", f"{module}."))]
-    assert not missing, f"the equation map of {module} names {', '.join(missing)}"
+    for module in modules(page):
+        equations = importlib.import_module(module).__doc__.partition("Equations:")[2]
+        names = re.findall(r"`+([A-Za-z_][\w.]*)`+", equations)
+        assert names
+        missing = [n for n in names if not any(exists(f"{prefix}{n}") for prefix in ("", "zoo.", f"{module}."))]
+        assert not missing, f"the equation map of {module} names {', '.join(missing)}"
 
 
 def exists(dotted):

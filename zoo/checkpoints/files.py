@@ -19,6 +19,7 @@ HF_FILES = (
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.bin",
 )
+LORA_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,11 @@ def _read_folder(folder: Path, classes: tuple[str, ...]) -> dict[str, Tensor]:
     parts = [part for part in ("encoder", "decoder") if (folder / f"{part}.pkl").exists()]
     if parts:
         return {f"{p}.{name}": v for p in parts for name, v in read(folder / f"{p}.pkl", classes).state.items()}
+    for name in LORA_FILES:
+        if (folder / name).exists():
+            beside = folder / "non_lora_trainables.bin"  # LLaVA keeps its projector there
+            others = read(beside).state if beside.exists() else {}
+            return others | read(folder / name).state
     for name in HF_FILES:
         if (folder / name).exists():
             if not name.endswith(".index.json"):

@@ -352,6 +352,7 @@ register(
     "blip2_stage1_vit_g",
     BLIP2Stage1,
     paper=PAPER,
+    recipe="paper/blip2_stage1_coco.yaml",
     weights={
         "lavis": Weights(origin=LAVIS, licence="BSD-3 (salesforce/LAVIS)", note="129 million images, first stage")
     },
@@ -359,6 +360,6 @@ register(
 )
 register(
     "blip2_stage1_emoji", BLIP2Stage1, paper=PAPER, recipe="blip2_stage1.yaml", image_size=128, vision="lite0",
-    vocabulary="characters", max_text_tokens=48, num_queries=8, width=192, depth=4, heads=6, mlp_width=768,
-    max_positions=64, projection_width=64, optim=Optim(lr=5e-4, min_lr=1e-5, betas=(0.9, 0.98), warmup_steps=100),
+    max_text_tokens=24, num_queries=8, width=384, depth=6, mlp_width=1536, max_positions=64, projection_width=128,
+    text_init="minilm", vision_cache=2000, optim=Optim(lr=1e-4, min_lr=1e-6, betas=(0.9, 0.98), warmup_steps=50),
 )  # fmt: skip

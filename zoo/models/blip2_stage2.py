@@ -266,8 +266,20 @@ register(
     prompt="a photo of", max_text_tokens=16, num_queries=4, width=24, depth=2, heads=2, mlp_width=48, dropout=0.0,
     optim=Optim(lr=3e-3),
 )  # fmt: skip
+register(
+    "blip2_stage2_emoji", BLIP2Stage2, paper=PAPER, recipe="blip2_stage2.yaml", image_size=128, vision="lite0",
+    language_model="smollm2_135m", language_dtype="bfloat16", prompt="This emoji shows", max_text_tokens=24,
+    num_queries=8, width=384, depth=6, mlp_width=1536, vision_cache=2000,
+    optim=Optim(lr=2e-4, min_lr=1e-6, betas=(0.9, 0.98), warmup_steps=30),
+)  # fmt: skip
+register(
+    "blip2_opt2_7b", BLIP2Stage2, paper=PAPER, recipe="paper/blip2_stage2_coco.yaml", language_dtype="float16",
+    optim=Optim(
+        lr=1e-4, min_lr=5e-5, betas=(0.9, 0.98), weight_decay=0.05, warmup_steps=2000, total_steps=80_000
+    ),
+    weights={"lavis": Weights(origin=LAVIS.format("opt2.7b"), licence="BSD-3 (salesforce/LAVIS)", note="second stage")},
+)  # fmt: skip
 for name, language, file in (
-    ("blip2_opt2_7b", "opt_2.7b", "opt2.7b"),
     ("blip2_opt6_7b", "opt_6.7b", "opt6.7b"),
     ("blip2_flant5_xl", "flan_t5_xl", "flant5xl"),
     ("blip2_flant5_xxl", "flan_t5_xxl", "flant5xxl"),

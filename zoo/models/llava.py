@@ -17,7 +17,7 @@ likelihood -> `LLaVA.losses`; 1.5, Section 3.2 MLP -> `zoo.nn.bridges.MLPBridge`
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Shaped
@@ -90,7 +90,8 @@ class LLaVA(ZooModule):
         self.select = one_of("select", select, ("patch", "cls_patch"))
         self.tuning = one_of("tuning", tuning, ("projector", "full", "lora"))
         self.image_size, self.max_length, self.projector_lr = image_size, max_length, projector_lr
-        self.conversation, self.system, self.question = conversation, system, question
+        self.conversation = one_of("conversation", conversation, get_args(TemplateName))
+        self.system, self.question = system, question
         tower = vision_tower(vision, image_size, vision_cache)
         self.add_tower("vision", tower)
         self.skipped = int(tower.class_token and select == "patch")
@@ -101,7 +102,9 @@ class LLaVA(ZooModule):
         if tuning == "lora":
             add_lora(self.language, lora_rank, lora_alpha, lora_dropout)
         if gradient_checkpointing and tuning != "projector":
-            self.language.network.gradient_checkpointing_enable({"use_reentrant": False})
+            network = self.language.network  # the older name warns in the newer releases
+            enable = getattr(network, "activation_checkpointing_enable", network.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
         self.mm_projector = MLPBridge(tower.width, self.language.width, count, projector_depth)
         self.spec = TokenSpec(
             segments=(Segment("patches", (count,)),), dim=self.language.width, order="raster", vocabulary=None,
@@ -239,9 +242,27 @@ register("llava_tiny", LLaVA, paper=PAPER, **TINY)
 register("llava_lora_tiny", LLaVA, paper=PAPER, **TINY | {
     "conversation": "v1", "system": "", "tuning": "lora", "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.0,
 })  # fmt: skip
+EMOJI = {"image_size": 128, "vision": "lite0", "language_model": "smollm2_135m", "language_dtype": "bfloat16",
+         "question": "Which emoji is this?", "max_length": 128, "vision_cache": 2000}  # fmt: skip
+register(
+    "llava_emoji", LLaVA, paper=PAPER, recipe="llava.yaml", **EMOJI,
+    optim=Optim(lr=1e-3, weight_decay=0.0, warmup_steps=20),
+)  # fmt: skip
+register(
+    "llava_emoji_lora", LLaVA, paper=PAPER, recipe="llava_finetune.yaml", **EMOJI, conversation="chatml", tuning="lora",
+    lora_rank=16, lora_alpha=32, projector_lr=0.5, optim=Optim(lr=4e-4, weight_decay=0.0, warmup_steps=20),
+)  # fmt: skip
 for size in (7, 13):
     register(
         f"llava_1_0_{size}b", LLaVA, paper="arXiv:2304.08485", image_size=224, language_model=f"vicuna_{size}b",
         projector_depth=1, optim=Optim(lr=2e-3, weight_decay=0.0),
     )  # fmt: skip
-    register(f"llava_1_5_{size}b", LLaVA, paper=PAPER, language_model=f"vicuna_{size}b")
+register(
+    "llava_1_5_7b", LLaVA, paper=PAPER, recipe="paper/llava_1_5_7b_pretrain.yaml", language_dtype="bfloat16",
+    optim=Optim(lr=1e-3, weight_decay=0.0, warmup_steps=65),
+)  # fmt: skip
+register(
+    "llava_1_5_7b_finetune", LLaVA, paper=PAPER, recipe="paper/llava_1_5_7b_finetune.yaml", conversation="v1",
+    tuning="full", gradient_checkpointing=True, optim=Optim(lr=2e-5, weight_decay=0.0, warmup_steps=156),
+)  # fmt: skip
+register("llava_1_5_13b", LLaVA, paper=PAPER, language_model="vicuna_13b", language_dtype="bfloat16")

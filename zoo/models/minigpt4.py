@@ -8,8 +8,8 @@ questions; reading of the published projections.
 Not implemented: MiniGPT-v2 (tuning of the language model, grounding tasks), several turns in training.
 Deviations: the instructions of the second stage are worded by us; the paper's four mean the same.
 
-Equations: Section 3 architecture -> `MiniGPT4.image_tokens`; Section 3.1 first stage -> `MiniGPT4.losses` with
-``prompts=None``; Section 3.2 second stage, prompt template -> `MiniGPT4.losses` with ``prompts``.
+Equations: Section 3 architecture -> `MiniGPT4.image_tokens`; Sections 3.1 and 3.2, the two stages (without and with
+prompts) -> `MiniGPT4.losses`.
 """
 
 from collections.abc import Sequence
@@ -243,8 +243,23 @@ register(
     "minigpt4_tiny", MiniGPT4, paper=PAPER, tokenizer="blip2_stage1_tiny:random", image_size=32,
     language_model="tiny_llama", max_text_tokens=16, optim=Optim(lr=3e-2),
 )  # fmt: skip
-for size in (7, 13):
-    register(f"minigpt4_vicuna_{size}b", MiniGPT4, paper=PAPER, language_model=f"vicuna_{size}b")
+register(
+    "minigpt4_emoji", MiniGPT4, paper=PAPER, recipe="minigpt4.yaml",
+    tokenizer="blip2_stage2_emoji:runs/blip2_stage2/last.ckpt", image_size=128, language_model="smollm2_135m",
+    language_dtype="bfloat16", vision_cache=2000,
+    prompts=("<Img><ImageHere></Img> Which emoji is this?", "<Img><ImageHere></Img> Give this drawing a name."),
+    end="###", optim=Optim(lr=1e-3, min_lr=1e-5, warmup_steps=30),
+)  # fmt: skip
+register(
+    "minigpt4_vicuna_7b", MiniGPT4, paper=PAPER, recipe="paper/minigpt4_cc_sbu.yaml", language_dtype="float16",
+    optim=Optim(lr=1e-4, min_lr=8e-5, weight_decay=0.05, warmup_steps=5000, total_steps=20_000),
+)  # fmt: skip
+register(
+    "minigpt4_vicuna_7b_align", MiniGPT4, paper=PAPER, recipe="paper/minigpt4_align.yaml", language_dtype="float16",
+    prompts=PROMPTS, end="###", max_text_tokens=160,
+    optim=Optim(lr=3e-5, min_lr=1e-5, weight_decay=0.05, warmup_steps=200, total_steps=1000),
+)  # fmt: skip
+register("minigpt4_vicuna_13b", MiniGPT4, paper=PAPER, language_model="vicuna_13b", language_dtype="float16")
 register(
     "minigpt4_llama2_7b", MiniGPT4, paper=PAPER, tokenizer=None, vision="eva_vit_g", merge=4,
     language_model="llama2_7b", prompts=PROMPTS, template="[INST] {} [/INST] ", end="</s>", max_text_tokens=160,
