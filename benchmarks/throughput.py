@@ -2,6 +2,7 @@
 
     python benchmarks/throughput.py dvae --threads 2 --out benchmarks/results/throughput_dvae.json
     python benchmarks/throughput.py beit --threads 2 --out benchmarks/results/throughput_beit.json
+    python benchmarks/throughput.py blip2 --threads 2 --out benchmarks/results/throughput_blip2.json
 
 Ours and the reference alternate, so that a change of the machine's load hits both; the ratio is that of the medians.
 Peak memory is the resident set of a fresh process per side.
@@ -124,7 +125,86 @@ def training_step(model: torch.nn.Module, loss_of: Callable[[dict], Tensor], inp
     return step
 
 
+def blip2_ours(size: int, batch: int) -> Step:
+    """One first-stage step of BLIP-2 on given features of ViT-g: contrast, matching, generation, AdamW; no dropout."""
+    import zoo
+
+    torch.manual_seed(0)
+    model = zoo.create_model("blip2_stage1_vit_g", vision="tiny_random:1408", dropout=0.0)
+    negatives = torch.arange(batch).roll(1)
+
+    def loss(inputs: dict[str, Tensor]) -> Tensor:
+        return model.objectives(inputs["features"], inputs["ids"], inputs["mask"], negatives=(negatives, negatives))[
+            "loss"
+        ]
+
+    return training_step(model, loss, caption_batch(size, batch))
+
+
+def blip2_reference(size: int, batch: int) -> Step:
+    """The same with transformers' Q-Former and one pass per objective, each with its own queries."""
+    from transformers import Blip2QFormerConfig
+    from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerModel, Blip2TextEmbeddings
+
+    from zoo.nn.qformer_masks import itg_mask
+
+    torch.manual_seed(0)
+    config = Blip2QFormerConfig(
+        vocab_size=30523, use_qformer_text_input=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+    )
+    model = torch.nn.ModuleDict({
+        "qformer": Blip2QFormerModel(config), "words": Blip2TextEmbeddings(config), "norm": torch.nn.LayerNorm(1408),
+        "image": torch.nn.Linear(768, 256), "text": torch.nn.Linear(768, 256), "match": torch.nn.Linear(768, 2),
+        "dense": torch.nn.Linear(768, 768), "head_norm": torch.nn.LayerNorm(768),
+    })  # fmt: skip
+    model.register_parameter("queries", torch.nn.Parameter(torch.randn(1, 32, 768) * 0.02))
+    model.register_parameter("bias", torch.nn.Parameter(torch.zeros(30523)))
+    former, words = model["qformer"], model["words"]
+    negatives, temperature = torch.arange(batch).roll(1), 0.07
+
+    def joint(image: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        queries = model.queries.expand(len(ids), -1, -1)
+        hidden = words(input_ids=ids, query_embeds=queries)
+        return former(
+            query_embeds=hidden, query_length=32, attention_mask=mask, encoder_hidden_states=image
+        ).last_hidden_state
+
+    def loss(inputs: dict[str, Tensor]) -> Tensor:
+        image, ids, mask = model["norm"](inputs["features"]), inputs["ids"], inputs["mask"]
+        seen = former(query_embeds=model.queries.expand(batch, -1, -1), encoder_hidden_states=image).last_hidden_state
+        text = former(query_embeds=words(input_ids=ids), query_length=0, attention_mask=mask).last_hidden_state
+        shown, said = F.normalize(model["image"](seen), dim=-1), F.normalize(model["text"](text[:, 0]), dim=-1)
+        sim = torch.einsum("nqd,md->nqm", shown, said).amax(1) / temperature
+        target = torch.arange(batch)
+        contrast = sum(F.cross_entropy(s, target, label_smoothing=0.1) for s in (sim, sim.t())) / 2
+        images = torch.cat([image, image[negatives], image])
+        texts, masks = torch.cat([ids, ids, ids[negatives]]), torch.cat([mask, mask, mask[negatives]])
+        both = torch.cat([torch.ones(3 * batch, 32, dtype=mask.dtype), masks], 1)
+        logits = model["match"](joint(images, texts, both)[:, :32]).mean(1)
+        matching = F.cross_entropy(logits, (torch.arange(3 * batch) < batch).long())
+        start = torch.cat([torch.full_like(ids[:, :1], 30522), ids[:, 1:]], 1)
+        hidden = joint(image, start, itg_mask(mask, 32))[:, 32:]
+        found = F.linear(model["head_norm"](F.gelu(model["dense"](hidden))), words.word_embeddings.weight, model.bias)[
+            :, :-1
+        ]
+        labels = ids.masked_fill(mask == 0, -100)[:, 1:]
+        return contrast + matching + F.cross_entropy(found.flatten(0, 1), labels.flatten(), label_smoothing=0.1)
+
+    return training_step(model, loss, caption_batch(size, batch))
+
+
+def caption_batch(size: int, batch: int) -> dict[str, Tensor]:
+    """Random features of ViT-g at this image size, and captions of 32 tokens."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "features": torch.randn(batch, (size // 14) ** 2 + 1, 1408, generator=generator),
+        "ids": torch.randint(1000, 30000, (batch, 32), generator=generator),
+        "mask": torch.ones(batch, 32, dtype=torch.int64),
+    }
+
+
 CASES = {
+    "blip2": (blip2_ours, blip2_reference, "transformers", {"size": 224, "batch": 4}),
     "dvae": (dvae_ours, dvae_reference, "DALL-E", {"size": 256, "batch": 4}),
     "beit": (beit_ours, beit_reference, "transformers", {"size": 224, "batch": 8}),
 }
