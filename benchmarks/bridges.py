@@ -17,10 +17,15 @@ import torch
 import vision_language
 from _record import write
 
-QUERIES = {"language_model": "smollm2_135m", "language_dtype": "bfloat16", "image_size": 128,
-           "prompt": "This emoji shows", "max_text_tokens": 24, "num_queries": 8, "width": 384, "mlp_width": 1536, "vision_cache": 2000}  # fmt: skip
-PATCHES = {"language_model": "smollm2_135m", "language_dtype": "bfloat16", "image_size": 128, "vision": "lite0",
-           "max_length": 128, "vision_cache": 2000}  # fmt: skip
+COMMON = {"language_model": "smollm2_135m", "language_dtype": "bfloat16", "image_size": 128, "vision_cache": 2000}
+QUERIES = COMMON | {
+    "prompt": "This emoji shows",
+    "max_text_tokens": 24,
+    "num_queries": 8,
+    "width": 384,
+    "mlp_width": 1536,
+}
+PATCHES = COMMON | {"vision": "lite0", "max_length": 128}
 #: bridge -> preset and its arguments
 BRIDGES: dict[str, tuple[str, dict[str, Any]]] = {
     "blind": ("blip2_stage2_emoji", QUERIES | {"vision": "blind", "depth": 2}),
