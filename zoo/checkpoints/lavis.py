@@ -80,7 +80,16 @@ def convert_own(state: State, model: nn.Module) -> Converted:
     return Converted({name: value for name, value in state.items() if name not in ignored}, ignored=ignored)
 
 
+def convert_seed_start(state: State, model: nn.Module) -> Converted:
+    """BLIP-2's first stage for SEED's: no matching head and no word head; queries must be as many."""
+    own = model.state_dict()
+    kept = {name: value.float() for name, value in state.items() if name in own}
+    ignored = tuple(name for name in state if name not in own and name != POSITIONS)
+    return Converted(kept, ignored=ignored)
+
+
 STAGE1 = Format("BLIP-2's Q-Former of salesforce/LAVIS, first stage", matches_stage1, convert_stage1)
 STAGE2 = Format("BLIP-2 of salesforce/LAVIS, second stage", matches_stage2, convert_stage2)
 FIRST = Format("BLIP-2's first stage", matches_first, convert_stage2)
+SEED_START = Format("BLIP-2's first stage", matches_first, convert_seed_start)
 OWN = Format("our BLIP-2, second stage", matches_own, convert_own)

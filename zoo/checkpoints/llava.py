@@ -125,7 +125,7 @@ def save_llava(model: Any, folder: str | Path) -> Path:
     if len(projector) != 3:
         raise ValueError("transformers' projector has two layers: a LLaVA-1.0 with one cannot be written")
     if any(".lora_" in name for name, _ in model.language.network.named_parameters()):
-        raise ValueError("merge the LoRA matrices first: zoo.language_models.merge_lora(model.language)")
+        raise ValueError("merge the LoRA matrices first: zoo.lora.merge_lora(model.language)")
     clip = getattr(model.frozen["vision"].network, "model", None)
     if clip is None or not hasattr(clip, "config"):
         raise ValueError("transformers' LLaVA needs CLIP as its image encoder")

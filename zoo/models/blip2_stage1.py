@@ -174,7 +174,9 @@ class BLIP2Stage1(ZooModule):
         if (captions := batch.get("caption")) is None:
             raise ValueError("the batch has no 'caption': BLIP-2's first stage learns from images with captions")
         ids, mask = self.tokenise(captions, full=world_size() > 1)
-        return self.objectives(self._features(images), ids, mask, self._image_ids(batch.get("image_id")))
+        given = batch.get("image_id")
+        image_ids = None if given is None else image_numbers(given).to(ids.device)
+        return self.objectives(self._features(images), ids, mask, image_ids)
 
     def objectives(
         self,
@@ -329,14 +331,13 @@ class BLIP2Stage1(ZooModule):
             read = [a and tuple(torch.cat([x, y, x]) for x, y in zip(a, b, strict=True)) for a, b in pairs]
         return self.match(read, torch.cat([ids, ids, all_ids[text]]), torch.cat([mask, mask, all_mask[text]]))
 
-    def _image_ids(self, given: Any) -> Int[Tensor, " b"] | None:
-        """Numbers, or 60 bits of a hash of strings, which every rank computes alike."""
-        if given is None:
-            return None
-        if not isinstance(given, Tensor):
-            hashes = [int.from_bytes(blake2b(str(i).encode(), digest_size=8).digest(), "big") >> 4 for i in given]
-            given = torch.tensor(hashes, dtype=torch.int64)
-        return rearrange(given.to(self.device), "b ... -> b (...)")[:, 0]
+
+def image_numbers(given: Any) -> Int[Tensor, " b"]:
+    """Ids of images as numbers: as they are, or 60 bits of a hash of strings, which every rank computes alike."""
+    if not isinstance(given, Tensor):
+        hashes = [int.from_bytes(blake2b(str(i).encode(), digest_size=8).digest(), "big") >> 4 for i in given]
+        given = torch.tensor(hashes, dtype=torch.int64)
+    return rearrange(given, "b ... -> b (...)")[:, 0]
 
 
 BLIP2Stage1.formats = (lavis.STAGE1, hf_blip2.RETRIEVAL)

@@ -26,8 +26,8 @@ from torch import Tensor
 from zoo.checkpoints import llava
 from zoo.choices import one_of
 from zoo.conversations import IMAGE, TemplateName, Turn, image_first, pieces, render
-from zoo.language_models import add_lora
 from zoo.language_models import language_model as find_language_model
+from zoo.lora import add_lora
 from zoo.module import Batch, ZooModule
 from zoo.nn.bridges import MLPBridge
 from zoo.nn.splice import Spliced, splice

@@ -56,6 +56,7 @@ class QFormer(nn.Module):
         dropout: of hidden states and attention.
         head_width: of an attention head; None takes ``width / heads``.
         eps: of the LayerNorms.
+        word_head: whether a text branch has a head that predicts words.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class QFormer(nn.Module):
         dropout: float = 0.1,
         head_width: int | None = None,
         eps: float = EPS,
+        word_head: bool = True,
     ):
         super().__init__()
         one_of("mixing", mixing, ("self_then_cross", "joint", "cross_only"))
@@ -91,7 +93,7 @@ class QFormer(nn.Module):
             depth, cross_every, image_width, vocab_size, max_positions,
             _Sizes(width, heads, head_width or width // heads, mlp_width, mixing, norm == "pre", bias, dropout, eps),
         )  # fmt: skip
-        if vocab_size:
+        if vocab_size and word_head:
             self.cls = nn.ModuleDict({"predictions": _LanguageHead(width, vocab_size, eps)})
             self.cls["predictions"].decoder.weight = self.bert.embeddings.word_embeddings.weight
         self.reset_parameters()

@@ -4,7 +4,8 @@ A sequence is [queries ; text]. Masks are floats that are added to the attention
 column and -10000 where not, as in LAVIS: boolean masks of four dimensions are added as 0 and 1 by some attention
 code, without a word. -10000 instead of minus infinity keeps rows without any visible column free of NaN.
 
-Source: BLIP-2 (arXiv:2301.12597), Figure 2; ``lavis/models/blip2_models/Qformer.py`` for the constant.
+Sources: BLIP-2 (arXiv:2301.12597), Figure 2; ``lavis/models/blip2_models/Qformer.py`` for the constant; SEED
+(arXiv:2307.08041), Section 3.2.
 """
 
 import torch
@@ -52,6 +53,20 @@ def itg_mask(text_mask: Int[Tensor, "b t"], num_queries: int) -> Float[Tensor, "
     visible = _blocks(text_mask, num_queries)
     visible[:, :num_queries, num_queries:] = 0
     visible[:, num_queries:, num_queries:] = visible[:, num_queries:, num_queries:].tril()
+    return additive(visible)
+
+
+def causal_mask(num_queries: int, text_mask: Int[Tensor, "b t"] | None = None) -> Float[Tensor, "#b 1 s s"]:
+    """Causal queries (SEED): query k sees queries up to k, and all text; text sees everything that is no padding.
+
+    Args:
+        num_queries: queries in front of the text.
+        text_mask: 1 for tokens, 0 for padding; None for a pass over queries alone.
+    """
+    if text_mask is None:
+        return additive(torch.ones(1, num_queries, num_queries, dtype=torch.int64).tril())
+    visible = _blocks(text_mask, num_queries)
+    visible[:, :num_queries, :num_queries] = visible[:, :num_queries, :num_queries].tril()
     return additive(visible)
 
 

@@ -70,6 +70,7 @@ def splice(
     embed: Callable[[Tensor], Tensor],
     side: Literal["right", "left"] = "right",
     max_length: int | None = None,
+    device: torch.device | None = None,
 ) -> Spliced:
     """Join the pieces of each sample.
 
@@ -82,8 +83,9 @@ def splice(
         embed: from ids, of any shape, to vectors.
         side: of the padding: right to train, left to generate.
         max_length: longest sequence, images included; what is behind it is cut off.
+        device: of the result, where there are no images to tell.
     """
-    device = images.device if images is not None else None
+    device = device if images is None else images.device
     words: list[int] = []
     places: list[list[int]] = []  # rows of the pool: image tokens first, then text
     labels: list[list[int]] = []

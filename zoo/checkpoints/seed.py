@@ -1,0 +1,81 @@
+"""SEED's published tokenizer (``seed_quantizer.pt``) and what else bears that name, told apart.
+
+370 entries of ``seed_quantizer.pt`` are the tokenizer, without its image encoder; others in it (the Q-Former's text
+branch, projections) are reported as unused.
+"""
+
+import re
+
+from torch import nn
+
+from zoo.checkpoints.format import Converted, Format, State
+from zoo.checkpoints.lavis import POSITIONS
+
+DETOKENIZER = ("image_down.", "distill_image_proj.", "reverse_tokens", "Reverse_Qformer.")
+REVERSE_POSITIONS = "Reverse_Qformer.bert.embeddings.position_ids"
+TEXT_BRANCH = re.compile(
+    r"Qformer\.(cls\.|bert\.embeddings\.(word|position)_|bert\.encoder\.layer\.\d+\.(intermediate|output)\.)"
+)
+SEED1 = ("distill_text_proj.", "blocks_text.", "pos_embed_text")
+
+
+def matches(state: State) -> bool:
+    """Any file with SEED's codec around a codebook."""
+    return {"quantize.embedding.weight", "encode_task_layer.0.weight"} <= state.keys() and not any(
+        name.startswith("detokenizer.") for name in state
+    )
+
+
+def convert(state: State, model: nn.Module) -> Converted:
+    """The same names, the de-tokenizer's below ``detokenizer``.
+
+    Raises:
+        ValueError: for SEED-1, for the other de-tokenizer, or for a file without its Q-Former.
+    """
+    if any(name.startswith(SEED1) for name in state):
+        raise ValueError(
+            "these weights are of SEED-1 (July 2023), which decodes to 77 text embeddings: SEED-2's file is "
+            "seed_quantizer.pt, a later one"
+        )
+    kind = "mlp" if "image_down.0.weight" in state else "reverse_qformer"
+    if kind != model.detokenizer.kind:
+        raise ValueError(
+            f"these weights have the {kind} de-tokenizer, this model {model.detokenizer.kind}: set detokenizer to "
+            f"{kind}"
+        )
+    if "query_tokens" not in state:
+        raise ValueError(
+            "this file of a training run holds what was trained and not the frozen Q-Former: load the first stage's "
+            "weights into the model first, then save both together"
+        )
+    own, kept, ignored = model.state_dict(), {}, []
+    for name, value in state.items():
+        ours = f"detokenizer.{name}" if name.startswith(DETOKENIZER) else name
+        if ours in own:
+            kept[ours] = value.float()
+        elif name not in (POSITIONS, REVERSE_POSITIONS):
+            ignored.append(name)
+    return Converted(kept, ignored=tuple(ignored))
+
+
+def matches_first_stage(state: State) -> bool:
+    """Queries and a Q-Former by LAVIS's names, without a codebook: SEED's first stage, or BLIP-2's."""
+    return {"query_tokens", "Qformer.bert.embeddings.LayerNorm.weight"} <= state.keys() and not matches(state)
+
+
+def convert_first_stage(state: State, model: nn.Module) -> Converted:
+    """Queries, Q-Former without its text branch, and ``ln_vision``; the codec starts anew."""
+    own = model.state_dict()
+    wanted = ("query_tokens", "Qformer.", "ln_vision.")
+    kept = {name: value.float() for name, value in state.items() if name in own and name.startswith(wanted)}
+    text = sum(bool(TEXT_BRANCH.match(name)) for name in state)
+    fresh = dict.fromkeys(
+        ("encode_task", "quantize.", "decode_task", "pos_embed", "blocks", "detokenizer."),
+        "the first stage has no codes",
+    )
+    notes = (f"{text} weights of the first stage's text branch are left out",) if text else ()
+    return Converted(kept, fresh=fresh, notes=notes)
+
+
+PUBLISHED = Format("SEED's tokenizer of AILab-CVC/SEED", matches, convert)
+FIRST_STAGE = Format("the first stage of SEED or BLIP-2", matches_first_stage, convert_first_stage)

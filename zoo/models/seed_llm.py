@@ -1,0 +1,326 @@
+"""SEED's language model: it reads images as tokens and writes them as tokens (Ge et al. 2023).
+
+arXiv:2307.08041 (SEED, with OPT) and arXiv:2310.01218 (SEED-LLaMA). Official code: AILab-CVC/SEED (commit 93b3cf4,
+Apache-2.0), ``MultiModalLLM``.
+
+Implemented: one vocabulary of text and image ids on any decoder-only language model, with the ids of any discrete
+tokenizer of the zoo (DALL-E's idea, in the same code); LoRA and fully trained embeddings and norms; both tasks, image
+to text and text to image, mixed by weight; ids in the vocabulary (SEED-LLaMA) or codes through a linear layer
+(SEED-OPT); captions, answers, and images whose number of ids is guaranteed while they are written.
+Not implemented: interleaved documents with several images, instruction tuning on conversations.
+Deviations: the same learning rate for LoRA and embeddings. In the form of SEED-OPT the codes go through the linear
+layer in both directions.
+
+Equations: SEED, Section 4 image-to-text and text-to-image autoregression -> `SEEDLLM.losses`; SEED-LLaMA, Section 3.3
+multimodal autoregression -> `SEEDLLM.losses` with `learn="all"`.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from zoo.choices import one_of
+from zoo.image_words import CodesAsWords, ImageWords, widen
+from zoo.language_models import language_model as find_language_model
+from zoo.lora import add_lora
+from zoo.module import Batch, ZooModule
+from zoo.nn.splice import IGNORED, Piece, Spliced, Text, splice
+from zoo.optim import Optim
+from zoo.registry import register
+from zoo.second_stage import discrete_tokenizer, ids_of
+from zoo.tokens import Tokens, TokenSpec, evaluating
+
+#: trained as a whole beside LoRA: word vectors, output layer, norms
+WHOLE = (
+    "embed_tokens.weight",
+    "table.weight",
+    "lm_head.weight",
+    "norm.weight",
+    "norm.bias",
+    "visual_proj.weight",
+    "visual_proj.bias",
+)
+
+
+class SEEDLLM(ZooModule):
+    """A language model with words for images.
+
+    Args:
+        tokenizer: whose ids are the words; any discrete one of the registry, SEED's as published.
+        language_model: a decoder-only one, see :func:`zoo.language_models.language_model`.
+        form: ids in the vocabulary (``vocabulary``, SEED-LLaMA), or codes through a linear layer (``embeddings``,
+            SEED-OPT); ids are written through the output layer in both.
+        caption_prompt: between an image and its caption.
+        generation_prompt: between a caption and its image.
+        generation_share: of the samples that are text to image; the others are image to text.
+        learn: ``all`` words, the prompt's and the given ones too (SEED-LLaMA's pre-training), or the ``answer`` alone.
+        max_text_tokens: longest caption.
+        lora_rank: of the low-rank matrices; 0 trains the whole language model.
+        lora_alpha: their products are scaled by ``lora_alpha / lora_rank``.
+        lora_dropout: in front of them.
+        gradient_checkpointing: compute the language model's activations twice rather than keep them.
+        optim: optimizer and schedule; those of SEED-LLaMA's pre-training by default.
+        weights: start from these: a registry name or a path.
+    """
+
+    spec: TokenSpec
+
+    def __init__(
+        self,
+        tokenizer: str = "seed2",
+        language_model: str = "vicuna_7b",
+        form: Literal["vocabulary", "embeddings"] = "vocabulary",
+        caption_prompt: str = "a photo of",
+        generation_prompt: str = "Generate an image",
+        generation_share: float = 0.5,
+        learn: Literal["all", "answer"] = "all",
+        max_text_tokens: int = 64,
+        lora_rank: int = 16,
+        lora_alpha: int = 32,
+        lora_dropout: float = 0.05,
+        gradient_checkpointing: bool = False,
+        optim: Optim = Optim(lr=1.5e-4, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.05, warmup_steps=900),
+        weights: str | None = None,
+    ):
+        super().__init__(optim)
+        if not 0 <= generation_share <= 1:
+            raise ValueError(f"generation_share must lie in [0, 1], got {generation_share}")
+        self.form = one_of("form", form, ("vocabulary", "embeddings"))
+        self.learn = one_of("learn", learn, ("all", "answer"))
+        self.caption_prompt, self.generation_prompt = caption_prompt, generation_prompt
+        self.generation_share, self.max_text_tokens = generation_share, max_text_tokens
+        self.add_tower("tokenizer", discrete_tokenizer(tokenizer))
+        self.spec = self.tokenizer.spec
+        language = find_language_model(language_model)
+        if language.encoder_decoder:
+            raise ValueError(f"SEED writes images with a decoder, and {language_model!r} has an encoder: take another")
+        self._add_language(language, lora_rank, lora_alpha, lora_dropout)
+        if gradient_checkpointing and language.network is not None:
+            enable = getattr(language.network, "activation_checkpointing_enable", None)
+            (enable or language.network.gradient_checkpointing_enable)({"use_reentrant": False})
+        self.load_weights(weights)
+
+    def _add_language(self, language: Any, rank: int, alpha: int, dropout: float) -> None:
+        network = language.network
+        self.words = ImageWords(0 if network is None else network.get_input_embeddings().weight.shape[0], self.spec)
+        if network is not None:
+            widen(network, self.words)
+            if self.form == "embeddings":
+                table = network.get_input_embeddings()
+                network.set_input_embeddings(CodesAsWords(table, self.words, self.spec.dim, self.tokenizer.embed))
+        if rank:
+            self.add_partly_frozen("language_model", language)
+            add_lora(language, rank, alpha, dropout, also=WHOLE)
+        else:
+            self.language_model = language.requires_grad_(True)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The frozen tokenizer."""
+        return self.frozen["tokenizer"]
+
+    # ------------------------------------------------------------------ tokens
+
+    def encode(self, images: Shaped[Tensor, "b 3 h w"]) -> Tokens:
+        """Through the tokenizer."""
+        return self.tokenizer.encode(images)
+
+    def decode(self, tokens: Tokens) -> Float[Tensor, "b ..."]:
+        """Through the tokenizer: pixels, or a generation embedding."""
+        return self.tokenizer.decode(tokens)
+
+    def embed(self, ids: Int[Tensor, "b *n"]) -> Float[Tensor, "b *n d"]:
+        return self.tokenizer.embed(ids)
+
+    # ------------------------------------------------------------------ writing
+
+    @torch.no_grad()
+    def caption(self, images: Shaped[Tensor, "b 3 h w"], **writing: Any) -> list[str]:
+        """Say what is in the images.
+
+        Args:
+            images: in [0, 1] or uint8, of the tokenizer's size.
+            writing: see :meth:`zoo.language_models.LanguageModel.continue_ids`.
+        """
+        return self.caption_tokens(self.encode(images), **writing)
+
+    @torch.no_grad()
+    def caption_tokens(self, tokens: Tokens, prompt: str | None = None, **writing: Any) -> list[str]:
+        """Say what is in images that are tokens already.
+
+        Args:
+            tokens: of the tokenizer.
+            prompt: behind each image; None takes ``caption_prompt``.
+            writing: as for :meth:`caption`.
+        """
+        prompts = [self.caption_prompt if prompt is None else prompt] * len(tokens)
+        return self._say(tokens, prompts, writing)
+
+    @torch.no_grad()
+    def answer(
+        self, images: Shaped[Tensor, "b 3 h w"], questions: Sequence[str], template: str = "{} Answer:", **writing: Any
+    ) -> list[str]:
+        """Answer one question per image.
+
+        Args:
+            images: in [0, 1] or uint8, of the tokenizer's size.
+            questions: one per image.
+            template: of what stands behind the image.
+            writing: as for :meth:`caption`.
+
+        Raises:
+            ValueError: for another number of questions than images.
+        """
+        if len(questions) != len(images):
+            raise ValueError(f"there are {len(questions)} questions for {len(images)} images: give one per image")
+        return self._say(self.encode(images), [template.format(question) for question in questions], writing)
+
+    def _say(self, tokens: Tokens, prompts: Sequence[str], writing: dict[str, Any]) -> list[str]:
+        text = self.language_model.text
+        samples: list[list[Piece]] = [
+            [Text((*text.start, *self.words.span(ids), *text.ids(f" {prompt}" if prompt else "")))]
+            for ids, prompt in zip(self._ids(tokens), prompts, strict=True)
+        ]
+        with evaluating(self):
+            batch = self._splice(samples, "left")
+            return self.language_model.write(batch, stop=text.ids("\n")[-1:], constrain=self.words.only_text, **writing)
+
+    @torch.no_grad()
+    def generate_images(
+        self,
+        captions: Sequence[str],
+        decoder: Any = None,
+        *,
+        as_tokens: bool = False,
+        num_beams: int = 1,
+        top_p: float | None = 0.9,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        **decoding: Any,
+    ) -> Any:
+        """Images of captions. Exactly as many ids as an image has are written, and nothing else.
+
+        Args:
+            captions: one per image.
+            decoder: for tokenizers that decode to an embedding, see
+                :meth:`zoo.models.seed_stage2.SEEDTokenizer.decode_pixels`.
+            as_tokens: return :class:`Tokens` instead.
+            num_beams: of the beam search, which is without chance: 4 and ``top_p=None`` as published.
+            top_p: sample from the most likely ids of this total probability; None takes the best.
+            temperature: divides the logits of sampling.
+            seed: of sampling.
+            decoding: handed to a pipeline.
+
+        Raises:
+            ValueError: for an empty caption, or a tokenizer that needs a decoder.
+        """
+        text = self.language_model.text
+        samples: list[list[Piece]] = []
+        for i, caption in enumerate(captions):
+            if not caption.strip():
+                raise ValueError(f"caption {i} is empty: say what is to be seen")
+            samples.append([Text((*text.start, *self._request(caption), self.words.begin))])
+        with evaluating(self):
+            batch = self._splice(samples, "left")
+            rows = self.language_model.continue_ids(
+                batch, [self.words.end], max_new_tokens=self.spec.num_tokens + 1, num_beams=num_beams, top_p=top_p,
+                temperature=temperature, seed=seed, constrain=self.words.only_images(self.device),
+            )  # fmt: skip
+            ids = [self.words.images_in([self.words.begin, *row])[0] for row in rows]
+            tokens = Tokens(torch.tensor(ids, device=self.device), None, self.spec)
+            if as_tokens:
+                return tokens
+            if self.spec.decodes == "embedding":
+                return self.tokenizer.decode_pixels(tokens, decoder, **decoding)
+            return self.decode(tokens)
+
+    def _request(self, caption: str) -> tuple[int, ...]:
+        text = self.language_model.text
+        prompt = f" {self.generation_prompt}" if self.generation_prompt else ""
+        return (*text.ids(caption.strip())[: self.max_text_tokens], *text.ids(prompt))
+
+    # ------------------------------------------------------------------ training
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Cross entropy of the next word, of captions behind images and of images behind captions.
+
+        The batch holds ``image`` (or ``ids``) and ``caption``. In evaluation every sample is seen in both directions.
+        """
+        if (captions := batch.get("caption")) is None:
+            raise ValueError("the batch has no 'caption': SEED's language model learns from images with captions")
+        ids = ids_of(batch, self.tokenizer).tolist()
+        samples = []
+        for i, (image, caption) in enumerate(zip(ids, captions, strict=True)):
+            if not caption.strip():
+                raise ValueError(f"caption {i} of the batch is empty: remove such images")
+            if self.training:
+                samples.append(self._sample(image, caption, bool(torch.rand(()) < self.generation_share)))
+            else:
+                samples += [self._sample(image, caption, writes) for writes in (False, True)]
+        spliced = self._splice(samples)
+        terms = self.language_model.score(spliced)
+        shifted = spliced.labels[:, 1:]
+        shifted = shifted[:, (shifted != IGNORED).any(0)]
+        known = shifted != IGNORED
+        image = self.words.of_images(shifted) & known
+        found = {"loss": terms.sum() / known.sum()}
+        for name, some in (("image_loss", image), ("text_loss", known & ~image)):
+            found[name] = (terms.detach() * some).sum() / some.sum().clamp(min=1)
+        return found
+
+    def log_likelihood(self, tokens: Int[Tensor, "b n"], captions: Sequence[str]) -> Float[Tensor, " b"]:
+        """Logarithm of the probability of each caption given the ids of its image.
+
+        Args:
+            tokens: of :meth:`image_tokens`.
+            captions: one per image.
+        """
+        samples = [
+            self._sample(ids, caption, writes=False, learn="answer")
+            for ids, caption in zip(tokens.tolist(), captions, strict=True)
+        ]
+        return -self.language_model.score(self._splice(samples)).sum(1)
+
+    def image_tokens(self, images: Shaped[Tensor, "b 3 h w"]) -> Int[Tensor, "b n"]:
+        """What the language model reads of images: their ids."""
+        ids = self.encode(images).ids
+        assert ids is not None
+        return ids
+
+    def _sample(self, image: Sequence[int], caption: str, writes: bool, learn: str | None = None) -> list[Piece]:
+        """Text to image (``writes``), or image to text."""
+        text, every = self.language_model.text, (learn or self.learn) == "all"
+        if writes:
+            return [Text(text.start), Text(self._request(caption), every), Text(self.words.span(image), True)]
+        prompt = f" {self.caption_prompt}" if self.caption_prompt else ""
+        said = (*text.ids(f" {caption.strip()}")[: self.max_text_tokens], *text.ids("\n"))
+        return [Text(text.start), Text((*self.words.span(image), *text.ids(prompt)), every), Text(said, True)]
+
+    def _ids(self, tokens: Tokens) -> list[list[int]]:
+        if tokens.ids is None:
+            raise ValueError("these tokens have no ids, and SEED's language model reads ids")
+        return tokens.ids.tolist()
+
+    def _splice(self, samples: list[list[Piece]], side: Literal["right", "left"] = "right") -> Spliced:
+        return splice(samples, None, self.language_model.embed, side, device=self.device)
+
+
+PAPER = "arXiv:2310.01218"
+TINY = {
+    "tokenizer": "seed_stage2_tiny:random", "language_model": "tiny_llama", "max_text_tokens": 16, "lora_rank": 4,
+    "lora_alpha": 8, "lora_dropout": 0.0, "optim": Optim(lr=1e-2),
+}  # fmt: skip
+register("seed_llm_tiny", SEEDLLM, paper=PAPER, **TINY)
+register(
+    "seed_llm_emoji", SEEDLLM, paper=PAPER, recipe="seed_llm.yaml", tokenizer="seed_stage2_emoji",
+    language_model="smollm2_135m", caption_prompt="This emoji shows", generation_prompt="Draw it", learn="answer",
+    max_text_tokens=24, optim=Optim(lr=5e-4, betas=(0.9, 0.95), weight_decay=0.01, warmup_steps=30),
+)  # fmt: skip
+register("seed_llama_8b", SEEDLLM, paper=PAPER, recipe="paper/seed_llama_8b_pretrain.yaml", gradient_checkpointing=True)
+register(
+    "seed_opt2_7b", SEEDLLM, paper="arXiv:2307.08041", language_model="opt_2.7b", form="embeddings", learn="answer",
+    caption_prompt="A photo of",
+)  # fmt: skip

@@ -1,0 +1,228 @@
+"""SEED's tokenizer, first stage: a Q-Former with causal queries, learned by contrast with captions (Ge et al. 2023).
+
+arXiv:2307.08041 (SEED) and arXiv:2310.01218 (SEED-LLaMA). Official code: AILab-CVC/SEED (commit 93b3cf4, Apache-2.0),
+training code ``SEED_Tokenizer/lavis/models/blip2_models/blip2_qformer_casual.py``.
+
+Implemented: any number of queries, causal or not; contrast of the last query with the text, gathered without gradient,
+smoothed; retrieval; starting from BLIP-2's first stage, LAVIS's or ours, or from a BERT.
+Not implemented: the matching and captioning losses, which are switched off in the released training.
+Deviations: causality is a setting; the published code derives it from a count of 32, and any other count silently loses
+it. The learning rate follows one warm-up and one cosine over steps.
+
+Equations: Section 3.2 causal Q-Former -> `zoo.nn.qformer_masks.causal_mask`, `SEEDStage1.causal_embeddings`; Section
+3.2.1 contrast -> `SEEDStage1.losses`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+from zoo.checkpoints import lavis
+from zoo.checkpoints.bert import start_from_bert
+from zoo.losses.contrastive import contrastive_loss, same_image, similarities
+from zoo.models.blip2_stage1 import Scores, image_numbers
+from zoo.module import Batch, ZooModule
+from zoo.nn.qformer import QFormer
+from zoo.nn.qformer_masks import causal_mask, itc_mask
+from zoo.nn.ranks import world_size
+from zoo.optim import Optim
+from zoo.registry import register
+from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
+from zoo.vision_towers import LN_VISION_EPS, vision_tower
+from zoo.wordpiece import WordPiece
+
+
+class SEEDStage1(ZooModule):
+    """Images to causal query embeddings, learned from captions.
+
+    Args:
+        image_size: side of the images in pixels.
+        vision: frozen image encoder, see :func:`zoo.vision_towers.vision_tower`.
+        vocabulary: of the captions, see :class:`zoo.wordpiece.WordPiece`.
+        max_text_tokens: longest caption, special tokens included.
+        num_queries: tokens per image.
+        causal: whether a query sees the queries before it only.
+        width: of queries and text.
+        depth: layers.
+        heads: attention heads.
+        mlp_width: hidden units of the feed-forward networks.
+        max_positions: size of the table of text positions.
+        cross_every: layers ``0, n, 2n, ...`` read the image.
+        dropout: of hidden states and attention.
+        projection_width: of the vectors that are compared.
+        temperature: divisor of the similarities at the start; it is learned.
+        min_temperature: lower bound of it in use; 0 for none, as published.
+        label_smoothing: of the contrast.
+        text_init: start the Q-Former from a BERT: ``minilm`` or a folder; None does not.
+        vision_cache: images whose features are kept, for data without augmentation.
+        optim: optimizer and schedule; the released ones by default.
+        weights: start from these: a registry name or a path, of this model or of BLIP-2's first stage.
+    """
+
+    spec: TokenSpec
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        vision: str = "eva_vit_g",
+        vocabulary: str = "bert_base_uncased",
+        max_text_tokens: int = 32,
+        num_queries: int = 32,
+        causal: bool = True,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_width: int = 3072,
+        max_positions: int = 512,
+        cross_every: int = 2,
+        dropout: float = 0.1,
+        projection_width: int = 256,
+        temperature: float = 0.07,
+        min_temperature: float = 1e-3,
+        label_smoothing: float = 0.1,
+        text_init: str | None = None,
+        vision_cache: int = 0,
+        optim: Optim = Optim(lr=3e-5, min_lr=3e-6, weight_decay=0.05, warmup_steps=2000),
+        weights: str | None = None,
+    ):
+        super().__init__(optim)
+        if not 3 <= max_text_tokens <= max_positions:
+            raise ValueError(f"max_text_tokens must lie in 3..max_positions ({max_positions}), got {max_text_tokens}")
+        if num_queries < 1 or temperature <= 0:
+            raise ValueError(f"num_queries and temperature must be positive, got {num_queries} and {temperature}")
+        self.image_size, self.max_text_tokens, self.label_smoothing = image_size, max_text_tokens, label_smoothing
+        self.causal, self.min_temperature = causal, min_temperature
+        self.words = WordPiece(vocabulary)
+        tower = vision_tower(vision, image_size, vision_cache)
+        self.add_tower("vision", tower)
+        self.ln_vision = nn.LayerNorm(tower.width, LN_VISION_EPS)
+        self.query_tokens = nn.Parameter(torch.randn(1, num_queries, width) * 0.02)
+        self.Qformer = QFormer(
+            width, depth, heads, mlp_width, tower.width, self.words.vocab_size, max_positions, cross_every,
+            dropout=dropout, word_head=False,
+        )  # fmt: skip
+        self.vision_proj = nn.Linear(width, projection_width)
+        self.text_proj = nn.Linear(width, projection_width)
+        self.temp = nn.Parameter(torch.tensor(float(temperature)))
+        self.spec = TokenSpec(
+            segments=(Segment("queries", (num_queries,)),), dim=width, order="causal" if causal else "set",
+            vocabulary=None, decodes=None,
+        )  # fmt: skip
+        if text_init is not None and torch.get_default_device().type != "meta":
+            start_from_bert(self.Qformer, text_init)
+        self.load_weights(weights)
+
+    def encode(self, images: Shaped[Tensor, "b 3 h w"]) -> Tokens:
+        """Last hidden states of the queries: what the second stage makes codes of."""
+        return Tokens(None, self.causal_embeddings(as_pixels(images, size=self.image_size)), self.spec)
+
+    def decode(self, tokens: Tokens) -> Tensor:
+        """Not possible.
+
+        Raises:
+            NotInvertible: always.
+        """
+        raise NotInvertible(
+            "SEED's first stage aligns causal embeddings with text (Section 3.2) and has no decoder: train the second "
+            "stage, whose codes decode to a generation embedding"
+        )
+
+    def causal_embeddings(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b q d"]:
+        """One embedding per query; with ``causal``, number k depends on queries up to k."""
+        features = self.ln_vision(self.frozen["vision"](images))
+        queries = self.query_tokens.expand(len(images), -1, -1)
+        mask = causal_mask(queries.shape[1]).to(features.device) if self.causal else None
+        return self.Qformer(queries, features, mask=mask).queries
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Contrast of the last query with the text, Section 3.2.1.
+
+        The batch holds ``image``, ``caption`` and optionally ``image_id``, equal for captions of one image.
+        """
+        images = as_pixels(batch["image"], size=self.image_size)
+        if (captions := batch.get("caption")) is None:
+            raise ValueError("the batch has no 'caption': SEED's first stage learns from images with captions")
+        ids, mask = self.tokenise(captions, full=world_size() > 1)
+        shown, written = self.image_vectors(self.causal_embeddings(images)), self.text_vectors(ids, mask)
+        ids_of_images = batch.get("image_id")
+        numbers = None if ids_of_images is None else image_numbers(ids_of_images).to(ids.device)
+        same = same_image(len(ids), numbers, ids.device)
+        with torch.autocast(ids.device.type, enabled=False):
+            temperature = self.temp.clamp_min(self.min_temperature) if self.min_temperature else self.temp
+            loss, i2t, t2i = contrastive_loss(
+                shown.float()[:, None], written.float(), temperature, same, self.label_smoothing, gather_gradient=False
+            )
+        own = torch.arange(len(ids), device=ids.device)
+        return {
+            "loss": loss,
+            "i2t_recall": same[own, i2t.argmax(1)].float().mean(),
+            "t2i_recall": same[own, t2i.argmax(1)].float().mean(),
+            "temperature": temperature.detach(),
+        }
+
+    def image_vectors(self, embeddings: Float[Tensor, "b q d"]) -> Float[Tensor, "b p"]:
+        """What is compared with texts: the last query, projected, of length 1.
+
+        Args:
+            embeddings: of :meth:`causal_embeddings`, or reconstructed from codes.
+        """
+        return F.normalize(self.vision_proj(embeddings[:, -1]), dim=-1)
+
+    def text_vectors(self, ids: Int[Tensor, "b t"], mask: Int[Tensor, "b t"]) -> Float[Tensor, "b p"]:
+        """What is compared with images: the first token, projected, of length 1."""
+        queries = self.spec.num_tokens
+        hidden = self.Qformer(text=ids, mask=itc_mask(mask, queries)[:, :, queries:, queries:]).text
+        return F.normalize(self.text_proj(hidden[:, 0]), dim=-1)
+
+    @torch.no_grad()
+    def retrieve(
+        self,
+        images: Shaped[Tensor, "n 3 h w"] | None,
+        texts: Sequence[str],
+        rerank: int = 0,
+        batch_size: int = 64,
+        embeddings: Float[Tensor, "n q d"] | None = None,
+    ) -> Scores:
+        """Score all pairs of images and texts by cosine.
+
+        Args:
+            images: to be searched or searched for.
+            texts: likewise.
+            rerank: ignored; there is no matching head.
+            batch_size: images or texts at once.
+            embeddings: in place of images, e.g. reconstructed from codes.
+        """
+        with evaluating(self):
+            if embeddings is None:
+                assert images is not None
+                parts = as_pixels(images, size=self.image_size).split(batch_size)
+                embeddings = torch.cat([self.causal_embeddings(part) for part in parts])
+            ids, mask = self.tokenise(list(texts))
+            pairs = zip(ids.split(batch_size), mask.split(batch_size), strict=True)
+            written = torch.cat([self.text_vectors(some, their) for some, their in pairs])
+            contrast = similarities(self.image_vectors(embeddings)[:, None].float(), written.float())
+        return Scores(contrast, contrast, contrast)
+
+    def tokenise(self, captions: Sequence[str], full: bool = False) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
+        """Ids and mask of captions, on the model's device."""
+        ids, mask = self.words(list(captions), self.max_text_tokens, full)
+        return ids.to(self.device), mask.to(self.device)
+
+
+SEEDStage1.formats = (lavis.SEED_START,)
+
+PAPER = "arXiv:2307.08041"
+register(
+    "seed_stage1_tiny", SEEDStage1, paper=PAPER, image_size=32, vision="tiny_random", vocabulary="characters",
+    max_text_tokens=16, num_queries=4, width=24, depth=2, heads=2, mlp_width=48, max_positions=20, dropout=0.0,
+    projection_width=16, optim=Optim(lr=3e-3),
+)  # fmt: skip
+register(
+    "seed_stage1_emoji", SEEDStage1, paper=PAPER, recipe="seed_stage1.yaml", image_size=128, vision="lite0",
+    max_text_tokens=24, num_queries=32, width=384, depth=4, mlp_width=1536, max_positions=64, projection_width=128,
+    text_init="minilm", vision_cache=2000, optim=Optim(lr=1e-4, min_lr=1e-6, warmup_steps=50),
+)  # fmt: skip
+register("seed_stage1_vit_g", SEEDStage1, paper=PAPER, recipe="paper/seed_stage1_coco.yaml")

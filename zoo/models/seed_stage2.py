@@ -1,0 +1,279 @@
+"""SEED's tokenizer: 32 discrete, causal tokens per image that decode to a generation embedding (Ge et al. 2023).
+
+arXiv:2307.08041 (SEED) and arXiv:2310.01218 (SEED-LLaMA, whose tokenizer is published as SEED-2). Official code:
+AILab-CVC/SEED (commit 93b3cf4, Apache-2.0), ``models/seed_qformer/qformer_quantizer.py`` and, for training,
+``blip2_qformer_codebook_all_image.py``.
+
+Implemented: the causal Q-Former of the first stage, frozen; codes by squared distance; reconstruction of the causal
+embeddings; both de-tokenizers (the MLP of the published weights, the reverse Q-Former of the released training code
+and, with 77 queries, of SEED-1); pixels through an injected decoder; reading of ``seed_quantizer.pt`` and of the first
+stage.
+Not implemented: the loss on CLIP's text embeddings of the captions, switched off in the released training.
+Deviations: the frozen Q-Former is in eval mode (``frozen_eval=False`` leaves its dropout on, as published). Codebooks
+from k-means and restarts of unused codes are options of ours.
+
+Equations: Section 3.2.2 quantization and reconstruction -> `SEEDTokenizer.losses`, `SEEDTokenizer.reconstruct_causal`;
+Section 3.2.2 generation embedding -> `SEEDTokenizer.decode`, `zoo.nn.seed_codec.Detokenizer`.
+"""
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+
+from zoo.checkpoints import seed
+from zoo.image_embedders import image_embedder
+from zoo.module import Batch, ZooModule
+from zoo.nn.qformer import QFormer
+from zoo.nn.qformer_masks import causal_mask
+from zoo.nn.quantized import count_codes, update_codebooks
+from zoo.nn.seed_codec import Detokenizer, codec_blocks, task_layer
+from zoo.nn.vector_quantizer import VectorQuantizer
+from zoo.optim import Optim
+from zoo.registry import Weights, register
+from zoo.tokens import Segment, Tokens, TokenSpec, as_pixels, evaluating
+from zoo.vision_towers import LN_VISION_EPS, vision_tower
+
+FROZEN = ("Qformer", "query_tokens", "ln_vision")  # in the second stage, which trains the codec around them
+
+
+class SEEDTokenizer(ZooModule):
+    """Discrete, causal tokens of images that a language model can read and write.
+
+    Args:
+        image_size: side of the images in pixels.
+        vision: frozen image encoder, see :func:`zoo.vision_towers.vision_tower`.
+        num_queries: tokens per image.
+        causal: whether a token depends on the queries before it only.
+        width: of the queries.
+        depth: layers of the Q-Former.
+        heads: its attention heads.
+        mlp_width: its hidden units.
+        cross_every: layers ``0, n, 2n, ...`` read the image.
+        dropout: of hidden states and attention, where the Q-Former is in training mode.
+        frozen_eval: keep the frozen Q-Former in eval mode; False leaves its dropout on, as published.
+        vocab_size: codes.
+        code_width: of a code.
+        codebook_init: ``random`` as published, or ``kmeans`` on the first batch.
+        restart_threshold: codes whose running mean of uses per step falls below move; 0 for never, as published.
+        codec_depth: transformer blocks on each side of the codes.
+        codec_heads: their attention heads.
+        detokenizer: ``mlp`` (the published weights) or ``reverse_qformer`` (the released training code).
+        reverse_queries: of the reverse Q-Former: 1, or 77 in SEED-1.
+        reverse_depth: its layers.
+        teacher: whose vector of the image is to be decoded, see :func:`zoo.image_embedders.image_embedder`; None where
+            there is only inference.
+        embedding_width: of that vector.
+        vq_weight: of the quantization loss.
+        reconstruction_weight: of the cosine loss on the causal embeddings.
+        generation_weight: of the squared error of the generation embedding.
+        vision_cache: images whose features are kept, for data without augmentation.
+        optim: optimizer and schedule; the released ones by default.
+        weights: start from these: a registry name or a path, of this model or of the first stage.
+    """
+
+    spec: TokenSpec
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        vision: str = "eva_vit_g",
+        num_queries: int = 32,
+        causal: bool = True,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_width: int = 3072,
+        cross_every: int = 2,
+        dropout: float = 0.1,
+        frozen_eval: bool = True,
+        vocab_size: int = 8192,
+        code_width: int = 32,
+        codebook_init: Literal["random", "kmeans"] = "random",
+        restart_threshold: float = 0.0,
+        codec_depth: int = 4,
+        codec_heads: int = 12,
+        detokenizer: Literal["mlp", "reverse_qformer"] = "mlp",
+        reverse_queries: int = 1,
+        reverse_depth: int = 4,
+        teacher: str | None = None,
+        embedding_width: int = 1024,
+        vq_weight: float = 5.0,
+        reconstruction_weight: float = 2.0,
+        generation_weight: float = 0.5,
+        vision_cache: int = 0,
+        optim: Optim = Optim(lr=1e-4, min_lr=1e-5, weight_decay=0.05, warmup_steps=2000),
+        weights: str | None = None,
+    ):
+        super().__init__(optim)
+        self.image_size, self.causal, self.frozen_eval = image_size, causal, frozen_eval
+        self.loss_weights = {"vq": vq_weight, "reconstruction": reconstruction_weight, "generation": generation_weight}
+        tower = vision_tower(vision, image_size, vision_cache)
+        self.add_tower("vision", tower)
+        if teacher is not None:
+            self.add_tower("teacher", image_embedder(teacher, image_size, vision_cache))
+            if (found := self.frozen["teacher"].width) != embedding_width:
+                raise ValueError(f"the vectors of {teacher!r} have width {found}: set embedding_width to that")
+        self.ln_vision = nn.LayerNorm(tower.width, LN_VISION_EPS)
+        self.query_tokens = nn.Parameter(torch.randn(1, num_queries, width) * 0.02)
+        self.Qformer = QFormer(
+            width, depth, heads, mlp_width, tower.width, vocab_size=0, cross_every=cross_every, dropout=dropout
+        )
+        self.encode_task_layer = task_layer(width, code_width)
+        self.quantize = VectorQuantizer(
+            vocab_size, code_width, legacy=True, kmeans_init=codebook_init == "kmeans",
+            restart_threshold=restart_threshold,
+        )  # fmt: skip
+        self.decode_task_layer = task_layer(code_width, width)
+        self.pos_embed = nn.Parameter(torch.zeros(1, num_queries, width))
+        self.blocks = codec_blocks(width, codec_depth, codec_heads)
+        self.pos_embed_image = nn.Parameter(torch.zeros(1, num_queries, width))
+        self.blocks_image = codec_blocks(width, codec_depth, codec_heads)
+        self.detokenizer = Detokenizer(
+            detokenizer, num_queries, width, embedding_width, reverse_queries, reverse_depth, heads, mlp_width, dropout
+        )
+        for position in (self.pos_embed, self.pos_embed_image):
+            nn.init.trunc_normal_(position, std=0.02)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(not name.startswith(FROZEN))
+        self.spec = TokenSpec(
+            segments=(Segment("tokens", (num_queries,), size=vocab_size),), dim=code_width,
+            order="causal" if causal else "set", decodes="embedding",
+        )  # fmt: skip
+        self.load_weights(weights)
+
+    def train(self, mode: bool = True) -> "SEEDTokenizer":
+        """The frozen Q-Former stays in eval mode, so that its embeddings, the targets, do not vary."""
+        super().train(mode)
+        if self.frozen_eval:
+            self.Qformer.eval()
+        return self
+
+    # ------------------------------------------------------------------ tokens
+
+    def encode(self, images: Shaped[Tensor, "b 3 h w"]) -> Tokens:
+        """Ids, the same number for every image; the first ones stand for what matters most."""
+        z = self.encode_task_layer(self.causal_embeddings(as_pixels(images, size=self.image_size)))
+        return Tokens(self.quantize.encode(z), None, self.spec)
+
+    def decode(self, tokens: Tokens) -> Float[Tensor, "b ..."]:
+        """The generation embedding: what an image decoder is conditioned on, one vector per image (77 in SEED-1).
+
+        Raises:
+            ValueError: for tokens without ids, or ids that are no codes.
+        """
+        return self._generation(self._up(tokens.ids))
+
+    def embed(self, ids: Int[Tensor, "b *n"]) -> Float[Tensor, "b *n d"]:
+        """The codes."""
+        return self.quantize.embed(ids)
+
+    def causal_embeddings(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b q d"]:
+        """What the codes are made of: the first stage's embeddings, without gradient."""
+        with torch.no_grad():
+            features = self.ln_vision(self.frozen["vision"](images))
+            queries = self.query_tokens.expand(len(images), -1, -1)
+            mask = causal_mask(queries.shape[1]).to(features.device) if self.causal else None
+            return self.Qformer(queries, features, mask=mask).queries
+
+    def reconstruct_causal(self, tokens: Tokens) -> Float[Tensor, "b q d"]:
+        """The causal embeddings that the codes stand for; the last of them can be compared with texts."""
+        return self.blocks(self._up(tokens.ids) + self.pos_embed)
+
+    @torch.no_grad()
+    def decode_pixels(self, tokens: Tokens, decoder: Any = None, **settings: Any) -> Float[Tensor, "b 3 h w"]:
+        """Images of tokens, through a decoder that knows what the generation embedding means.
+
+        Args:
+            tokens: ids.
+            decoder: the name of a model with ``images_of`` (``seed_pixels_emoji``, ``ckpt:PATH``), such a model, or a
+                ``StableUnCLIPImg2ImgPipeline`` of diffusers, e.g. from :func:`zoo.unclip.unclip_pipeline`.
+            settings: handed to a pipeline, such as ``num_inference_steps`` and ``guidance_scale``.
+
+        Raises:
+            ValueError: without a decoder, or for one that is neither.
+        """
+        from zoo.unclip import pixels_of_embedding
+
+        with evaluating(self):
+            return pixels_of_embedding(self.decode(tokens), decoder, **settings)
+
+    def _up(self, ids: Int[Tensor, "b n"] | None) -> Float[Tensor, "b n d"]:
+        if ids is None:
+            raise ValueError("these tokens have no ids, and SEED decodes codes")
+        if not torch.compiler.is_compiling() and ids.numel() and not 0 <= ids.min() <= ids.max() < self.spec.vocab_size:
+            raise ValueError(
+                f"ids must lie in 0..{self.spec.vocab_size - 1}, got {int(ids.min())}..{int(ids.max())}: take the "
+                "image ids of a language model less their offset"
+            )
+        return self.decode_task_layer(self.quantize.embed(ids))
+
+    def _generation(self, up: Float[Tensor, "b n d"]) -> Float[Tensor, "b ..."]:
+        return self.detokenizer(self.blocks_image(up + self.pos_embed_image))
+
+    # ------------------------------------------------------------------ training
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """5 L_vq + 2 L_rec + 0.5 L_gen, Section 3.2.2 with the released weights.
+
+        The batch holds ``image``; the target of the generation embedding is the teacher's vector of it.
+        """
+        if "teacher" not in self.frozen:
+            raise ValueError("SEED's second stage learns from a teacher: set teacher to 'lite0' or clip_vit_h14:PATH")
+        images = as_pixels(batch["image"], size=self.image_size)
+        target = self.frozen["teacher"].embed(images)
+        return self.objectives(self.causal_embeddings(images), target)
+
+    def objectives(self, causal: Float[Tensor, "b q d"], target: Float[Tensor, "b ..."]) -> dict[str, Tensor]:
+        """The losses of images that went through the Q-Former.
+
+        Args:
+            causal: causal embeddings.
+            target: of the generation embedding.
+        """
+        found = self.quantize(self.encode_task_layer(causal))
+        up = self.decode_task_layer(found.vectors)
+        again = self.blocks(up + self.pos_embed)
+        made = self._generation(up)
+        terms = {
+            "vq": found.loss,
+            "reconstruction": (1 - F.cosine_similarity(again.float(), causal.float(), dim=-1)).mean(),
+            "generation": F.mse_loss(made.float(), target.float()),
+        }
+        with torch.no_grad():
+            counts = count_codes(found.ids, self.spec.vocab_size)
+            cosine = F.cosine_similarity(made.float().flatten(1), target.float().flatten(1), dim=-1).mean()
+        loss = sum(self.loss_weights[name] * value for name, value in terms.items())
+        usage = (counts > 0).float().mean()
+        return {"loss": loss, **terms, "generation_cosine": cosine, "batch_usage": usage} | found.terms
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        update_codebooks(self)
+
+
+SEEDTokenizer.formats = (seed.PUBLISHED, seed.FIRST_STAGE)
+
+PAPER = "arXiv:2307.08041"
+register(
+    "seed_stage2_tiny", SEEDTokenizer, paper=PAPER, image_size=32, vision="tiny_random", num_queries=4, width=24,
+    depth=2, heads=2, mlp_width=48, dropout=0.0, vocab_size=32, code_width=8, codec_depth=1, codec_heads=2,
+    teacher="tiny_random", embedding_width=16, optim=Optim(lr=3e-3),
+)  # fmt: skip
+register(
+    "seed_stage2_emoji", SEEDTokenizer, paper=PAPER, recipe="seed_stage2.yaml", image_size=128, vision="lite0",
+    width=384, depth=4, mlp_width=1536, vocab_size=512, code_width=16, codebook_init="kmeans", restart_threshold=0.2,
+    codec_depth=1, codec_heads=6, teacher="lite0", embedding_width=1280, vision_cache=2000,
+    optim=Optim(lr=1e-3, min_lr=1e-5, weight_decay=0.01, warmup_steps=50),
+)  # fmt: skip
+HUB = "seed_quantizer.pt of AILab-CVC/seed-tokenizer-2 on the Hugging Face hub"
+register(
+    "seed2", SEEDTokenizer, paper="arXiv:2310.01218",
+    weights={"seed2": Weights(origin=HUB, note="the published SEED-2 tokenizer; the image encoder is eva_vit_g.pth")},
+)  # fmt: skip
+register(
+    "seed2_reverse", SEEDTokenizer, paper="arXiv:2310.01218", recipe="paper/seed_stage2_cc3m.yaml",
+    detokenizer="reverse_qformer", teacher="clip_vit_h14",
+)  # fmt: skip

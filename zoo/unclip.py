@@ -1,0 +1,67 @@
+"""Pixels of a generation embedding: through our own small decoder, or diffusers' unCLIP pipeline from a folder."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from zoo.registry import model_from
+
+
+def unclip_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
+    """The image-variation pipeline of Stable Diffusion 2.1 unCLIP. Nothing is downloaded.
+
+    Args:
+        folder: a local copy of ``stabilityai/stable-diffusion-2-1-unclip``.
+        dtype: of its weights.
+        device: it runs on.
+
+    Raises:
+        FileNotFoundError: for a folder that holds no pipeline.
+        ModuleNotFoundError: with the pip line.
+    """
+    if not (Path(folder) / "model_index.json").is_file():
+        raise FileNotFoundError(f"{folder} is no folder of a diffusers pipeline: it has no model_index.json")
+    try:
+        from diffusers import StableUnCLIPImg2ImgPipeline
+    except ImportError:
+        raise ModuleNotFoundError("unCLIP needs the package diffusers: pip install 'tokenzoo[unclip]'") from None
+    return StableUnCLIPImg2ImgPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True).to(device)
+
+
+@torch.no_grad()
+def pixels_of_embedding(
+    embedding: Float[Tensor, "b ..."], decoder: Any = None, **settings: Any
+) -> Float[Tensor, "b 3 h w"]:
+    """Images in [0, 1] of generation embeddings.
+
+    Args:
+        embedding: one vector per image.
+        decoder: see :meth:`zoo.models.seed_stage2.SEEDTokenizer.decode_pixels`.
+        settings: of a pipeline; by default no noise on the embedding, 20 steps and guidance 10, as published.
+
+    Raises:
+        ValueError: without a decoder, or for one of another width or kind.
+    """
+    if decoder is None:
+        raise ValueError(
+            "SEED's tokens decode to a generation embedding, not to pixels: give a decoder, 'seed_pixels_emoji' for "
+            "the emoji tokenizer, or zoo.unclip.unclip_pipeline(FOLDER) for SEED-2"
+        )
+    if isinstance(decoder, str):
+        decoder = model_from(decoder).eval().to(embedding.device)
+    if hasattr(decoder, "images_of"):
+        return decoder.images_of(embedding)
+    if not callable(decoder) or not hasattr(decoder, "image_noising_components"):
+        raise ValueError(
+            f"a {type(decoder).__name__} cannot draw generation embeddings: give a model with images_of, or a "
+            "StableUnCLIPImg2ImgPipeline"
+        )
+    wanted = decoder.image_normalizer.mean.shape[-1]
+    if embedding.shape[1:] != (wanted,):
+        raise ValueError(f"the pipeline wants vectors of width {wanted}, these are {tuple(embedding.shape[1:])}")
+    defaults = {"prompt": [""] * len(embedding), "noise_level": 0, "num_inference_steps": 20, "guidance_scale": 10.0}
+    found = decoder(image_embeds=embedding.to(decoder.unet.dtype), output_type="pt", **(defaults | settings)).images
+    return torch.as_tensor(found).float().clamp(0, 1)
