@@ -28,7 +28,7 @@ def unclip_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32, devi
         from diffusers import StableUnCLIPImg2ImgPipeline
     except ImportError:
         raise ModuleNotFoundError("unCLIP needs the package diffusers: pip install 'tokenzoo[unclip]'") from None
-    return StableUnCLIPImg2ImgPipeline.from_pretrained(folder, torch_dtype=dtype, local_files_only=True).to(device)
+    return StableUnCLIPImg2ImgPipeline.from_pretrained(folder, local_files_only=True).to(device, dtype)
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def pixels_of_embedding(
         decoder = model_from(decoder).eval().to(embedding.device)
     if hasattr(decoder, "images_of"):
         return decoder.images_of(embedding)
-    if not callable(decoder) or not hasattr(decoder, "image_noising_components"):
+    if not callable(decoder) or not hasattr(decoder, "image_noising_scheduler"):
         raise ValueError(
             f"a {type(decoder).__name__} cannot draw generation embeddings: give a model with images_of, or a "
             "StableUnCLIPImg2ImgPipeline"

@@ -72,9 +72,9 @@ def test_model_pages_belong_to_a_paper(page):
 
 
 def modules(page):
-    """Files of the paper: one, or one per stage."""
+    """Files of the paper: one, or one per part, such as its stages."""
     stems = sorted(path.stem for path in (ROOT / "zoo" / "models").glob("*.py"))
-    return [f"zoo.models.{stem}" for stem in stems if re.sub(r"_stage\d$", "", stem) == page.stem]
+    return [f"zoo.models.{stem}" for stem in stems if stem == page.stem or stem.startswith(f"{page.stem}_")]
 
 
 @pytest.mark.parametrize("page", PAPERS, ids=name)

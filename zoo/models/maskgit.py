@@ -415,6 +415,7 @@ register(
     "maskgit_emoji", MaskGIT, paper=PAPER, recipe="maskgit.yaml", tokenizer="vqgan_emoji", num_classes=9, width=192,
     depth=5, heads=6, mlp_width=512, class_dropout=0.1,
     optim=Optim(lr=1.5e-3, betas=(0.9, 0.96), weight_decay=0.045, warmup_steps=100),
+    weights={"emoji": Weights(file="maskgit_emoji.safetensors", note="recipes/maskgit.yaml on Twemoji, 64 px")},
 )  # fmt: skip
 for size in (256, 512):
     register(

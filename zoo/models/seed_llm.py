@@ -317,9 +317,16 @@ register("seed_llm_tiny", SEEDLLM, paper=PAPER, **TINY)
 register(
     "seed_llm_emoji", SEEDLLM, paper=PAPER, recipe="seed_llm.yaml", tokenizer="seed_stage2_emoji",
     language_model="smollm2_135m", caption_prompt="This emoji shows", generation_prompt="Draw it", learn="answer",
-    max_text_tokens=24, optim=Optim(lr=5e-4, betas=(0.9, 0.95), weight_decay=0.01, warmup_steps=30),
+    max_text_tokens=24, optim=Optim(lr=5e-4, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.01, warmup_steps=30),
 )  # fmt: skip
-register("seed_llama_8b", SEEDLLM, paper=PAPER, recipe="paper/seed_llama_8b_pretrain.yaml", gradient_checkpointing=True)
+register(
+    "seed_llama_8b",
+    SEEDLLM,
+    paper=PAPER,
+    recipe="paper/seed_llama_8b_pretrain.yaml",
+    gradient_checkpointing=True,
+    optim=Optim(lr=1.5e-4, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.05, warmup_steps=900, min_lr=7.5e-6),
+)
 register(
     "seed_opt2_7b", SEEDLLM, paper="arXiv:2307.08041", language_model="opt_2.7b", form="embeddings", learn="answer",
     caption_prompt="A photo of",

@@ -49,6 +49,7 @@ class SEEDStage1(ZooModule):
         depth: layers.
         heads: attention heads.
         mlp_width: hidden units of the feed-forward networks.
+        query_mlp_width: of those of the queries, where they are to be narrower than the text's.
         max_positions: size of the table of text positions.
         cross_every: layers ``0, n, 2n, ...`` read the image.
         dropout: of hidden states and attention.
@@ -76,6 +77,7 @@ class SEEDStage1(ZooModule):
         depth: int = 12,
         heads: int = 12,
         mlp_width: int = 3072,
+        query_mlp_width: int | None = None,
         max_positions: int = 512,
         cross_every: int = 2,
         dropout: float = 0.1,
@@ -102,7 +104,7 @@ class SEEDStage1(ZooModule):
         self.query_tokens = nn.Parameter(torch.randn(1, num_queries, width) * 0.02)
         self.Qformer = QFormer(
             width, depth, heads, mlp_width, tower.width, self.words.vocab_size, max_positions, cross_every,
-            dropout=dropout, word_head=False,
+            dropout=dropout, word_head=False, query_mlp_width=query_mlp_width,
         )  # fmt: skip
         self.vision_proj = nn.Linear(width, projection_width)
         self.text_proj = nn.Linear(width, projection_width)
@@ -222,7 +224,8 @@ register(
 )  # fmt: skip
 register(
     "seed_stage1_emoji", SEEDStage1, paper=PAPER, recipe="seed_stage1.yaml", image_size=128, vision="lite0",
-    max_text_tokens=24, num_queries=32, width=384, depth=4, mlp_width=1536, max_positions=64, projection_width=128,
-    text_init="minilm", vision_cache=2000, optim=Optim(lr=1e-4, min_lr=1e-6, warmup_steps=50),
+    max_text_tokens=24, num_queries=16, width=384, depth=3, mlp_width=1536, query_mlp_width=384, max_positions=64,
+    cross_every=3, projection_width=128, text_init="minilm", vision_cache=2000,
+    optim=Optim(lr=1e-4, min_lr=1e-6, warmup_steps=50),
 )  # fmt: skip
 register("seed_stage1_vit_g", SEEDStage1, paper=PAPER, recipe="paper/seed_stage1_coco.yaml")

@@ -60,6 +60,7 @@ class SEEDTokenizer(ZooModule):
         restart_threshold: codes whose running mean of uses per step falls below move; 0 for never, as published.
         codec_depth: transformer blocks on each side of the codes.
         codec_heads: their attention heads.
+        codec_mlp_ratio: hidden units of their MLPs as a multiple of ``width``.
         detokenizer: ``mlp`` (the published weights) or ``reverse_qformer`` (the released training code).
         reverse_queries: of the reverse Q-Former: 1, or 77 in SEED-1.
         reverse_depth: its layers.
@@ -95,6 +96,7 @@ class SEEDTokenizer(ZooModule):
         restart_threshold: float = 0.0,
         codec_depth: int = 4,
         codec_heads: int = 12,
+        codec_mlp_ratio: float = 4.0,
         detokenizer: Literal["mlp", "reverse_qformer"] = "mlp",
         reverse_queries: int = 1,
         reverse_depth: int = 4,
@@ -128,9 +130,9 @@ class SEEDTokenizer(ZooModule):
         )  # fmt: skip
         self.decode_task_layer = task_layer(code_width, width)
         self.pos_embed = nn.Parameter(torch.zeros(1, num_queries, width))
-        self.blocks = codec_blocks(width, codec_depth, codec_heads)
+        self.blocks = codec_blocks(width, codec_depth, codec_heads, codec_mlp_ratio)
         self.pos_embed_image = nn.Parameter(torch.zeros(1, num_queries, width))
-        self.blocks_image = codec_blocks(width, codec_depth, codec_heads)
+        self.blocks_image = codec_blocks(width, codec_depth, codec_heads, codec_mlp_ratio)
         self.detokenizer = Detokenizer(
             detokenizer, num_queries, width, embedding_width, reverse_queries, reverse_depth, heads, mlp_width, dropout
         )
@@ -264,8 +266,9 @@ register(
 )  # fmt: skip
 register(
     "seed_stage2_emoji", SEEDTokenizer, paper=PAPER, recipe="seed_stage2.yaml", image_size=128, vision="lite0",
-    width=384, depth=4, mlp_width=1536, vocab_size=512, code_width=16, codebook_init="kmeans", restart_threshold=0.2,
-    codec_depth=1, codec_heads=6, teacher="lite0", embedding_width=1280, vision_cache=2000,
+    num_queries=16, width=384, depth=3, mlp_width=384, cross_every=3, vocab_size=512, code_width=16,
+    codebook_init="kmeans", restart_threshold=0.2, codec_depth=1, codec_heads=6, codec_mlp_ratio=1.0, teacher="lite0",
+    embedding_width=1280, generation_weight=5.0, vision_cache=2000,
     optim=Optim(lr=1e-3, min_lr=1e-5, weight_decay=0.01, warmup_steps=50),
 )  # fmt: skip
 HUB = "seed_quantizer.pt of AILab-CVC/seed-tokenizer-2 on the Hugging Face hub"

@@ -57,6 +57,8 @@ class QFormer(nn.Module):
         head_width: of an attention head; None takes ``width / heads``.
         eps: of the LayerNorms.
         word_head: whether a text branch has a head that predicts words.
+        query_mlp_width: hidden units of the queries' own feed-forward networks; None takes ``mlp_width``. With another
+            number they do not start as a copy of the text branch.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class QFormer(nn.Module):
         head_width: int | None = None,
         eps: float = EPS,
         word_head: bool = True,
+        query_mlp_width: int | None = None,
     ):
         super().__init__()
         one_of("mixing", mixing, ("self_then_cross", "joint", "cross_only"))
@@ -89,9 +92,10 @@ class QFormer(nn.Module):
             )
         self.width, self.depth, self.heads, self.mixing = width, depth, heads, mixing
         self.vocab_size, self.max_positions = vocab_size, max_positions
+        self.mlp_widths = (mlp_width, query_mlp_width or mlp_width)
         self.bert = _Bert(
             depth, cross_every, image_width, vocab_size, max_positions,
-            _Sizes(width, heads, head_width or width // heads, mlp_width, mixing, norm == "pre", bias, dropout, eps),
+            _Sizes(width, heads, head_width or width // heads, mlp_width, query_mlp_width or mlp_width, mixing, norm == "pre", bias, dropout, eps),
         )  # fmt: skip
         if vocab_size and word_head:
             self.cls = nn.ModuleDict({"predictions": _LanguageHead(width, vocab_size, eps)})
@@ -111,6 +115,8 @@ class QFormer(nn.Module):
     @torch.no_grad()
     def copy_text_to_query_branch(self) -> None:
         """Start the queries' feed-forward networks from the text's, as BLIP-2 does after loading BERT."""
+        if self.mlp_widths[0] != self.mlp_widths[1]:
+            return
         for layer in self.bert.encoder.layer:
             layer.intermediate_query.load_state_dict(layer.intermediate.state_dict())
             layer.output_query.load_state_dict(layer.output.state_dict())
@@ -189,6 +195,7 @@ class _Sizes(NamedTuple):
     heads: int
     head_width: int
     mlp_width: int
+    query_mlp_width: int
     mixing: str
     pre: bool
     bias: bool
@@ -243,10 +250,10 @@ class _Layer(nn.Module):
         if self.reads_image and self.mixing != "joint":
             self.crossattention = _Attention(sizes, image_width)
         if text:
-            self.intermediate = _Dense(sizes)
+            self.intermediate = _Dense(sizes.mlp_width, sizes)
             self.output = _Output(sizes.mlp_width, sizes)
-        self.intermediate_query = _Dense(sizes)
-        self.output_query = _Output(sizes.mlp_width, sizes)
+        self.intermediate_query = _Dense(sizes.query_mlp_width, sizes)
+        self.output_query = _Output(sizes.query_mlp_width, sizes)
 
     def read_image(self, image):
         if not self.reads_image:
@@ -326,9 +333,9 @@ class _Attention(nn.Module):
 class _Dense(nn.Module):
     """The wide half of a feed-forward network, with exact GELU."""
 
-    def __init__(self, sizes: _Sizes):
+    def __init__(self, mlp_width: int, sizes: _Sizes):
         super().__init__()
-        self.dense = nn.Linear(sizes.width, sizes.mlp_width, sizes.bias)
+        self.dense = nn.Linear(sizes.width, mlp_width, sizes.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.gelu(self.dense(x))

@@ -23,14 +23,14 @@ def task_layer(width: int, out_width: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, out_width))
 
 
-def codec_blocks(width: int, depth: int, heads: int) -> nn.Sequential:
+def codec_blocks(width: int, depth: int, heads: int, mlp_ratio: float = 4.0) -> nn.Sequential:
     """Pre-norm transformer blocks over the tokens, without a final norm."""
     from functools import partial
 
     from timm.models.vision_transformer import Block
 
     norm = partial(nn.LayerNorm, eps=EPS)
-    return nn.Sequential(*(Block(width, heads, qkv_bias=True, norm_layer=norm) for _ in range(depth)))
+    return nn.Sequential(*(Block(width, heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth)))
 
 
 class Detokenizer(nn.Module):

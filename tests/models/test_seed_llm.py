@@ -1,0 +1,204 @@
+"""SEED's language model: one vocabulary, both tasks, guaranteed images, both forms, any tokenizer, refusals."""
+
+import pytest
+import torch
+
+import zoo
+from zoo.image_words import ImageWords
+from zoo.models.seed_llm import SEEDLLM
+from zoo.nn.splice import IGNORED
+
+CAPTIONS = ["a red cat", "two dogs", "sun"]
+
+
+def tiny(**settings):
+    torch.manual_seed(1)
+    return zoo.create_model("seed_llm_tiny", **settings)
+
+
+def images(count=3, size=32):
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(2))
+
+
+def spec(count=4, size=32):
+    return zoo.TokenSpec(segments=(zoo.Segment("tokens", (count,), size=size),), dim=8, order="causal")
+
+
+# ---------------------------------------------------------------- words
+
+
+def test_layout_of_the_vocabulary():
+    words = ImageWords(100, spec())
+    assert (words.begin, words.end, words.size) == (132, 133, 134)
+    assert words.span([0, 31, 5, 5]) == (132, 100, 131, 105, 105, 133)
+    assert words.images_in([7, *words.span([1, 2, 3, 4]), 9, *words.span([0, 0, 0, 0])]) == [[1, 2, 3, 4], [0] * 4]
+
+
+@pytest.mark.parametrize(
+    ("sequence", "sentence"),
+    [
+        ([132, 100, 101, 133], "an image has 4 ids, these are 2"),
+        ([132, 100, 7, 101, 102, 133], "word 7 of text stands inside an image"),
+        ([132, 100, 101], "an image has no end after 2 ids"),
+        ([132, 100, 132], "an image begins inside another one"),
+        ([100, 133], "an image ends that did not begin"),
+    ],
+)
+def test_sequences_that_hold_no_image(sequence, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        ImageWords(100, spec()).images_in(sequence)
+    assert "\n" not in str(caught.value)
+
+
+def test_ids_that_make_no_image():
+    words = ImageWords(100, spec())
+    with pytest.raises(ValueError, match=r"image ids must lie in 0..31, got 32"):
+        words.span([0, 1, 2, 32])
+    with pytest.raises(ValueError, match="an image has 4 ids, these are 3"):
+        words.span([0, 1, 2])
+
+
+def test_the_tables_are_widened():
+    model = tiny()
+    network = model.language_model.network
+    table = network.get_input_embeddings().weight
+    assert table.shape[0] == model.words.size == model.words.offset + 32 + 2
+    assert network.get_output_embeddings().weight.shape[0] == model.words.size
+    old = table[: model.words.offset].float()
+    new = table[model.words.offset :].float()
+    assert (new.mean(0) - old.mean(0)).abs().max() < 0.3 * old.std() and new.std() > 0
+
+
+# ---------------------------------------------------------------- what is learned
+
+
+def labels_of(model, writes, learn):
+    model.learn = learn
+    pieces = model._sample([3, 1, 4, 1], "a cat", writes)
+    ids = [i for piece in pieces for i in piece.ids]
+    return ids, [i for piece in pieces for i, flag in zip(piece.ids, piece.flags(), strict=True) if flag]
+
+
+def test_samples_of_both_tasks():
+    model = tiny(caption_prompt="this is", generation_prompt="draw")
+    text, image = model.language_model.text, model.words.span([3, 1, 4, 1])
+    ids, learned = labels_of(model, writes=False, learn="answer")
+    assert ids == [*text.start, *image, *text.ids(" this is"), *text.ids(" a cat"), *text.ids("\n")]
+    assert learned == [*text.ids(" a cat"), *text.ids("\n")]
+    ids, learned = labels_of(model, writes=True, learn="answer")
+    assert ids == [*text.start, *text.ids("a cat"), *text.ids(" draw"), *image] and learned == list(image)
+    for writes in (False, True):
+        ids, learned = labels_of(model, writes, "all")
+        assert learned == ids[len(text.start) :]
+
+
+def test_tasks_are_mixed_by_weight():
+    batch = {"image": images(), "caption": CAPTIONS}
+    for share, silent in ((0.0, "image_loss"), (1.0, "text_loss")):
+        model = tiny(generation_share=share, learn="answer").train()
+        terms = model.losses(batch)
+        assert terms[silent] == 0 and terms["loss"] > 0
+    both = tiny(learn="answer").eval().losses(batch)
+    assert both["image_loss"] > 0 and both["text_loss"] > 0, "evaluation sees both directions"
+
+
+def test_the_image_matters():
+    model = tiny(learn="answer").eval()
+    with torch.no_grad():
+        one = model.log_likelihood(torch.tensor([[1, 2, 3, 4]]), ["a cat"])
+        two = model.log_likelihood(torch.tensor([[9, 8, 7, 6]]), ["a cat"])
+    assert one < 0 and (one - two).abs() > 1e-4
+
+
+@pytest.mark.parametrize("form", ["vocabulary", "embeddings"])
+def test_what_is_trained(form):
+    pytest.importorskip("peft")
+    model = tiny(form=form).train()
+    trained = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert any("lora_A" in n for n in trained) and any(n.endswith("lm_head.weight") for n in trained)
+    assert any("input_layernorm" in n for n in trained) and not any("q_proj.base_layer" in n for n in trained)
+    assert any("visual_proj" in n for n in trained) == (form == "embeddings")
+    assert set(model.state_dict()) == trained
+    model.losses({"image": images(), "caption": CAPTIONS})["loss"].backward()
+    table = next(p for n, p in model.named_parameters() if n.endswith(("embed_tokens.weight", "table.weight")))
+    assert table.grad[model.words.begin].abs().sum() > 0
+
+
+def test_codes_go_through_the_linear_layer():
+    model = tiny(form="embeddings").eval()
+    embed = model.language_model.network.get_input_embeddings()
+    ids = torch.tensor([5, model.words.offset + 7, model.words.begin])
+    found = embed(ids)
+    torch.testing.assert_close(found[1], embed.visual_proj(model.tokenizer.embed(torch.tensor([7])))[0])
+    torch.testing.assert_close(found[0], embed.weight[5])
+    torch.testing.assert_close(found[2], embed.weight[model.words.begin])
+
+
+# ---------------------------------------------------------------- writing
+
+
+@pytest.mark.parametrize("settings", [{"seed": 0}, {"num_beams": 2, "top_p": None}, {"top_p": None}])
+@pytest.mark.parametrize("tokenizer", ["seed_stage2_tiny", "vqvae2_tiny", "vqgan_tiny"])
+def test_images_have_exactly_their_ids(tokenizer, settings):
+    model = tiny(tokenizer=f"{tokenizer}:random").train()
+    tokens = model.generate_images(["a cat", "three red dogs"], as_tokens=True, **settings)
+    assert tokens.ids.shape == (2, model.spec.num_tokens) and model.training
+    for segment in model.spec.segments:
+        ids = tokens.ids[:, model.spec.span(segment.name)]
+        assert ids.min() >= segment.offset and ids.max() < segment.offset + segment.size
+
+
+def test_greedy_ids_are_the_best_of_those_allowed():
+    model = tiny().eval()
+    tokens = model.generate_images(["a cat"], as_tokens=True, top_p=None)
+    text = model.language_model.text
+    sequence = [*text.start, *model._request("a cat"), model.words.begin]
+    for expected in tokens.ids[0].tolist():
+        embeds = model.language_model.embed(torch.tensor([sequence]))
+        mask = torch.ones(1, len(sequence), dtype=torch.bool)
+        with torch.no_grad():
+            logits = model.language_model(embeds, mask, mask.long().cumsum(1) - 1)[0, -1]
+        best = int(logits[model.words.offset : model.words.begin].argmax())
+        assert best == expected
+        sequence.append(model.words.offset + best)
+
+
+def test_captions_hold_no_words_of_images():
+    model = tiny().train()
+    said = model.caption(images(), max_new_tokens=8)
+    alone = [model.caption(images()[i : i + 1], max_new_tokens=8)[0] for i in range(3)]
+    assert said == alone and model.training
+    with torch.no_grad():
+        model.language_model.network.get_output_embeddings().weight[model.words.offset :] += 10
+    model.caption(images(), max_new_tokens=8)  # would end with words that are no text
+    assert len(model.answer(images(), ["what?", "who is it?", "x"], max_new_tokens=3)) == 3
+    with pytest.raises(ValueError, match="1 questions for 3 images"):
+        model.answer(images(), ["what?"])
+
+
+def test_pixels_need_a_decoder_only_where_tokens_are_no_pixels():
+    model = tiny()
+    with pytest.raises(ValueError, match="give a decoder"):
+        model.generate_images(["a cat"])
+    decoder = zoo.create_model("seed_pixels_tiny").eval()
+    assert model.generate_images(["a cat"], decoder, seed=0).shape == (1, 3, 32, 32)
+    assert tiny(tokenizer="dvae_tiny:random").generate_images(["a cat"], seed=0).shape[:2] == (1, 3)
+
+
+def test_refusals():
+    model = tiny()
+    for batch, sentence in (
+        ({}, "has no 'caption'"),
+        ({"caption": ["a", " ", "b"]}, "caption 1 of the batch is empty"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            model.losses({"image": images()} | batch)
+    with pytest.raises(ValueError, match="caption 0 is empty"):
+        model.generate_images([" "])
+    with pytest.raises(ValueError, match="has an encoder: take another"):
+        tiny(language_model="tiny_t5")
+    with pytest.raises(ValueError, match="has no discrete tokens"):
+        tiny(tokenizer="blip2_stage1_tiny:random")
+    with pytest.raises(ValueError, match=r"generation_share must lie in \[0, 1\]"):
+        tiny(generation_share=2.0)
+    assert zoo.SEEDLLM is SEEDLLM and IGNORED == -100
