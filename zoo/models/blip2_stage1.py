@@ -362,5 +362,5 @@ register(
 register(
     "blip2_stage1_emoji", BLIP2Stage1, paper=PAPER, recipe="blip2_stage1.yaml", image_size=128, vision="lite0",
     max_text_tokens=24, num_queries=8, width=384, depth=6, mlp_width=1536, max_positions=64, projection_width=128,
-    text_init="minilm", vision_cache=2000, optim=Optim(lr=1e-4, min_lr=1e-6, betas=(0.9, 0.98), warmup_steps=50),
+    text_init="minilm", optim=Optim(lr=2e-4, min_lr=1e-6, betas=(0.9, 0.98), warmup_steps=50),
 )  # fmt: skip

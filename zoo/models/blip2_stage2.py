@@ -269,7 +269,7 @@ register(
 register(
     "blip2_stage2_emoji", BLIP2Stage2, paper=PAPER, recipe="blip2_stage2.yaml", image_size=128, vision="lite0",
     language_model="smollm2_135m", language_dtype="bfloat16", prompt="This emoji shows", max_text_tokens=24,
-    num_queries=8, width=384, depth=6, mlp_width=1536, vision_cache=2000,
+    num_queries=8, width=384, depth=6, mlp_width=1536,
     optim=Optim(lr=2e-4, min_lr=1e-6, betas=(0.9, 0.98), warmup_steps=30),
 )  # fmt: skip
 register(

@@ -243,7 +243,7 @@ register("llava_lora_tiny", LLaVA, paper=PAPER, **TINY | {
     "conversation": "v1", "system": "", "tuning": "lora", "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.0,
 })  # fmt: skip
 EMOJI = {"image_size": 128, "vision": "lite0", "language_model": "smollm2_135m", "language_dtype": "bfloat16",
-         "question": "Which emoji is this?", "max_length": 128, "vision_cache": 2000}  # fmt: skip
+         "question": "Which emoji is this?", "max_length": 128}  # fmt: skip
 register(
     "llava_emoji", LLaVA, paper=PAPER, recipe="llava.yaml", **EMOJI,
     optim=Optim(lr=1e-3, weight_decay=0.0, warmup_steps=20),

@@ -246,7 +246,7 @@ register(
 register(
     "minigpt4_emoji", MiniGPT4, paper=PAPER, recipe="minigpt4.yaml",
     tokenizer="blip2_stage2_emoji:runs/blip2_stage2/last.ckpt", image_size=128, language_model="smollm2_135m",
-    language_dtype="bfloat16", vision_cache=2000,
+    language_dtype="bfloat16",
     prompts=("<Img><ImageHere></Img> Which emoji is this?", "<Img><ImageHere></Img> Give this drawing a name."),
     end="###", optim=Optim(lr=1e-3, min_lr=1e-5, warmup_steps=30),
 )  # fmt: skip

@@ -12,6 +12,7 @@ Deviations: everything but the conditioning is ours.
 Equations: Section 3.2.2, pixels of a generation embedding -> `SEEDPixels.images_of`.
 """
 
+import inspect
 from typing import Literal
 
 import torch
@@ -24,7 +25,7 @@ from zoo.losses.perceptual import LPIPSLite0
 from zoo.module import Batch, ZooModule
 from zoo.nn.embedding_decoder import EmbeddingDecoder
 from zoo.optim import Optim
-from zoo.registry import model_from, register
+from zoo.registry import class_of, model_from, register
 from zoo.tokens import Segment, Tokens, TokenSpec, as_pixels
 
 
@@ -72,7 +73,7 @@ class SEEDPixels(ZooModule):
         self.add_tower("teacher", image_embedder(teacher, image_size, vision_cache))
         width = self.frozen["teacher"].width
         if tokenizer is not None:
-            self._add_tokenizer(tokenizer, width, vision_cache)
+            self._add_tokenizer(tokenizer, vision_cache)
         if perceptual != "none":
             self.add_tower("perceptual", LPIPSLite0())
         self.decoder = EmbeddingDecoder(width, hidden, tuple(widths))
@@ -85,8 +86,9 @@ class SEEDPixels(ZooModule):
         )
         self.load_weights(weights)
 
-    def _add_tokenizer(self, reference: str, width: int, cache: int) -> None:
-        tokenizer = model_from(reference)
+    def _add_tokenizer(self, reference: str, cache: int) -> None:
+        takes_cache = "vision_cache" in inspect.signature(class_of(reference)).parameters
+        tokenizer = model_from(reference, **({"vision_cache": cache} if takes_cache else {}))
         if tokenizer.spec is None or tokenizer.spec.decodes != "embedding":
             raise ValueError(f"{reference!r} does not decode to an embedding: take a SEED tokenizer")
         self.add_tower("tokenizer", tokenizer)

@@ -64,8 +64,8 @@ class SEEDTokenizer(ZooModule):
         detokenizer: ``mlp`` (the published weights) or ``reverse_qformer`` (the released training code).
         reverse_queries: of the reverse Q-Former: 1, or 77 in SEED-1.
         reverse_depth: its layers.
-        teacher: whose vector of the image is to be decoded, see :func:`zoo.image_embedders.image_embedder`; None where
-            there is only inference.
+        teacher: whose vector of the image is to be decoded, see :func:`zoo.image_embedders.image_embedder`; ``vision``
+            is the mean of the image encoder's own tokens; None where there is only inference.
         embedding_width: of that vector.
         vq_weight: of the quantization loss.
         reconstruction_weight: of the cosine loss on the causal embeddings.
@@ -114,10 +114,12 @@ class SEEDTokenizer(ZooModule):
         self.loss_weights = {"vq": vq_weight, "reconstruction": reconstruction_weight, "generation": generation_weight}
         tower = vision_tower(vision, image_size, vision_cache)
         self.add_tower("vision", tower)
-        if teacher is not None:
+        self.teacher, width_of_target = teacher, tower.width
+        if teacher not in (None, "vision"):
             self.add_tower("teacher", image_embedder(teacher, image_size, vision_cache))
-            if (found := self.frozen["teacher"].width) != embedding_width:
-                raise ValueError(f"the vectors of {teacher!r} have width {found}: set embedding_width to that")
+            width_of_target = self.frozen["teacher"].width
+        if teacher is not None and width_of_target != embedding_width:
+            raise ValueError(f"the vectors of {teacher!r} have width {width_of_target}: set embedding_width to that")
         self.ln_vision = nn.LayerNorm(tower.width, LN_VISION_EPS)
         self.query_tokens = nn.Parameter(torch.randn(1, num_queries, width) * 0.02)
         self.Qformer = QFormer(
@@ -174,11 +176,13 @@ class SEEDTokenizer(ZooModule):
 
     def causal_embeddings(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b q d"]:
         """What the codes are made of: the first stage's embeddings, without gradient."""
-        with torch.no_grad():
-            features = self.ln_vision(self.frozen["vision"](images))
-            queries = self.query_tokens.expand(len(images), -1, -1)
-            mask = causal_mask(queries.shape[1]).to(features.device) if self.causal else None
-            return self.Qformer(queries, features, mask=mask).queries
+        return self._causal(self.frozen["vision"](images))
+
+    @torch.no_grad()
+    def _causal(self, features: Float[Tensor, "b n e"]) -> Float[Tensor, "b q d"]:
+        queries = self.query_tokens.expand(len(features), -1, -1)
+        mask = causal_mask(queries.shape[1]).to(features.device) if self.causal else None
+        return self.Qformer(queries, self.ln_vision(features), mask=mask).queries
 
     def reconstruct_causal(self, tokens: Tokens) -> Float[Tensor, "b q d"]:
         """The causal embeddings that the codes stand for; the last of them can be compared with texts."""
@@ -222,11 +226,12 @@ class SEEDTokenizer(ZooModule):
 
         The batch holds ``image``; the target of the generation embedding is the teacher's vector of it.
         """
-        if "teacher" not in self.frozen:
-            raise ValueError("SEED's second stage learns from a teacher: set teacher to 'lite0' or clip_vit_h14:PATH")
+        if self.teacher is None:
+            raise ValueError("SEED's second stage learns from a teacher: set teacher to vision or clip_vit_h14:PATH")
         images = as_pixels(batch["image"], size=self.image_size)
-        target = self.frozen["teacher"].embed(images)
-        return self.objectives(self.causal_embeddings(images), target)
+        features = self.frozen["vision"](images)
+        target = self.frozen["teacher"].embed(images) if "teacher" in self.frozen else features.mean(1)
+        return self.objectives(self._causal(features), target)
 
     def objectives(self, causal: Float[Tensor, "b q d"], target: Float[Tensor, "b ..."]) -> dict[str, Tensor]:
         """The losses of images that went through the Q-Former.
@@ -267,8 +272,8 @@ register(
 register(
     "seed_stage2_emoji", SEEDTokenizer, paper=PAPER, recipe="seed_stage2.yaml", image_size=128, vision="lite0",
     num_queries=16, width=384, depth=3, mlp_width=384, cross_every=3, vocab_size=512, code_width=16,
-    codebook_init="kmeans", restart_threshold=0.2, codec_depth=1, codec_heads=6, codec_mlp_ratio=1.0, teacher="lite0",
-    embedding_width=1280, generation_weight=5.0, vision_cache=2000,
+    codebook_init="kmeans", restart_threshold=0.2, codec_depth=1, codec_heads=6, codec_mlp_ratio=1.0, teacher="vision",
+    embedding_width=1280, generation_weight=5.0,
     optim=Optim(lr=1e-3, min_lr=1e-5, weight_decay=0.01, warmup_steps=50),
 )  # fmt: skip
 HUB = "seed_quantizer.pt of AILab-CVC/seed-tokenizer-2 on the Hugging Face hub"

@@ -94,9 +94,15 @@ class QFormer(nn.Module):
         self.vocab_size, self.max_positions = vocab_size, max_positions
         self.mlp_widths = (mlp_width, query_mlp_width or mlp_width)
         self.bert = _Bert(
-            depth, cross_every, image_width, vocab_size, max_positions,
-            _Sizes(width, heads, head_width or width // heads, mlp_width, query_mlp_width or mlp_width, mixing, norm == "pre", bias, dropout, eps),
-        )  # fmt: skip
+            depth,
+            cross_every,
+            image_width,
+            vocab_size,
+            max_positions,
+            _Sizes(
+                width, heads, head_width or width // heads, *self.mlp_widths, mixing, norm == "pre", bias, dropout, eps
+            ),
+        )
         if vocab_size and word_head:
             self.cls = nn.ModuleDict({"predictions": _LanguageHead(width, vocab_size, eps)})
             self.cls["predictions"].decoder.weight = self.bert.embeddings.word_embeddings.weight
