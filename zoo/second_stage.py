@@ -1,7 +1,7 @@
 """What models on top of a tokenizer share: its ids, class labels, and which ids may stand where."""
 
 import inspect
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from jaxtyping import Bool, Int
@@ -38,8 +38,9 @@ def continuous_tokenizer(reference: str, **overrides: Any) -> Any:
     """
     cls = class_of(reference)
     given = {name: value for name, value in overrides.items() if value}
-    if "language_model" in inspect.signature(cls).parameters:
-        given["language_model"] = None  # its own is not needed
+    language = inspect.signature(cls).parameters.get("language_model")
+    if language is not None and type(None) in get_args(language.annotation):
+        given["language_model"] = None  # its own comes behind the vectors and is not needed
     check_overrides(cls, given)
     tokenizer = model_from(reference, **given)
     if tokenizer.spec is None or tokenizer.spec.vocab_size:

@@ -10,11 +10,17 @@ import zoo
 from datamodules.base import collate
 
 TINY = {name: zoo.model_info(name) for name in zoo.list_models("*_tiny")}
-STAGES = [name for name, info in TINY.items() if "tokenizer" in inspect.signature(info.cls).parameters]
-TOKENIZERS = [
+TAKES = [
     name for name, info in TINY.items()
-    if name not in STAGES and info.spec is not None and info.spec.vocab_size and info.spec.decodes == "pixels"
+    if "tokenizer" in inspect.signature(info.cls).parameters and info.init_args.get("tokenizer", "") is not None
 ]  # fmt: skip
+#: what predicts ids, what only projects vectors, and what can stand before either
+STAGES = [name for name in TAKES if TINY[name].spec.vocab_size]
+BRIDGES = [name for name in TAKES if TINY[name].spec.decodes is None]
+TOKENIZERS = [
+    name for name, info in TINY.items() if name not in TAKES and info.spec is not None and info.spec.vocab_size
+]
+CONTINUOUS = [name for name, info in TINY.items() if name not in TAKES and info.spec and not info.spec.vocab_size]
 
 
 def combine(stage, tokenizer):
@@ -28,7 +34,10 @@ def batch_for(model):
 
 
 def made(model):
-    """Images that the model makes, and their tokens."""
+    """Images that the model makes (or generation embeddings, where its tokens decode to these), and their tokens."""
+    if hasattr(model, "generate_images"):
+        tokens = model.generate_images(["a cat", "two dogs"], as_tokens=True, seed=0)
+        return tokens, model.decode(tokens)
     if not hasattr(model, "generate"):
         tokens = model.encode(batch_for(model)["image"][:2])
         return tokens, model.decode(tokens)
@@ -40,7 +49,8 @@ def made(model):
 
 
 def test_the_matrix_is_not_empty():
-    assert len(STAGES) >= 3 and len(TOKENIZERS) >= 6
+    assert len(STAGES) >= 4 and len(TOKENIZERS) >= 7 and len(BRIDGES) >= 1 and len(CONTINUOUS) >= 4
+    assert any(TINY[name].spec.order == "causal" for name in TOKENIZERS), "one whose tokens are a causal sequence"
     assert any(TINY[name].spec.grid_shape is None for name in TOKENIZERS), "one without a single grid"
 
 
@@ -49,7 +59,7 @@ def test_the_matrix_is_not_empty():
 def test_pair_trains_one_step_and_decodes(stage, tokenizer):
     torch.manual_seed(0)
     spec = TINY[tokenizer].spec
-    if spec.grid_shape is None and not hasattr(TINY[stage].cls, "generate"):
+    if spec.grid_shape is None and not any(hasattr(TINY[stage].cls, n) for n in ("generate", "generate_images")):
         # a model that predicts at patches needs one grid; whatever generates takes flat sequences of any layout
         sentence = f"'{tokenizer}:random' does not make one: take a grid tokenizer"
         with pytest.raises(ValueError, match=sentence) as caught:
@@ -81,5 +91,33 @@ def test_pair_trains_one_step_and_decodes(stage, tokenizer):
     for segment in model.spec.segments:
         ids = tokens.ids[:, model.spec.span(segment.name)]
         assert ids.min() >= segment.offset and ids.max() < segment.offset + segment.size
-    assert images.shape[:2] == (2, 3) and images.min() >= 0 and images.max() <= 1
-    assert images.std() > 0 and not torch.equal(images[0], images[1])
+    if spec.decodes == "pixels":
+        assert images.shape[:2] == (2, 3) and images.min() >= 0 and images.max() <= 1
+    assert images.isfinite().all() and images.std() > 0 and not torch.equal(images[0], images[1])
+
+
+@pytest.mark.parametrize("tokenizer", CONTINUOUS)
+@pytest.mark.parametrize("bridge", BRIDGES)
+def test_bridges_take_every_model_with_vectors(bridge, tokenizer):
+    torch.manual_seed(0)
+    model = combine(bridge, tokenizer).train()
+    tower = {name: t.clone() for name, t in model.frozen["tokenizer"].state_dict().items()}
+    loss = model.losses(batch_for(model))["loss"]
+    loss.backward()
+    assert loss.isfinite() and all(p.grad.abs().sum() > 0 for p in model.parameters())
+    torch.testing.assert_close(model.frozen["tokenizer"].state_dict(), tower, rtol=0, atol=0)
+    tokens = model.eval().encode(batch_for(model)["image"])
+    assert tokens.embeddings.shape[1] == TINY[tokenizer].spec.num_tokens
+    with pytest.raises(zoo.NotInvertible) as caught:
+        model.decode(tokens)
+    assert len(str(caught.value)) > 30, "the reason"
+
+
+@pytest.mark.parametrize("bridge", BRIDGES)
+def test_bridges_refuse_ids_and_second_stages_refuse_vectors(bridge):
+    with pytest.raises(ValueError, match="has no continuous tokens"):
+        combine(bridge, "vqgan_tiny")
+    for stage in STAGES:
+        with pytest.raises(ValueError, match=r"has no discrete tokens|does not make one") as caught:
+            combine(stage, "blip2_stage1_tiny")
+        assert "\n" not in str(caught.value)
