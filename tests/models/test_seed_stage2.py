@@ -65,6 +65,19 @@ def test_losses_are_the_weighted_sum():
     torch.testing.assert_close(terms["generation"], error, rtol=1e-4, atol=1e-5)
 
 
+def test_prefixes_decode():
+    model = stirred().eval()
+    tokens = model.encode(images())
+    whole = model.decode(tokens)
+    torch.testing.assert_close(model.decode(tokens, prefix=4), whole)
+    other = tokens.ids.clone()
+    other[:, 2:] = (other[:, 2:] + 7) % 32
+    torch.testing.assert_close(model.decode(Tokens(other, None, model.spec), prefix=2), model.decode(tokens, prefix=2))
+    assert (model.decode(tokens, prefix=2) - whole).abs().max() > 1e-4
+    with pytest.raises(ValueError, match=r"prefix must lie in 1..4, got 0"):
+        model.decode(tokens, prefix=0)
+
+
 @pytest.mark.parametrize(("queries", "shape"), [(1, (4, 16)), (5, (4, 5, 16))])
 def test_reverse_q_former(queries, shape):
     model = stirred(detokenizer="reverse_qformer", reverse_queries=queries).eval()

@@ -162,13 +162,17 @@ class SEEDTokenizer(ZooModule):
         z = self.encode_task_layer(self.causal_embeddings(as_pixels(images, size=self.image_size)))
         return Tokens(self.quantize.encode(z), None, self.spec)
 
-    def decode(self, tokens: Tokens) -> Float[Tensor, "b ..."]:
+    def decode(self, tokens: Tokens, prefix: int | None = None) -> Float[Tensor, "b ..."]:
         """The generation embedding: what an image decoder is conditioned on, one vector per image (77 in SEED-1).
+
+        Args:
+            tokens: ids.
+            prefix: only the first so many tokens; the mean of all codes stands for the others.
 
         Raises:
             ValueError: for tokens without ids, or ids that are no codes.
         """
-        return self._generation(self._up(tokens.ids))
+        return self._generation(self._up(tokens.ids, prefix))
 
     def embed(self, ids: Int[Tensor, "b *n"]) -> Float[Tensor, "b *n d"]:
         """The codes."""
@@ -185,7 +189,13 @@ class SEEDTokenizer(ZooModule):
         return self.Qformer(queries, self.ln_vision(features), mask=mask).queries
 
     def reconstruct_causal(self, tokens: Tokens) -> Float[Tensor, "b q d"]:
-        """The causal embeddings that the codes stand for; the last of them can be compared with texts."""
+        """The causal embeddings that the codes stand for; the last of them can be compared with texts.
+
+        Raises:
+            ValueError: where the weights came without ``blocks``, which only training needs.
+        """
+        if reason := self.absent.get("blocks."):
+            raise ValueError(f"these weights do not reconstruct the causal embeddings: {reason}")
         return self.blocks(self._up(tokens.ids) + self.pos_embed)
 
     @torch.no_grad()
@@ -206,7 +216,7 @@ class SEEDTokenizer(ZooModule):
         with evaluating(self):
             return pixels_of_embedding(self.decode(tokens), decoder, **settings)
 
-    def _up(self, ids: Int[Tensor, "b n"] | None) -> Float[Tensor, "b n d"]:
+    def _up(self, ids: Int[Tensor, "b n"] | None, prefix: int | None = None) -> Float[Tensor, "b n d"]:
         if ids is None:
             raise ValueError("these tokens have no ids, and SEED decodes codes")
         if not torch.compiler.is_compiling() and ids.numel() and not 0 <= ids.min() <= ids.max() < self.spec.vocab_size:
@@ -214,7 +224,12 @@ class SEEDTokenizer(ZooModule):
                 f"ids must lie in 0..{self.spec.vocab_size - 1}, got {int(ids.min())}..{int(ids.max())}: take the "
                 "image ids of a language model less their offset"
             )
-        return self.decode_task_layer(self.quantize.embed(ids))
+        codes = self.quantize.embed(ids)
+        if prefix is not None:
+            if not 1 <= prefix <= self.spec.num_tokens:
+                raise ValueError(f"prefix must lie in 1..{self.spec.num_tokens}, got {prefix}")
+            codes = torch.cat([codes[:, :prefix], self.quantize.codebook.mean(0).expand_as(codes[:, prefix:])], dim=1)
+        return self.decode_task_layer(codes)
 
     def _generation(self, up: Float[Tensor, "b n d"]) -> Float[Tensor, "b ..."]:
         return self.detokenizer(self.blocks_image(up + self.pos_embed_image))

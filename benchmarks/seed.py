@@ -1,0 +1,189 @@
+"""What SEED's tokens keep, and both directions of its language model, on held-out images; pictures on request.
+
+    python benchmarks/seed.py --tokenizer ckpt:runs/seed_stage2/last.ckpt --first ckpt:runs/seed_stage1/last.ckpt \
+        --llm ckpt:runs/seed_llm/last.ckpt --decoder ckpt:runs/seed_pixels/last.ckpt --data EmojiData \
+        --data.image_size 128 --pictures docs/images --out benchmarks/results/seed_emoji.json
+
+Tokenizer: codes in use, how near the generation embedding is to the teacher's vector, and from how many first tokens
+on. First stage: retrieval by its embeddings, and by those reconstructed from the codes. Language model: captions, and
+whether the embedding that it writes for a caption finds the image of that caption among the candidates.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from _record import environment, write
+from rfid import _data_arguments, _data_class
+from torch import Tensor
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokenizer", required=True, help="SEED's second stage: registry NAME or ckpt:PATH")
+    parser.add_argument("--first", help="its first stage, for retrieval")
+    parser.add_argument("--llm", help="SEEDLLM, for both directions")
+    parser.add_argument("--decoder", help="model that draws generation embeddings, for pictures")
+    parser.add_argument("--data", required=True, help="class in datamodules; its arguments follow as --data.KEY VALUE")
+    parser.add_argument("--candidates", type=int, default=100, help="held-out images among which one is to be found")
+    parser.add_argument("--num-beams", type=int, default=4, help="of text to image")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pictures", type=Path, help="folder for the pictures")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options, rest = parser.parse_known_args(arguments)
+
+    from zoo.registry import model_from
+
+    torch.manual_seed(options.seed)
+    start = time.perf_counter()
+    given = _data_arguments(parser, rest)
+    try:
+        tokenizer = model_from(options.tokenizer).eval()
+        others = {n: model_from(r).eval() for n in ("first", "llm", "decoder") if (r := getattr(options, n))}
+        data = _data_class(options.data)(**({"image_size": tokenizer.image_size} | given))
+        data.prepare_data()
+        data.setup("test")
+        samples = [view[i] for view in (data.view("test"), data.view("val")) for i in range(len(view))]
+        samples = samples[: options.candidates]
+        images, texts = torch.stack([s["image"] for s in samples]), [s["caption"] for s in samples]
+        metrics, curves, made = measure(tokenizer, others, images, texts, options)
+    except (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError, RuntimeError) as error:
+        parser.exit(2, f"error: {error}\n")
+    record = {
+        "benchmark": "seed",
+        "status": "ok",
+        "model": options.tokenizer,
+        "data": f"{options.data}, {len(images)} held-out images (test, then val)",
+        "metrics": metrics,
+        "n": len(images),
+        "protocol": {
+            "cosines": "of vectors less the mean over the candidates",
+            "found": "nearest of the candidates' teacher vectors, by that cosine; ties count as misses",
+            "prefix": "the mean of all codes stands for the tokens behind the first m",
+            "text_to_image": f"{options.num_beams} beams",
+            "models": {name: getattr(options, name) for name in ("first", "llm", "decoder")},
+            "curves": curves,
+            "written": made,
+        },
+        "environment": environment(),
+        "seconds": round(time.perf_counter() - start, 2),
+    }
+    for name, value in metrics.items():
+        print(f"  {name:28}{value:10.4g}")
+    if options.pictures:
+        draw(tokenizer, others, images, texts, curves, made, options)
+    if options.out:
+        write(record, options.out)
+        print(f"protocol and values: {options.out}")
+    return record
+
+
+@torch.no_grad()
+def measure(
+    tokenizer: Any, others: dict[str, Any], images: Tensor, texts: list[str], options: argparse.Namespace
+) -> tuple[dict[str, float], dict[str, list[float]], dict[str, Any]]:
+    """Values, curves over the number of tokens, and what the language model wrote."""
+    from zoo.metrics.captions import BLEU, ROUGEL, CIDErD
+    from zoo.retrieval import recalls
+    from zoo.tokens import Tokens, as_pixels
+
+    pixels = as_pixels(images)
+    parts = [tokenizer.encode(part) for part in pixels.split(32)]
+    tokens = Tokens(torch.cat([part.ids for part in parts]), None, tokenizer.spec)
+    target = torch.cat([teacher_vectors(tokenizer, part) for part in pixels.split(32)])
+    counts = torch.bincount(tokens.ids.flatten(), minlength=tokenizer.spec.vocab_size).double()
+    p = counts / counts.sum()
+    own = torch.eye(len(images), dtype=torch.bool)
+    metrics = {
+        "codebook_usage": (counts > 0).double().mean().item(),
+        "perplexity": torch.special.entr(p).sum().exp().item(),
+    }
+    curves: dict[str, list[float]] = {"cosine": [], "found_r@1": []}
+    for m in range(1, tokenizer.spec.num_tokens + 1):
+        cosines = cosine(tokenizer.decode(tokens, prefix=m), target)
+        curves["cosine"].append(cosines.diagonal().mean().item())
+        curves["found_r@1"].append(recalls(cosines, cosines, own)["i2t_r@1"])
+    metrics |= {"generation_cosine": curves["cosine"][-1], "generation_found_r@1": curves["found_r@1"][-1]}
+    if "first" in others:
+        first = others["first"]
+        continuous = first.retrieve(pixels, texts).contrast
+        quantised = first.retrieve(None, texts, embeddings=tokenizer.reconstruct_causal(tokens)).contrast
+        for name, scores in (("continuous", continuous), ("codes", quantised)):
+            metrics |= {f"{name}_{key}": value for key, value in recalls(scores, scores, own).items()}
+    made: dict[str, Any] = {}
+    if "llm" in others:
+        llm = others["llm"]
+        said: list[str] = []
+        for part in pixels.split(32):
+            said += llm.caption(part, num_beams=3, max_new_tokens=20)
+        for name, metric in (("cider_d", CIDErD()), ("bleu_4", BLEU()), ("rouge_l", ROUGEL())):
+            metric.update(said, [[text] for text in texts])
+            metrics[name] = float(metric.compute())
+        drawn = []
+        for i in range(0, len(texts), 16):
+            some = texts[i : i + 16]
+            drawn.append(llm.generate_images(some, as_tokens=True, num_beams=options.num_beams, top_p=None).ids)
+        ids = torch.cat(drawn)
+        cosines = cosine(tokenizer.decode(Tokens(ids, None, tokenizer.spec)), target)
+        metrics |= {f"text_to_image_{k}": v for k, v in recalls(cosines, cosines, own).items() if k.startswith("i2t")}
+        made = {"captions": said, "ids": ids.tolist()}
+    metrics["chance_r@1"] = 1 / len(images)
+    return metrics, curves, made
+
+
+def teacher_vectors(tokenizer: Any, images: Tensor) -> Tensor:
+    """What the generation embedding is to be."""
+    if "teacher" in tokenizer.frozen:
+        return tokenizer.frozen["teacher"].embed(images)
+    return tokenizer.frozen["vision"](images).mean(1)
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Of all pairs, less the mean of the second set, which all vectors of a teacher have in common."""
+    mean = b.mean(0)
+    return F.normalize(a - mean, dim=-1) @ F.normalize(b - mean, dim=-1).t()
+
+
+@torch.no_grad()
+def draw(
+    tokenizer: Any,
+    others: dict[str, Any],
+    images: Tensor,
+    texts: list[str],
+    curves: dict[str, list[float]],
+    made: dict[str, Any],
+    options: argparse.Namespace,
+) -> None:
+    """Curve over the prefix, reconstructions, and both directions of the language model."""
+    from zoo.callbacks.pictures import caption_sheet, image_rows, line_plots
+    from zoo.tokens import Tokens, as_pixels
+
+    folder: Path = options.pictures
+    folder.mkdir(parents=True, exist_ok=True)
+    series = {f"prefix/{name}": [(m + 1.0, v) for m, v in enumerate(values)] for name, values in curves.items()}
+    line_plots(series, x_name="first tokens").save(folder / "seed_prefix.png")
+    chosen = torch.linspace(0, len(images) - 1, 10).long()
+    pixels = as_pixels(images[chosen])
+    if "decoder" in others:
+        decoder, count = others["decoder"], tokenizer.spec.num_tokens
+        tokens = tokenizer.encode(pixels)
+        rows = {"original": pixels, "teacher's vector": decoder.images_of(teacher_vectors(tokenizer, pixels))}
+        for m in (count, count // 2, count // 4, 1):
+            rows[f"{m} tokens"] = decoder.images_of(tokenizer.decode(tokens, prefix=m))
+        image_rows(rows).save(folder / "seed_reconstructions.png")
+    if made:
+        lines = [[made["captions"][i], texts[i]] for i in chosen.tolist()]
+        caption_sheet(pixels, lines, columns=5, width=150).save(folder / "seed_captions.png")
+        if "decoder" in others:
+            ids = torch.tensor(made["ids"])[chosen]
+            drawn = others["decoder"].images_of(tokenizer.decode(Tokens(ids, None, tokenizer.spec)))
+            caption_sheet(drawn, [[texts[i]] for i in chosen.tolist()], columns=5, width=150).save(
+                folder / "seed_text_to_image.png"
+            )
+
+
+if __name__ == "__main__":
+    main()
