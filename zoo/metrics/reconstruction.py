@@ -168,16 +168,15 @@ def reference_view(batch: dict[str, Any], reconstructions: Float[Tensor, "b 3 h 
     Raises:
         ValueError: where the batch has no images, or only such of another aspect ratio.
     """
-    if "image" not in batch:
-        raise ValueError("there are no images to compare with: write token shards with_images=true, or do not evaluate")
+    images = _images(batch)
     for view in (batch[key] for key in ("image", "token_image") if key in batch):
         if view.shape == reconstructions.shape:
             return view
-    (h, w), (height, width) = batch["image"].shape[-2:], reconstructions.shape[-2:]
+    (h, w), (height, width) = images.shape[-2:], reconstructions.shape[-2:]
     if h * width != w * height:
         raise ValueError(f"reconstructions are {height}x{width}, images {h}x{w}: let the data module crop them alike")
-    images = as_pixels(batch["image"]).float()
-    return torch.nn.functional.interpolate(images, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
+    pixels = as_pixels(images).float()
+    return torch.nn.functional.interpolate(pixels, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def reconstruct_batch(
@@ -188,7 +187,16 @@ def reconstruct_batch(
     Args:
         model: decodes to pixels; in eval mode.
         batch: with ``image``.
+
+    Raises:
+        ValueError: where there is none.
     """
-    tokens = model.encode(batch["image"])
+    tokens = model.encode(_images(batch))
     reconstructions = model.decode(tokens)
     return reference_view(batch, reconstructions), reconstructions, tokens.ids
+
+
+def _images(batch: dict[str, Any]) -> Shaped[Tensor, "b 3 h w"]:
+    if "image" not in batch:
+        raise ValueError("there are no images to compare with: write token shards with_images=true, or do not evaluate")
+    return batch["image"]
