@@ -148,6 +148,14 @@ class ZooModule(pl.LightningModule):
             load_weights(self, weights)
             self.started_from_weights = True
 
+    def set_absent(self, absent: dict[str, str]) -> None:
+        """Note what the weights that were just loaded do not hold; a model that then decodes nothing changes its spec.
+
+        Args:
+            absent: prefix of parameters -> why.
+        """
+        self.absent = dict(absent)
+
     def add_tower(self, name: str, module: nn.Module) -> None:
         """Hold a tower that is not trained: eval mode, no gradients, not in ``state_dict``, moves with the model."""
         self.frozen[name] = module.eval().requires_grad_(False)

@@ -25,9 +25,15 @@ HEADER = "header.json"
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and values of the state dict; equal on every device."""
+    """SHA-256 over names, types, shapes and values of the state dict; equal on every device.
+
+    What the loaded weights did not hold (``module.absent``) is random and left out.
+    """
     digest = hashlib.sha256()
+    absent = tuple(getattr(module, "absent", ()))
     for name, value in sorted(module.state_dict().items()):
+        if name.startswith(absent):
+            continue
         value = value.detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().tobytes())

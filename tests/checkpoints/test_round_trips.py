@@ -14,6 +14,7 @@ from zoo import Optim, ZooModule, create_model
 from zoo.checkpoints.export import save_weights
 from zoo.checkpoints.load import from_checkpoint, load_weights
 from zoo.models.dvae import DVAE
+from zoo.token_shards import fingerprint
 
 SMALL = {
     "image_size": 16,
@@ -192,4 +193,6 @@ def test_export_of_a_part_stays_a_part(tmp_path):
     assert path.stat().st_size < 4 * sum(p.numel() for p in model.encoder.parameters()) + 8192
     again = create_model(f"ckpt:{path}")
     assert again.absent == model.absent and "encoder only" in again.absent["decoder."]
+    assert again.spec.decodes is None and again.spec == model.spec
+    assert fingerprint(again) == fingerprint(model)  # the decoder of each is random
     assert torch.equal(again.encoder.blocks.input.w, model.encoder.blocks.input.w)

@@ -7,8 +7,11 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_tokenizer import RandomImageData, quiet_trainer
 
 import zoo
+from zoo.callbacks.evaluation import Evaluation
+from zoo.callbacks.grids import ImageGrids
 from zoo.losses.mixing import mix
 from zoo.models.beit import BEiT, BEiTClassifier
 from zoo.nn.beit_vit import BeitViT
@@ -192,6 +195,22 @@ def test_picture_rows_show_what_is_hidden(beit, batch):
     hidden = beit.eval().masks(batch)[:2].repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None].expand(-1, 3, -1, -1)
     assert (rows["masked_input"][hidden] == 0.5).all()
     assert torch.equal(rows["masked_input"][~hidden], rows["original"][~hidden])
+
+
+def test_trains_on_the_ids_of_an_encoder_alone(tmp_path):
+    """As FLAVA, OpenMMLab and OpenAI's encoder.pkl are; the callbacks of the recipes ask spec.decodes."""
+    torch.save(zoo.create_model("dvae_tiny").encoder.state_dict(), tmp_path / "encoder.pt")
+    model = zoo.create_model("beit_tiny", tokenizer=f"dvae_tiny:{tmp_path / 'encoder.pt'}")
+    assert model.spec.decodes is None
+    trainer = quiet_trainer(tmp_path, max_steps=3, callbacks=[Evaluation(), ImageGrids()])
+    trainer.fit(model, RandomImageData(image_size=32))
+    assert model.global_step == 3 and "val/accuracy" in trainer.callback_metrics
+    assert "val/psnr" not in trainer.callback_metrics
+    images = torch.rand(2, 3, 32, 32)
+    assert list(model.picture_rows(images, {"index": torch.arange(2)})) == ["original", "masked_input"]
+    assert list((tmp_path / "images").glob("step_*.png"))
+    with pytest.raises(zoo.NotInvertible, match="encoder only"):
+        model.decode(model.encode(images))
 
 
 def test_tokenizer_is_frozen_and_not_saved(beit, batch):

@@ -217,7 +217,7 @@ class BEiT(ZooModule):
 
     @torch.no_grad()
     def picture_rows(self, images: Shaped[Tensor, "b 3 h w"], batch: Batch) -> dict[str, Float[Tensor, "b 3 h w"]]:
-        """Rows of the picture grid, all at the size of the images.
+        """Rows of the picture grid, all at the size of the images; without pixels of tokens where those do not decode.
 
         Args:
             images: the first images of the batch.
@@ -229,15 +229,17 @@ class BEiT(ZooModule):
             pixels = as_pixels(images, size=self.image_size).float()
             patch = self.image_size // self.grid[0]
             hidden = repeat(mask, "b gh gw -> b 1 (gh p) (gw q)", p=patch, q=patch)
+            rows = {"original": pixels, "masked_input": torch.where(hidden, 0.5, pixels)}
+            if self.spec.decodes != "pixels":
+                return rows
             target = Tokens(self.tokenize(batch), None, self.spec)
             under_mask = torch.where(self.flat(mask, images), self.encode(images, mask).ids, target.ids)
-            rows = {
+            tokens = {
                 "tokenizer": target,
                 "predicted_under_mask": Tokens(under_mask, None, self.spec),
                 "predicted_from_all": self.encode(images),
             }
-            decoded = {name: self._enlarge(self.decode(tokens)) for name, tokens in rows.items()}
-        return {"original": pixels, "masked_input": torch.where(hidden, 0.5, pixels)} | decoded
+            return rows | {name: self._enlarge(self.decode(t)) for name, t in tokens.items()}
 
     def flat(self, mask: Bool[Tensor, "b gh gw"], images: Tensor) -> Bool[Tensor, "b n"]:
         """Masks in raster order, checked against the images and the grid."""
