@@ -149,10 +149,25 @@ def labels_of(batch: Batch, num_classes: int) -> Int[Tensor, " b"] | None:
     Raises:
         ValueError: where it is missing or out of range.
     """
-    if not num_classes:
-        return None
+    return class_labels(batch, num_classes, ", or set num_classes to 0") if num_classes else None
+
+
+def class_labels(batch: Batch, num_classes: int, otherwise: str = "") -> Int[Tensor, " b"]:
+    """The batch's ``label`` for a model that needs one.
+
+    Args:
+        batch: of a data module.
+        num_classes: of the model.
+        otherwise: what else the model can do, for the message.
+
+    Raises:
+        ValueError: where it is missing or out of range.
+    """
     if (labels := batch.get("label")) is None:
-        raise ValueError(f"the batch has no 'label', but the model has {num_classes} classes: set num_classes to 0")
+        raise ValueError(
+            f"the batch has no 'label', but the model has {num_classes} classes: sort the images into one sub-folder "
+            f"per class{otherwise}"
+        )
     return in_range(labels, num_classes)
 
 

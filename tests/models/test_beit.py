@@ -396,6 +396,12 @@ def test_new_head_for_other_labels(batch):
     assert model.init_args()["num_classes"] == 3
 
 
+def test_classifier_says_how_to_get_labels(batch):
+    model = BEiTClassifier(**TINY, num_classes=9)
+    with pytest.raises(ValueError, match=r"has no 'label', but the model has 9 classes.*one sub-folder per class$"):
+        model.losses({"image": batch["image"]})
+
+
 def test_classifier_has_no_tokens(batch):
     model = BEiTClassifier(**TINY, num_classes=9)
     assert model.spec is None

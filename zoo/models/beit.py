@@ -36,7 +36,7 @@ from zoo.nn.normalisation import STATISTICS, Normalisation, normalise
 from zoo.nn.relative_position import ResizeMethod
 from zoo.optim import Optim
 from zoo.registry import Weights, model_from, register
-from zoo.second_stage import images_of, view_ids_of
+from zoo.second_stage import class_labels, images_of, view_ids_of
 from zoo.tokens import Tokens, TokenSpec, as_pixels, evaluating
 
 
@@ -385,10 +385,7 @@ class BEiTClassifier(ZooModule):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Cross entropy in nats, of mixed and smoothed targets in training; the sum over blocks for probes."""
-        x, label = self.network_view(batch["image"]), batch["label"]
-        low, high = (int(y) for y in label.aminmax())
-        if low < 0 or high >= self.num_classes:
-            raise ValueError(f"labels must lie in 0..{self.num_classes - 1}, got {low}..{high}: set num_classes")
+        x, label = self.network_view(batch["image"]), class_labels(batch, self.num_classes)
         target: Tensor = label
         mixed = self.training and bool(self.mixup or self.cutmix)
         if mixed:
