@@ -297,6 +297,28 @@ def test_model_errors_are_one_line_unless_asked_for(run_cli, recipe, monkeypatch
         main(list(args))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_images_are_one_line_with_and_without_workers(run_cli, recipe, workers):
+    from PIL import Image
+
+    Path("images").mkdir()
+    for i in range(20):
+        Image.new("RGB", (20, 20), (i, 0, 0)).save(f"images/{i}.png")
+    for i in range(10, 20):
+        Path(f"images/{i}.png").write_text("no image")
+    data = ("--data=ImageFolderData", "--data.root=images", "--data.val_fraction=0.2", f"--data.num_workers={workers}")
+    said = message(run_cli, "fit", "--config", recipe, "--trainer.num_sanity_val_steps=0", *data, code=1)
+    assert "images cannot be used, more than max_broken=0.01 allows: images/1" in said and "Caught" not in said
+    assert said.endswith("repair or remove them, or raise max_broken")
+
+
+def test_bugs_in_a_worker_keep_their_traceback(recipe):
+    with pytest.raises(IndexError, match=r"Caught IndexError in DataLoader worker(.|\n)*toys\.py"):
+        main(["fit", "--config", recipe, "--data=toys.BuggyData", "--trainer.enable_progress_bar=false"])
+    with pytest.raises(ValueError, match=r"Caught ValueError in DataLoader worker(.|\n)*no zoo"):
+        main(["fit", "--config", recipe, "--data=toys.BuggyData", "--data.raises=true"])
+
+
 def test_bugs_keep_their_traceback(recipe):
     with pytest.raises(RuntimeError, match="inconsistent tensor size"):
         main(["fit", "--config", recipe, "--model=toys.Buggy", "--trainer.enable_progress_bar=false"])

@@ -189,6 +189,8 @@ def _sentence(error: BaseException | None) -> str | None:
         ):
             keys = textwrap.shorten(other[3], 240, placeholder=" ...")
             return f"the checkpoint is not of this {other[2]}: {keys}; use the recipe and flags that made it"
+        if isinstance(error, FOR_THE_USER) and (said := _worker_sentence(str(error))):
+            return said
         if isinstance(error, FOR_THE_USER) and trace is not None:
             module = trace.tb_frame.f_globals.get("__name__", "").partition(".")[0]
             line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip()
@@ -196,6 +198,17 @@ def _sentence(error: BaseException | None) -> str | None:
                 return str(error)
         error = error.__cause__
     return None
+
+
+def _worker_sentence(message: str) -> str | None:
+    """The sentence inside the traceback that torch makes the message of an error in a data worker, if it is ours."""
+    if not re.match(r"Caught \w+ in DataLoader worker", message):
+        return None
+    *_, (file, line) = re.findall(r'^ +File "(.+?)", line \d+, in .+\n +(.+)$', message, re.MULTILINE) or [("", "")]
+    places = [Path(sys.modules[name].__path__[0]).resolve() for name in ("zoo", "datamodules") if name in sys.modules]
+    if not line.startswith("raise ") or not any(Path(file).resolve().is_relative_to(place) for place in places):
+        return None
+    return re.sub(r"^[\w.]+: ", "", message.strip().splitlines()[-1])
 
 
 def _check_checkpoint(path: str | None) -> None:
