@@ -12,40 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from command_line import RECIPE, fit, message
 from lightning.pytorch.cli import LightningCLI
 
 import zoo
 from zoo import recipe_files
 from zoo.cli import ZooCLI, main
 from zoo.recipe_header import parse_header
-
-RECIPE = """\
-# title: Toy
-#   of two lines
-# expect: val/loss = 0
-
-seed_everything: 0
-model:
-  class_path: toys.Toy
-  init_args:
-    image_size: ${data.init_args.image_size}
-    width: 3
-    optim: {lr: 1.0e-3}
-data:
-  class_path: toys.ToyData
-  init_args: {image_size: 16, batch_size: 4, count: 8}
-trainer:
-  accelerator: cpu
-  max_steps: 2
-  log_every_n_steps: 1
-  default_root_dir: runs/toy
-"""
-
-
-@pytest.fixture
-def recipe(in_tmp):
-    Path("toy.yaml").write_text(RECIPE)
-    return "toy.yaml"
 
 
 @pytest.fixture
@@ -130,12 +103,6 @@ def test_several_files_merge_and_lists_can_grow(parsed):
 # ---------------------------------------------------------------- runs
 
 
-def fit(run_cli, *args):
-    code, out, err = run_cli("fit", "--config", "toy.yaml", "--trainer.enable_progress_bar=false", *args)
-    assert code == 0, err
-    return out
-
-
 def rows(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
@@ -144,7 +111,7 @@ def rows(path):
 def test_a_run_leaves_checkpoint_logs_and_configuration(run_cli, recipe):
     out = fit(run_cli)
     assert " title: Toy\n        of two lines\nexpect: val/loss = 0\n" in out
-    assert "lightning test --config toy.yaml --ckpt_path" in out.splitlines()[-1]
+    assert "lightning test --config runs/toy/config.yaml --ckpt_path" in out.splitlines()[-1]
     run = Path("runs/toy")
     assert {"last.ckpt", "metrics.csv", "config.yaml"} <= {p.name for p in run.iterdir()}
     assert list(run.glob("events.out.tfevents*"))
@@ -154,12 +121,16 @@ def test_a_run_leaves_checkpoint_logs_and_configuration(run_cli, recipe):
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["image_size"] == 16
 
 
-def test_a_second_run_keeps_the_metrics_of_the_first(run_cli, recipe):
-    fit(run_cli)
-    first = Path("runs/toy/metrics.csv").read_text()
-    fit(run_cli, "--model.optim.lr=0.1")
-    assert Path("runs/toy/metrics-1.csv").read_text() == first
-    assert Path("runs/toy/metrics.csv").read_text() != first
+@pytest.mark.parametrize("own_folder", [True, False])
+def test_the_command_that_a_run_prints_works_after_flags(run_cli, recipe, own_folder):
+    if not own_folder:
+        Path(recipe).write_text(RECIPE.replace("  default_root_dir: runs/toy\n", ""))
+    line = fit(run_cli, "--model.width=5", "--data.image_size=8", "--data.count=12").splitlines()[-1]
+    command = line.partition("next: lightning ")[2].split()
+    assert command[:2] == ["test", "--config"]
+    code, out, err = run_cli(*command)
+    assert code == 0 and "test/loss" in out, err
+    assert Path("runs/toy/test/metrics.csv").exists() and sorted(p.name for p in Path("runs").iterdir()) == ["toy"]
 
 
 def test_resume_restores_state_and_flags_decide(run_cli, recipe):
@@ -225,14 +196,6 @@ def test_no_advertising(run_cli, recipe, caplog):
 
 
 # ---------------------------------------------------------------- errors
-
-
-def message(run_cli, *args, code=2):
-    got, out, err = run_cli(*args)
-    lines = [line for line in err.splitlines() if line and not line.startswith("Seed set")]
-    assert got == code and len(lines) == 1 and lines[0].startswith("error: "), err
-    assert "usage" not in out + err
-    return lines[0]
 
 
 @pytest.mark.parametrize(
@@ -330,12 +293,6 @@ def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(run_cli, rec
     assert "no longer finite at step 3" in said and "runs/toy" in said
     saved = torch.load("runs/toy/last.ckpt", weights_only=True)
     assert saved["global_step"] == 2 and all(v.isfinite().all() for v in saved["state_dict"].values())
-
-
-def test_missing_checkpoint_names_those_that_exist(run_cli, recipe):
-    fit(run_cli)
-    said = message(run_cli, "test", "--config", recipe, "--ckpt_path=runs/toy/lst.ckpt", code=1)
-    assert "runs/toy/lst.ckpt" in said and "runs/toy/last.ckpt" in said
 
 
 # ---------------------------------------------------------------- recipes in the package
