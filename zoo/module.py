@@ -87,7 +87,7 @@ class ZooModule(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tokens:
         """Tokens of the tokenizer's own view where the data has one, so that a second stage can train on them."""
-        return self.encode(batch.get("token_image", batch["image"]))
+        return self.encode(batch["token_image"] if "token_image" in batch else batch["image"])
 
     def _log_losses(self, stage: str, batch: Batch) -> Tensor:
         terms = self.losses(batch)
@@ -181,8 +181,8 @@ class ZooModule(pl.LightningModule):
                     state.setdefault(prefix + parameter, value)
 
         self.add_module(name, module.requires_grad_(False))
-        module.register_state_dict_post_hook(leave_out)
-        module.register_load_state_dict_pre_hook(fill_in)
+        module.register_state_dict_post_hook(leave_out)  # type: ignore[no-untyped-call]
+        module.register_load_state_dict_pre_hook(fill_in)  # type: ignore[no-untyped-call]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ZooModule":
         for module in self.frozen.values():

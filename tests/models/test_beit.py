@@ -80,6 +80,18 @@ def test_hidden_patches_cannot_be_seen_and_visible_ones_can(beit, batch):
     assert torch.equal(x[:, 1:9], beit.vit.mask_token.expand(4, 8, -1))
 
 
+@pytest.mark.parametrize("layer_scale", [0.0, 0.1])
+@pytest.mark.parametrize("absolute_positions", [False, True])
+def test_residual_stream_is_float32_under_autocast(layer_scale, absolute_positions):
+    vit = BeitViT(32, 8, 32, 3, 4, layer_scale=layer_scale, absolute_positions=absolute_positions, vocab_size=64)
+    mask = torch.zeros(2, 16, dtype=torch.bool)
+    mask[:, :5] = True
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert vit.embed_patches(torch.rand(2, 3, 32, 32), mask).dtype == torch.float32
+        outputs = vit.block_outputs(torch.rand(2, 3, 32, 32), [0, 1, 2])
+    assert {x.dtype for x in outputs} == {torch.float32}
+
+
 def test_positions_are_added_to_mask_tokens_too():
     vit = BeitViT(**TINY, vocab_size=5, absolute_positions=True, relative_positions="none", layer_scale=0)
     x = vit.embed_patches(torch.rand(1, 3, 32, 32), torch.ones(1, 16, dtype=torch.bool))
