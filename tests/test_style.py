@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,14 @@ def test_tests_mirror_the_packages():
     allowed = layers | {p.name for p in (ROOT / "zoo").iterdir() if p.is_dir()}
     found = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir() and p.name != "__pycache__"}
     assert found <= allowed
+
+
+def test_every_package_travels_in_the_wheel():
+    """The list is written by hand, because the recipes are packages without code."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    folders = [f.parent for package in ("zoo", "datamodules") for f in (ROOT / package).rglob("__init__.py")]
+    recipes = {"zoo.recipes", *(f"zoo.recipes.{p.name}" for p in (ROOT / "recipes").iterdir() if p.is_dir())}
+    assert sorted(listed) == sorted({name(f).replace("/", ".") for f in folders} | recipes)
 
 
 def test_typing_marker_and_licence_travel():
