@@ -252,6 +252,29 @@ def test_unknown_command_and_nothing_to_do(run_cli):
     assert "data and model" in said and "--config recipes/" in said
 
 
+@pytest.mark.parametrize(
+    "early", [["--config", "toy.yaml"], ["--config=toy.yaml"], ["-c", "toy.yaml"], ["--model=toys.Toy"]]
+)
+def test_options_before_the_command_are_told_where_they_belong(run_cli, recipe, early):
+    said = message(run_cli, *early, "fit")
+    assert said.startswith("error: 'lightning' takes no 'model") and "after fit" in said and len(said) < 200
+    assert said.endswith("as in lightning fit --config recipes/beit.yaml")
+
+
+@pytest.mark.parametrize(
+    ("preset", "how"),
+    [
+        ("dvae_emoji", "--config recipes/dvae.yaml, or --model DVAE"),
+        ("beit_base_patch16_224_in1k", "--config recipes/paper/beit_base_imagenet1k.yaml, or --model BEiT"),
+        ("dvae_tiny", "--model DVAE and its settings"),
+    ],
+)
+def test_a_preset_is_no_class(run_cli, recipe, preset, how):
+    for flag in ([f"--model={preset}"], ["--model", preset]):
+        assert message(run_cli, "fit", *flag) == f"error: model: {preset!r} is a preset, not a class: {how}"
+    assert "is a preset" in message(run_cli, "fit", "--config", recipe, f"--model={preset}")
+
+
 def test_model_errors_are_one_line_unless_asked_for(run_cli, recipe, monkeypatch):
     args = ("fit", "--config", recipe, "--data.batch_size=0")
     assert message(run_cli, *args, code=1) == "error: batch_size must be at least 1, got 0"
