@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -121,6 +123,16 @@ def test_every_package_travels_in_the_wheel():
     folders = [f.parent for package in ("zoo", "datamodules") for f in (ROOT / package).rglob("__init__.py")]
     recipes = {"zoo.recipes", *(f"zoo.recipes.{p.name}" for p in (ROOT / "recipes").iterdir() if p.is_dir())}
     assert sorted(listed) == sorted({name(f).replace("/", ".") for f in folders} | recipes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", ["ruff check --no-cache", "ruff format --check --no-cache", "mypy"])
+def test_tools_find_nothing(tool, tmp_path):
+    """As in pyproject.toml. Snippets in Markdown keep their aligned comments."""
+    where = ["--cache-dir", str(tmp_path)] if tool == "mypy" else PACKAGES  # mypy has its list of files
+    command = [sys.executable, "-m", *tool.split(), *where]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-500:]
 
 
 def test_typing_marker_and_licence_travel():
