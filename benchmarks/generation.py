@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         given = {"batch_size": options.batch_size} | ({} if size is None else {"image_size": size}) | data_arguments
         result = evaluate_generation(
             model,
-            _data_class(options.data)(**given),
+            _data_class(options.data, data_arguments)(**given),
             reference=options.reference,
             num_images=options.num_images,
             sampling=sampling,

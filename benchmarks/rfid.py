@@ -3,6 +3,7 @@
     python benchmarks/rfid.py --model dvae_emoji --data EmojiData --data.image_size 64 --out results/dvae_emoji.json
 
 With ``--inception-weights PATH`` the Frechet distance is rFID; without, it is FD-lite0, under that name.
+``--lpips vgg=PATH`` adds the published LPIPS.
 """
 
 import argparse
@@ -26,6 +27,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--inception-weights", help="local file, for rFID")
+    parser.add_argument(
+        "--lpips",
+        action="append",
+        default=[],
+        metavar="NET=PATH",
+        help="published LPIPS, on vgg or alex",
+    )
     parser.add_argument("--floor", action="store_true", help="also the distance between two halves of the real images")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options, rest = parser.parse_known_args(arguments)
@@ -38,13 +46,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     try:
         result = evaluate(
             model_from(options.model),
-            _data_class(options.data)(**data_arguments | {"batch_size": options.batch_size}),
+            _data_class(options.data, data_arguments)(**data_arguments | {"batch_size": options.batch_size}),
             split=options.split,
             num_images=options.num_images,
             device=options.device,
             precision=options.precision,
             progress=sys.stderr.isatty(),
             inception_weights=options.inception_weights,
+            lpips_backbones=_lpips_backbones(options.lpips),
             floor=options.floor,
         )
     except (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError, RuntimeError) as error:
@@ -69,12 +78,26 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return record
 
 
-def _data_class(name: str) -> Any:
+def _data_class(name: str, arguments: dict[str, Any]) -> Any:
     import datamodules
+    from zoo.registry import check_overrides
 
     if not hasattr(datamodules, name):
         raise ValueError(f"there is no data module {name!r}: try EmojiData, ImageFolderData or PhotoData")
-    return getattr(datamodules, name)
+    cls = getattr(datamodules, name)
+    check_overrides(cls, arguments)
+    return cls
+
+
+def _lpips_backbones(given: list[str]) -> dict[str, str]:
+    """``vgg=PATH`` as network -> file."""
+    found = {}
+    for word in given:
+        net, _, path = word.partition("=")
+        if net not in ("vgg", "alex") or not path:
+            raise ValueError(f"--lpips takes vgg=PATH or alex=PATH, a file of torchvision, got {word!r}")
+        found[net] = path
+    return found
 
 
 def _data_arguments(parser: argparse.ArgumentParser, rest: list[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
 from datamodules.base import Sample, Split, ZooDataModule
-from zoo.token_shards import HEADER, check_header, read_header, read_shards
+from zoo.token_shards import HEADER, check_length, check_tokenizer, read_header, read_shards
 
 
 class TokenDataset(Dataset):
@@ -44,10 +44,12 @@ class TokenData(ZooDataModule):
     """Token shards written by ``lightning predict``: ``ids``, ``index``, where stored ``label``, ``image``.
 
     When it feeds a model that holds a tokenizer (``model.frozen["tokenizer"]``), that tokenizer must be the one that
-    wrote the shards, down to its weights.
+    wrote the shards, down to its weights, and the model must have a position for each token.
 
     Args:
         root: folder with ``train/`` and ``val/``, and ``test/`` if there is one (else ``val`` is tested on).
+        image_size: side of the stored images, which a recipe's ``${data.init_args.image_size}`` reads; None takes what
+            is there.
         batch_size: images per training batch and per process.
         tokenizer: registry name (as in ``zoo.create_model``, or ``ckpt:PATH``) of the tokenizer that the tokens must
             come from; None checks only against the trained model.
@@ -60,6 +62,7 @@ class TokenData(ZooDataModule):
     def __init__(
         self,
         root: str,
+        image_size: int | None = None,
         batch_size: int = 32,
         tokenizer: str | None = None,
         eval_batch_size: int | None = None,
@@ -68,7 +71,7 @@ class TokenData(ZooDataModule):
         seed: int | None = None,
     ):
         super().__init__(batch_size, eval_batch_size, num_workers, predict_split, seed)
-        self.root, self.tokenizer = Path(root), tokenizer
+        self.root, self.image_size, self.tokenizer = Path(root), image_size, tokenizer
         self.headers: dict[str, dict[str, Any]] = {}
 
     def setup(self, stage: str | None = None) -> None:
@@ -83,9 +86,7 @@ class TokenData(ZooDataModule):
                 f"TokenData: {self.root}, {self.headers['train']['num_tokens']} tokens of "
                 f"{self.headers['train']['vocab_size']} per image; train {len(self.train):,}, val {len(self.val):,}"
             )
-        for tokenizer in self._tokenizers():
-            for header in self.headers.values():
-                check_header(header, tokenizer)
+        self._check_readers()
 
     def view(self, split: Split) -> Dataset:
         if split == "all":
@@ -93,16 +94,29 @@ class TokenData(ZooDataModule):
         return getattr(self, split)
 
     def _read(self, split: str) -> TokenDataset:
-        self.headers[split] = read_header(self.root / split)
-        return TokenDataset(read_shards(self.root / split))
+        folder = self.root / split
+        self.headers[split] = read_header(folder)
+        shards = read_shards(folder)
+        for image in (shard["image"] for shard in shards if "image" in shard):
+            if self.image_size is not None and tuple(image.shape[-2:]) != (self.image_size, self.image_size):
+                raise ValueError(
+                    f"{folder} holds images of {image.shape[-2]}x{image.shape[-1]}, but image_size is "
+                    f"{self.image_size}: set data.image_size to {image.shape[-1]}, or write the shards again"
+                )
+        return TokenDataset(shards)
 
-    def _tokenizers(self) -> list[Any]:
-        found = []
-        if self.tokenizer is not None:
-            from zoo.registry import model_from
+    def _check_readers(self) -> None:
+        """Refuse tokens that the named tokenizer, or the one inside the trained model, did not write."""
+        from zoo.registry import model_from
 
-            found.append(model_from(self.tokenizer))
+        named = None if self.tokenizer is None else model_from(self.tokenizer)
         trained = getattr(self.trainer, "lightning_module", None)
-        if isinstance(held := getattr(trained, "frozen", {}).get("tokenizer"), torch.nn.Module):
-            found.append(held)
-        return found
+        held = getattr(trained, "frozen", {}).get("tokenizer")
+        for header in self.headers.values():
+            if named is not None:
+                check_tokenizer(header, named)
+            if isinstance(held, torch.nn.Module):
+                # a second stage may use its tokenizer at another image size than the tokenizer's own
+                spec = getattr(trained, "spec", None) or held.spec
+                check_length(header, spec.num_tokens, type(trained).__name__)
+                check_tokenizer(header, held)

@@ -74,3 +74,11 @@ def run_cli(in_tmp, capsys):
         return code, out, err
 
     return run
+
+
+@pytest.fixture
+def recipe(in_tmp):
+    from command_line import RECIPE
+
+    (in_tmp / "toy.yaml").write_text(RECIPE)
+    return "toy.yaml"

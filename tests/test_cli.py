@@ -12,40 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from command_line import RECIPE, fit, message
 from lightning.pytorch.cli import LightningCLI
 
 import zoo
 from zoo import recipe_files
 from zoo.cli import ZooCLI, main
 from zoo.recipe_header import parse_header
-
-RECIPE = """\
-# title: Toy
-#   of two lines
-# expect: val/loss = 0
-
-seed_everything: 0
-model:
-  class_path: toys.Toy
-  init_args:
-    image_size: ${data.init_args.image_size}
-    width: 3
-    optim: {lr: 1.0e-3}
-data:
-  class_path: toys.ToyData
-  init_args: {image_size: 16, batch_size: 4, count: 8}
-trainer:
-  accelerator: cpu
-  max_steps: 2
-  log_every_n_steps: 1
-  default_root_dir: runs/toy
-"""
-
-
-@pytest.fixture
-def recipe(in_tmp):
-    Path("toy.yaml").write_text(RECIPE)
-    return "toy.yaml"
 
 
 @pytest.fixture
@@ -130,12 +103,6 @@ def test_several_files_merge_and_lists_can_grow(parsed):
 # ---------------------------------------------------------------- runs
 
 
-def fit(run_cli, *args):
-    code, out, err = run_cli("fit", "--config", "toy.yaml", "--trainer.enable_progress_bar=false", *args)
-    assert code == 0, err
-    return out
-
-
 def rows(path):
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
@@ -144,7 +111,7 @@ def rows(path):
 def test_a_run_leaves_checkpoint_logs_and_configuration(run_cli, recipe):
     out = fit(run_cli)
     assert " title: Toy\n        of two lines\nexpect: val/loss = 0\n" in out
-    assert "lightning test --config toy.yaml --ckpt_path" in out.splitlines()[-1]
+    assert "lightning test --config runs/toy/config.yaml --ckpt_path" in out.splitlines()[-1]
     run = Path("runs/toy")
     assert {"last.ckpt", "metrics.csv", "config.yaml"} <= {p.name for p in run.iterdir()}
     assert list(run.glob("events.out.tfevents*"))
@@ -154,12 +121,16 @@ def test_a_run_leaves_checkpoint_logs_and_configuration(run_cli, recipe):
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["image_size"] == 16
 
 
-def test_a_second_run_keeps_the_metrics_of_the_first(run_cli, recipe):
-    fit(run_cli)
-    first = Path("runs/toy/metrics.csv").read_text()
-    fit(run_cli, "--model.optim.lr=0.1")
-    assert Path("runs/toy/metrics-1.csv").read_text() == first
-    assert Path("runs/toy/metrics.csv").read_text() != first
+@pytest.mark.parametrize("own_folder", [True, False])
+def test_the_command_that_a_run_prints_works_after_flags(run_cli, recipe, own_folder):
+    if not own_folder:
+        Path(recipe).write_text(RECIPE.replace("  default_root_dir: runs/toy\n", ""))
+    line = fit(run_cli, "--model.width=5", "--data.image_size=8", "--data.count=12").splitlines()[-1]
+    command = line.partition("next: lightning ")[2].split()
+    assert command[:2] == ["test", "--config"]
+    code, out, err = run_cli(*command)
+    assert code == 0 and "test/loss" in out, err
+    assert Path("runs/toy/test/metrics.csv").exists() and sorted(p.name for p in Path("runs").iterdir()) == ["toy"]
 
 
 def test_resume_restores_state_and_flags_decide(run_cli, recipe):
@@ -227,14 +198,6 @@ def test_no_advertising(run_cli, recipe, caplog):
 # ---------------------------------------------------------------- errors
 
 
-def message(run_cli, *args, code=2):
-    got, out, err = run_cli(*args)
-    lines = [line for line in err.splitlines() if line and not line.startswith("Seed set")]
-    assert got == code and len(lines) == 1 and lines[0].startswith("error: "), err
-    assert "usage" not in out + err
-    return lines[0]
-
-
 @pytest.mark.parametrize(
     ("old", "new", "named"),
     [
@@ -289,12 +252,57 @@ def test_unknown_command_and_nothing_to_do(run_cli):
     assert "data and model" in said and "--config recipes/" in said
 
 
+@pytest.mark.parametrize(
+    "early", [["--config", "toy.yaml"], ["--config=toy.yaml"], ["-c", "toy.yaml"], ["--model=toys.Toy"]]
+)
+def test_options_before_the_command_are_told_where_they_belong(run_cli, recipe, early):
+    said = message(run_cli, *early, "fit")
+    assert said.startswith("error: 'lightning' takes no 'model") and "after fit" in said and len(said) < 200
+    assert said.endswith("as in lightning fit --config recipes/beit.yaml")
+
+
+@pytest.mark.parametrize(
+    ("preset", "how"),
+    [
+        ("dvae_emoji", "--config recipes/dvae.yaml, or --model DVAE"),
+        ("beit_base_patch16_224_in1k", "--config recipes/paper/beit_base_imagenet1k.yaml, or --model BEiT"),
+        ("dvae_tiny", "--model DVAE and its settings"),
+    ],
+)
+def test_a_preset_is_no_class(run_cli, recipe, preset, how):
+    for flag in ([f"--model={preset}"], ["--model", preset]):
+        assert message(run_cli, "fit", *flag) == f"error: model: {preset!r} is a preset, not a class: {how}"
+    assert "is a preset" in message(run_cli, "fit", "--config", recipe, f"--model={preset}")
+
+
 def test_model_errors_are_one_line_unless_asked_for(run_cli, recipe, monkeypatch):
     args = ("fit", "--config", recipe, "--data.batch_size=0")
     assert message(run_cli, *args, code=1) == "error: batch_size must be at least 1, got 0"
     monkeypatch.setenv("TOKENZOO_TRACEBACK", "1")
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         main(list(args))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_broken_images_are_one_line_with_and_without_workers(run_cli, recipe, workers):
+    from PIL import Image
+
+    Path("images").mkdir()
+    for i in range(20):
+        Image.new("RGB", (20, 20), (i, 0, 0)).save(f"images/{i}.png")
+    for i in range(10, 20):
+        Path(f"images/{i}.png").write_text("no image")
+    data = ("--data=ImageFolderData", "--data.root=images", "--data.val_fraction=0.2", f"--data.num_workers={workers}")
+    said = message(run_cli, "fit", "--config", recipe, "--trainer.num_sanity_val_steps=0", *data, code=1)
+    assert "images cannot be used, more than max_broken=0.01 allows: images/1" in said and "Caught" not in said
+    assert said.endswith("repair or remove them, or raise max_broken")
+
+
+def test_bugs_in_a_worker_keep_their_traceback(recipe):
+    with pytest.raises(IndexError, match=r"Caught IndexError in DataLoader worker(.|\n)*toys\.py"):
+        main(["fit", "--config", recipe, "--data=toys.BuggyData", "--trainer.enable_progress_bar=false"])
+    with pytest.raises(ValueError, match=r"Caught ValueError in DataLoader worker(.|\n)*no zoo"):
+        main(["fit", "--config", recipe, "--data=toys.BuggyData", "--data.raises=true"])
 
 
 def test_bugs_keep_their_traceback(recipe):
@@ -308,12 +316,6 @@ def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(run_cli, rec
     assert "no longer finite at step 3" in said and "runs/toy" in said
     saved = torch.load("runs/toy/last.ckpt", weights_only=True)
     assert saved["global_step"] == 2 and all(v.isfinite().all() for v in saved["state_dict"].values())
-
-
-def test_missing_checkpoint_names_those_that_exist(run_cli, recipe):
-    fit(run_cli)
-    said = message(run_cli, "test", "--config", recipe, "--ckpt_path=runs/toy/lst.ckpt", code=1)
-    assert "runs/toy/lst.ckpt" in said and "runs/toy/last.ckpt" in said
 
 
 # ---------------------------------------------------------------- recipes in the package

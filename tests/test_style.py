@@ -2,6 +2,9 @@
 
 import ast
 import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -115,6 +118,24 @@ def test_tests_mirror_the_packages():
     allowed = layers | {p.name for p in (ROOT / "zoo").iterdir() if p.is_dir()}
     found = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir() and p.name != "__pycache__"}
     assert found <= allowed
+
+
+def test_every_package_travels_in_the_wheel():
+    """The list is written by hand, because the recipes are packages without code."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    folders = [f.parent for package in ("zoo", "datamodules") for f in (ROOT / package).rglob("__init__.py")]
+    recipes = {"zoo.recipes", *(f"zoo.recipes.{p.name}" for p in (ROOT / "recipes").iterdir() if p.is_dir())}
+    assert sorted(listed) == sorted({name(f).replace("/", ".") for f in folders} | recipes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", ["ruff check --no-cache", "ruff format --check --no-cache", "mypy"])
+def test_tools_find_nothing(tool, tmp_path):
+    """As in pyproject.toml. Snippets in Markdown keep their aligned comments."""
+    where = ["--cache-dir", str(tmp_path)] if tool == "mypy" else PACKAGES  # mypy has its list of files
+    command = [sys.executable, "-m", *tool.split(), *where]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-500:]
 
 
 def test_typing_marker_and_licence_travel():

@@ -60,6 +60,15 @@ def test_pixels_from_uint8_and_float():
     assert as_pixels(torch.full((1, 3, 2, 2), 51, dtype=torch.uint8)).unique().tolist() == [pytest.approx(0.2)]
     images = torch.rand(2, 3, 4, 6)
     assert as_pixels(images) is images
+    for dtype in (torch.float64, torch.float16, torch.bfloat16):
+        pixels = as_pixels(images.to(dtype))
+        assert pixels.dtype == torch.float32 and torch.equal(pixels, images.to(dtype).float())
+    check = getattr(as_pixels, "__wrapped__", as_pixels)  # the shape annotations of the tests do not compile
+    compiled = torch.compile(check, backend="eager", fullgraph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for given in (images, images.double()):
+            assert torch.equal(compiled(given), given.float()) and as_pixels(given).dtype == torch.float32
+        assert as_pixels(images) is images
 
 
 @pytest.mark.parametrize(
@@ -71,6 +80,9 @@ def test_pixels_from_uint8_and_float():
         (torch.rand(2, 3, 8, 8) * 2 - 1, {}, "undo any mean/std normalisation"),
         (torch.full((2, 3, 8, 8), float("nan")), {}, "nan"),
         (torch.zeros(2, 3, 8, 8, dtype=torch.int64), {}, "torch.int64"),
+        (torch.zeros(2, 3, 8, 8).numpy(), {}, r"must be a tensor, got ndarray: torch\.from_numpy"),
+        ([[1.0]], {}, "must be a tensor, got list"),
+        (torch.full((2, 3, 8, 8), 300.0, dtype=torch.float16), {}, "divide by 255"),
         (torch.rand(2, 3, 8, 12), {"multiple_of": 8}, "8x12 is not divisible by 8"),
         (torch.rand(2, 3, 8, 8), {"size": 16}, "8x8, this model needs 16x16"),
     ],

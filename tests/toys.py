@@ -81,6 +81,39 @@ class ToyData(ZooDataModule):
         return self.train
 
 
+class BuggyImages(RandomImages):
+    """Fail when they are read: by a bug, or by an error that the zoo did not raise."""
+
+    raises = False
+
+    def __getitem__(self, i):
+        if self.raises:
+            raise ValueError("no zoo has raised this")
+        return [][i]
+
+
+class BuggyData(ToyData):
+    """Fails in its worker process.
+
+    Args:
+        image_size: side of the images.
+        batch_size: images per batch.
+        count: images per epoch.
+        num_classes: of the labels.
+        raises: a ValueError of its own.
+    """
+
+    def __init__(
+        self, image_size: int = 8, batch_size: int = 4, count: int = 8, num_classes: int = 2, raises: bool = False
+    ):
+        super().__init__(image_size, batch_size, count, num_classes)
+        self.num_workers, self.raises = 1, raises
+
+    def setup(self, stage: str) -> None:
+        self.train = self.val = self.test = BuggyImages(self.count, self.image_size, self.num_classes)
+        self.train.raises = self.raises
+
+
 class SameOnEveryRank(pl.Callback):
     """Fails where ranks end with different parameters."""
 

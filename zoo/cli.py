@@ -26,6 +26,7 @@ from zoo import recipe_files
 from zoo.cli_errors import EXTRA_COMMANDS, ZooParser
 from zoo.module import ZooModule
 from zoo.recipe_header import parse_header
+from zoo.run_folder import check_checkpoint, keep_old_metrics
 
 DESCRIPTION = "Train and evaluate visual tokenizers. Also: list [PATTERN], recipes, copy RECIPE [TARGET]."
 Precision = Literal["highest", "high", "medium"]
@@ -124,17 +125,26 @@ class ZooCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has, unless the recipe brings its own: run directory, loggers, checkpoint, guards."""
         config = self._get(self.config_init, "trainer")
-        _check_checkpoint(self._get(self.config, "ckpt_path"))
+        ckpt_path = self._get(self.config, "ckpt_path")
+        check_checkpoint(ckpt_path, self.subcommand)
         name = next((path.stem for path in self.recipes.values()), type(self.model).__name__.lower())
         run_dir = Path(config["default_root_dir"] or Path("runs") / name)
+        # into the configuration that the run writes down, which is then a recipe of the same folder
+        self.config[str(self.subcommand)]["trainer"]["default_root_dir"] = str(run_dir)
+        fit = self.subcommand == "fit" and not config["fast_dev_run"]
+        if fit:
+            keep_old_metrics(run_dir)
         if config["logger"] in (None, True):
             log_dir = run_dir if self.subcommand == "fit" else run_dir / str(self.subcommand)
-            if self.subcommand == "fit" and not config["fast_dev_run"]:
-                _keep_old_metrics(log_dir)
             kwargs["logger"] = [logger(log_dir, name="", version="") for logger in (CSVLogger, TensorBoardLogger)]
         given = config["callbacks"] or []
         callbacks: list[Callback] = list(given) if isinstance(given, list) else [given]
-        callbacks += self._default_callbacks(callbacks, run_dir, config["enable_checkpointing"] is not False)
+        checkpoints = config["enable_checkpointing"] is not False
+        callbacks += self._default_callbacks(callbacks, run_dir, checkpoints)
+        if fit and checkpoints and not ckpt_path:  # a resumed run goes on with the file
+            from zoo.callbacks.kept import KeepOldCheckpoint
+
+            callbacks.append(KeepOldCheckpoint(run_dir))
         return super().instantiate_trainer(default_root_dir=str(run_dir), callbacks=callbacks, **kwargs)
 
     def _default_callbacks(self, given: list[Callback], run_dir: Path, checkpoints: bool) -> list[Callback]:
@@ -189,6 +199,8 @@ def _sentence(error: BaseException | None) -> str | None:
         ):
             keys = textwrap.shorten(other[3], 240, placeholder=" ...")
             return f"the checkpoint is not of this {other[2]}: {keys}; use the recipe and flags that made it"
+        if isinstance(error, FOR_THE_USER) and (said := _worker_sentence(str(error))):
+            return said
         if isinstance(error, FOR_THE_USER) and trace is not None:
             module = trace.tb_frame.f_globals.get("__name__", "").partition(".")[0]
             line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip()
@@ -198,22 +210,15 @@ def _sentence(error: BaseException | None) -> str | None:
     return None
 
 
-def _check_checkpoint(path: str | None) -> None:
-    if path in (None, "last", "best", "hpc") or "://" in str(path) or str(path).startswith("registry"):
-        return
-    if not Path(str(path)).exists():
-        there = sorted(map(str, Path().glob("runs/**/*.ckpt")))[:5]
-        raise FileNotFoundError(f"there is no checkpoint {path}" + (f"; there are {', '.join(there)}" if there else ""))
-
-
-def _keep_old_metrics(log_dir: Path) -> None:
-    """Move ``metrics.csv`` of an earlier run aside, which the CSV logger would delete."""
-    old = log_dir / "metrics.csv"
-    if old.exists() and int(os.environ.get("LOCAL_RANK", 0)) == 0:
-        number = 1
-        while (kept := log_dir / f"metrics-{number}.csv").exists():
-            number += 1
-        old.rename(kept)
+def _worker_sentence(message: str) -> str | None:
+    """The sentence inside the traceback that torch makes the message of an error in a data worker, if it is ours."""
+    if not re.match(r"Caught \w+ in DataLoader worker", message):
+        return None
+    *_, (file, line) = re.findall(r'^ +File "(.+?)", line \d+, in .+\n +(.+)$', message, re.MULTILINE) or [("", "")]
+    places = [Path(sys.modules[name].__path__[0]).resolve() for name in ("zoo", "datamodules") if name in sys.modules]
+    if not line.startswith("raise ") or not any(Path(file).resolve().is_relative_to(place) for place in places):
+        return None
+    return re.sub(r"^[\w.]+: ", "", message.strip().splitlines()[-1])
 
 
 @contextmanager

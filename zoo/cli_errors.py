@@ -50,6 +50,11 @@ def one_line(message: str, parser: ArgumentParser, where: str = "", owner: str =
     if unknown := _unknown_keys(message):
         known = _keys_of_class(cls) if cls else _keys_of(parser)
         command = f"lightning {getattr(parser, 'subcommand', '')}".strip()
+        if not owner and (early := [key for key in unknown if key.partition(".")[0] in _parts_of_commands(parser)]):
+            return (
+                f"{command!r} takes no {early[0]!r} before the command: write --config and every other option after "
+                "fit, as in lightning fit --config recipes/beit.yaml"
+            )
         return "; ".join(f"{owner or repr(command)} takes no {key!r}{nearest(key, known, cls)}" for key in unknown)
     if match := re.search(r"argument subcommand: invalid choice: '([^']*)'", message):
         return f"there is no command {match[1]!r}{nearest(match[1], [*_subcommands(parser), *EXTRA_COMMANDS], True)}"
@@ -61,6 +66,8 @@ def one_line(message: str, parser: ArgumentParser, where: str = "", owner: str =
         return f"{missing} missing: name a recipe, e.g. lightning fit --config recipes/beit.yaml"
     if named := re.search(r"Expected a dot import path string: (\S+)", message):
         owner, cls = named[1], None
+    if owner and cls is None and where == "model" and (how := _preset(owner)):
+        return f"{where}: {owner!r} is a preset, not a class: {how}"
     if owner and cls is None:
         return f"{where}: there is no class {owner!r}{nearest(owner, _class_names(where, owner))}"
     if match := re.search(r"Expected an? (.+?)\. Got value: (.+)", message):
@@ -98,6 +105,25 @@ def _unknown_keys(message: str) -> list[str]:
 def _subcommands(parser: ArgumentParser) -> dict[str, ArgumentParser]:
     groups = [action for action in parser._actions if isinstance(action, _SubParsersAction)]
     return {name: sub for group in groups for name, sub in group._name_parser_map.items()}
+
+
+def _parts_of_commands(parser: ArgumentParser) -> set[str]:
+    """First parts of the options that only commands take, such as ``model`` and ``data``."""
+    commands = [key for sub in _subcommands(parser).values() for key in _keys_of(sub)]
+    own = [action.option_strings[-1].lstrip("-") for action in parser._actions if action.option_strings]
+    return {key.partition(".")[0] for key in commands} - set(own)
+
+
+def _preset(name: str) -> str | None:
+    """How to train the preset of that name from the command line."""
+    from zoo.registry import presets
+
+    if (preset := presets().get(name)) is None:
+        return None
+    of_class = f"--model {preset.cls.__name__}"
+    return (
+        f"{of_class} and its settings" if preset.recipe is None else f"--config recipes/{preset.recipe}, or {of_class}"
+    )
 
 
 def _keys_of(parser: ArgumentParser) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.parsing import AttributeDict
 from torch import Tensor, nn
 
@@ -38,6 +39,7 @@ class ZooModule(pl.LightningModule):
         #: prefix of parameters that the loaded weights do not hold -> why
         self.absent: dict[str, str] = {}
         self.started_from_weights = False
+        self._fingerprint: tuple[tuple[int, ...], str] | None = None
         self.save_hyperparameters()
         for name, value in constructor_arguments(self).items():
             self.hparams.setdefault(name, value)
@@ -85,7 +87,7 @@ class ZooModule(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tokens:
         """Tokens of the tokenizer's own view where the data has one, so that a second stage can train on them."""
-        return self.encode(batch.get("token_image", batch["image"]))
+        return self.encode(batch["token_image"] if "token_image" in batch else batch["image"])
 
     def _log_losses(self, stage: str, batch: Batch) -> Tensor:
         terms = self.losses(batch)
@@ -148,6 +150,14 @@ class ZooModule(pl.LightningModule):
             load_weights(self, weights)
             self.started_from_weights = True
 
+    def set_absent(self, absent: dict[str, str]) -> None:
+        """Note what the weights that were just loaded do not hold; a model that then decodes nothing changes its spec.
+
+        Args:
+            absent: prefix of parameters -> why.
+        """
+        self.absent = dict(absent)
+
     def add_tower(self, name: str, module: nn.Module) -> None:
         """Hold a tower that is not trained: eval mode, no gradients, not in ``state_dict``, moves with the model."""
         self.frozen[name] = module.eval().requires_grad_(False)
@@ -171,8 +181,8 @@ class ZooModule(pl.LightningModule):
                     state.setdefault(prefix + parameter, value)
 
         self.add_module(name, module.requires_grad_(False))
-        module.register_state_dict_post_hook(leave_out)
-        module.register_load_state_dict_pre_hook(fill_in)
+        module.register_state_dict_post_hook(leave_out)  # type: ignore[no-untyped-call]
+        module.register_load_state_dict_pre_hook(fill_in)  # type: ignore[no-untyped-call]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ZooModule":
         for module in self.frozen.values():
@@ -208,6 +218,43 @@ class ZooModule(pl.LightningModule):
             "init_args": self.init_args(),
             "version": __version__,
         }
+        if (own := self.tokenizer_fingerprint()) is not None:
+            checkpoint["zoo"]["tokenizer_fingerprint"] = own
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.warn_of_another_tokenizer(checkpoint.get("zoo"), "the checkpoint")
+
+    def tokenizer_fingerprint(self) -> str | None:
+        """Of the frozen tokenizer whose ids the model predicts; None without one, or for a random one."""
+        tower = self.frozen.get("tokenizer")
+        spec = getattr(tower, "spec", None)
+        untrained = str(self.hparams.get("tokenizer")).endswith(":random")
+        if tower is None or spec is None or not spec.vocab_size or untrained:
+            return None
+        from zoo.token_shards import fingerprint
+
+        # computed again only after a write: hashing a large tokenizer at every checkpoint would take seconds
+        writes = tuple(value._version for value in tower.state_dict().values())
+        if self._fingerprint is None or self._fingerprint[0] != writes:
+            self._fingerprint = writes, fingerprint(tower)
+        return self._fingerprint[1]
+
+    def warn_of_another_tokenizer(self, said: Any, source: str) -> None:
+        """Warn where weights were trained on the ids of another tokenizer, which load all the same.
+
+        Args:
+            said: what the checkpoint says about its model; older ones do not name the tokenizer's weights.
+            source: name of the checkpoint, for the message.
+        """
+        stored = said.get("tokenizer_fingerprint") if isinstance(said, dict) else None
+        if stored is None or "tokenizer" not in self.frozen or stored == (own := self.tokenizer_fingerprint()):
+            return
+        theirs, ours = said.get("init_args", {}).get("tokenizer"), self.hparams.get("tokenizer")
+        rank_zero_warn(
+            f"{source} was trained on the ids of the tokenizer {theirs!r} (fingerprint {stored[:12]}), and this model "
+            f"has {ours!r} ({own[:12] if own else 'untrained'}): its ids mean other codes there, so train further, or "
+            f"set tokenizer to the one of the checkpoint"
+        )
 
 
 def constructor_arguments(module: nn.Module) -> dict[str, Any]:

@@ -274,7 +274,7 @@ def model_info(name: str) -> ModelInfo:
     )
 
 
-def check_overrides(cls: type[ZooModule], overrides: dict[str, Any]) -> None:
+def check_overrides(cls: type, overrides: dict[str, Any]) -> None:
     """Refuse arguments that the constructor does not take, naming the nearest one."""
     accepted = list(inspect.signature(cls).parameters)
     for name in overrides:

@@ -4,12 +4,13 @@ import inspect
 from typing import Any, get_args
 
 import torch
-from jaxtyping import Bool, Int
+import torch.nn.functional as F
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from zoo.module import Batch
 from zoo.registry import check_overrides, class_of, model_from
-from zoo.tokens import TokenSpec
+from zoo.tokens import TokenSpec, as_pixels
 
 NO_CLASS = -1  # label of an image that is to be made without a class
 
@@ -57,18 +58,75 @@ def ids_of(batch: Batch, tokenizer: Any) -> Int[Tensor, "b n"]:
     """
     spec: TokenSpec = tokenizer.spec
     if (ids := batch.get("ids")) is not None:
-        if ids.shape[1] != spec.num_tokens or ids.max() >= spec.vocab_size:
-            raise ValueError(
-                f"batch['ids'] has shape {tuple(ids.shape)} and largest id {int(ids.max())}; this model needs "
-                f"{spec.num_tokens} ids below {spec.vocab_size}: write them with its own tokenizer"
-            )
-        return ids
+        return _given(ids, spec)
     images = batch.get("token_image", batch.get("image"))
     if images is None:
         raise ValueError(f"the batch has neither 'ids' nor 'image', but {', '.join(batch)}: bring one of them")
     with torch.autocast(images.device.type, enabled=False):
         tokens = tokenizer.encode(images)
     return same_length(tokens.ids, spec, images)
+
+
+@torch.no_grad()
+def view_ids_of(batch: Batch, tokenizer: Any, spec: TokenSpec, size: tuple[int, int]) -> Int[Tensor, "b n"]:
+    """Precomputed ``ids`` of the batch, else of ``token_image``, else of ``image`` resized to the tokenizer's view.
+
+    Args:
+        batch: with ``image``.
+        tokenizer: fully convolutional where ``size`` is not its own.
+        spec: with one grid: of the model that predicts the ids.
+        size: height and width of the tokenizer's view.
+
+    Raises:
+        ValueError: for ids or views that do not fit the model's grid.
+    """
+    images = images_of(batch)
+    if (ids := batch.get("ids")) is not None:
+        return _given(ids, spec, len(images))
+    if (view := batch.get("token_image")) is not None:
+        if view.ndim == 4 and tuple(view.shape[-2:]) != size:
+            height, width = view.shape[-2:]
+            raise ValueError(
+                f"batch['token_image'] is {height}x{width}, this model needs {size[0]}x{size[1]} for its grid of "
+                f"{spec.grid_shape} tokens: set data.token_image_size to {size[1]}"
+            )
+        view = as_pixels(view)
+    else:
+        view = as_pixels(images)
+        if tuple(view.shape[-2:]) != size:
+            view = F.interpolate(view.float(), size, mode="bicubic", antialias=True).clamp(0, 1)
+    with torch.autocast(view.device.type, enabled=False):
+        tokens = tokenizer.encode(view)
+    if tokens.spec.grid_shape != spec.grid_shape:
+        raise ValueError(
+            f"the tokenizer makes a grid of {tokens.spec.grid_shape} from {size[0]}x{size[1]} pixels, but the model "
+            f"has {spec.grid_shape} patches: change image_size or patch_size, or take a fully convolutional tokenizer"
+        )
+    return tokens.ids
+
+
+def images_of(batch: Batch) -> Shaped[Tensor, "b c h w"]:
+    """The batch's ``image``, for models that read pixels as well as ids.
+
+    Raises:
+        ValueError: where there is none, as in token shards that were written without images.
+    """
+    if "image" not in batch:
+        raise ValueError(
+            f"the batch has no 'image', but {', '.join(batch)}, and this model reads pixels: write the token shards "
+            "with --trainer.callbacks.with_images=true"
+        )
+    return batch["image"]
+
+
+def _given(ids: Int[Tensor, "b n"], spec: TokenSpec, count: int | None = None) -> Int[Tensor, "b n"]:
+    shape = (len(ids) if count is None else count, spec.num_tokens)
+    if ids.shape != shape or ids.max() >= spec.vocab_size:
+        raise ValueError(
+            f"batch['ids'] has shape {tuple(ids.shape)} and largest id {int(ids.max())}; this model needs "
+            f"{spec.num_tokens} ids below {spec.vocab_size}: write them with its own tokenizer"
+        )
+    return ids
 
 
 def same_length(ids: Int[Tensor, "b n"], spec: TokenSpec, images: Tensor) -> Int[Tensor, "b n"]:
@@ -92,10 +150,25 @@ def labels_of(batch: Batch, num_classes: int) -> Int[Tensor, " b"] | None:
     Raises:
         ValueError: where it is missing or out of range.
     """
-    if not num_classes:
-        return None
+    return class_labels(batch, num_classes, ", or set num_classes to 0") if num_classes else None
+
+
+def class_labels(batch: Batch, num_classes: int, otherwise: str = "") -> Int[Tensor, " b"]:
+    """The batch's ``label`` for a model that needs one.
+
+    Args:
+        batch: of a data module.
+        num_classes: of the model.
+        otherwise: what else the model can do, for the message.
+
+    Raises:
+        ValueError: where it is missing or out of range.
+    """
     if (labels := batch.get("label")) is None:
-        raise ValueError(f"the batch has no 'label', but the model has {num_classes} classes: set num_classes to 0")
+        raise ValueError(
+            f"the batch has no 'label', but the model has {num_classes} classes: sort the images into one sub-folder "
+            f"per class{otherwise}"
+        )
     return in_range(labels, num_classes)
 
 

@@ -25,9 +25,15 @@ HEADER = "header.json"
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and values of the state dict; equal on every device."""
+    """SHA-256 over names, types, shapes and values of the state dict; equal on every device.
+
+    What the loaded weights did not hold (``module.absent``) is random and left out.
+    """
     digest = hashlib.sha256()
+    absent = tuple(getattr(module, "absent", ()))
     for name, value in sorted(module.state_dict().items()):
+        if name.startswith(absent):
+            continue
         value = value.detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
@@ -102,29 +108,63 @@ def read_header(folder: str | Path) -> dict[str, Any]:
 
 
 def check_header(header: dict[str, Any], tokenizer: Any) -> None:
-    """Refuse tokens of another tokenizer.
+    """Refuse tokens that this tokenizer did not write, or that are not as many as it makes by itself.
 
     Args:
         header: of the shards.
-        tokenizer: the module that is to decode them, or that a second stage was built for; with a ``spec``.
+        tokenizer: the module that is to decode them, with a ``spec``.
 
     Raises:
         ValueError: saying what differs.
     """
-    spec, source = tokenizer.spec, header["model"] or header["class"]
+    check_length(header, tokenizer.spec.num_tokens, type(tokenizer).__name__)
+    check_tokenizer(header, tokenizer)
+
+
+def check_length(header: dict[str, Any], num_tokens: int, whose: str) -> None:
+    """Refuse shards with another number of tokens per image than their reader has positions for.
+
+    Args:
+        header: of the shards.
+        num_tokens: per image, of the reader.
+        whose: name of the reader, for the message.
+
+    Raises:
+        ValueError: naming both numbers.
+    """
+    if header["num_tokens"] != num_tokens:
+        raise ValueError(
+            f"the token shards were written by {_source(header)} with num_tokens {header['num_tokens']}, but {whose} "
+            f"has {num_tokens}: write the shards again at the image size that gives {num_tokens} tokens"
+        )
+
+
+def check_tokenizer(header: dict[str, Any], tokenizer: Any) -> None:
+    """Refuse tokens of another tokenizer, whatever the image size that they were made at.
+
+    Args:
+        header: of the shards.
+        tokenizer: the module that a second stage was built for, with a ``spec``.
+
+    Raises:
+        ValueError: saying what differs.
+    """
     remedy = "use that tokenizer, or write the shards again with this one"
-    for name, stored in (("vocab_size", header["vocab_size"]), ("num_tokens", header["num_tokens"])):
-        if getattr(spec, name) != stored:
-            raise ValueError(
-                f"the token shards were written by {source} with {name} {stored}, but {type(tokenizer).__name__} has "
-                f"{getattr(spec, name)}: {remedy}"
-            )
+    if tokenizer.spec.vocab_size != header["vocab_size"]:
+        raise ValueError(
+            f"the token shards were written by {_source(header)} with vocab_size {header['vocab_size']}, but "
+            f"{type(tokenizer).__name__} has {tokenizer.spec.vocab_size}: {remedy}"
+        )
     own = fingerprint(tokenizer)
     if own != header["fingerprint"]:
         raise ValueError(
-            f"the token shards were written by {source} with other weights (fingerprint {header['fingerprint'][:12]}) "
-            f"than this {type(tokenizer).__name__} has ({own[:12]}): {remedy}"
+            f"the token shards were written by {_source(header)} with other weights (fingerprint "
+            f"{header['fingerprint'][:12]}) than this {type(tokenizer).__name__} has ({own[:12]}): {remedy}"
         )
+
+
+def _source(header: dict[str, Any]) -> str:
+    return header["model"] or header["class"]
 
 
 def write_shard(

@@ -214,13 +214,18 @@ def as_pixels(
     """Check a batch of images and return it as floats in [0, 1].
 
     Args:
-        images: uint8, or float in [0, 1].
+        images: uint8, or any float type in [0, 1]; float32 is returned as it is, without a copy.
         multiple_of: both sides must be divisible by this.
         size: both sides must equal this, or this ``(height, width)``.
 
     Raises:
         ValueError: naming the value that is wrong and what to do.
     """
+    if not isinstance(images, Tensor):
+        kind = type(images).__name__
+        raise ValueError(
+            f"images must be a tensor, got {kind}: torch.from_numpy(...) or torch.as_tensor(...) makes one"
+        )
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must have shape (batch, 3, height, width), got {tuple(images.shape)}")
     height, width = images.shape[-2:]
@@ -232,6 +237,7 @@ def as_pixels(
         return images.float() / 255
     if not images.is_floating_point():
         raise ValueError(f"images must be uint8 or float in [0, 1], got {images.dtype}")
+    images = images.float()  # networks are float32; autocast casts by itself
     if not torch.compiler.is_compiling():
         low, high = (x.item() for x in images.detach().aminmax()) if images.numel() else (0.0, 0.0)
         if not (low >= -1e-3 and high <= 1 + 1e-3):  # also catches nan

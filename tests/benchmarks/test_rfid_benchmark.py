@@ -1,9 +1,11 @@
 """The benchmark scripts and the files they write."""
 
+import hashlib
 import json
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_tokenizer import RandomImageData, TinyTokenizer, quiet_trainer
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -68,13 +70,38 @@ def test_missing_weights_end_with_one_sentence(rfid, capsys):
         ("--data RandomImageData --data.size 3", "size"),
         ("--data RandomImageData --num-images 99", "has 22 images, not 99"),
         ("--data RandomImageData stray", "--data.KEY VALUE"),
+        ("--data RandomImageData --num-images 0", "error: num_images must be at least 2, got 0: leave it out"),
+        ("--data RandomImageData --num-images 1", "error: num_images must be at least 2, got 1"),
+        (
+            "--data RandomImageData --data.imagesize 16",
+            "takes no 'imagesize': did you mean image_size?",
+        ),
+        (
+            "--data RandomImageData --lpips vgg",
+            "error: --lpips takes vgg=PATH or alex=PATH",
+        ),
+        ("--data RandomImageData --lpips vgg16=x", "--lpips takes vgg=PATH or alex=PATH"),
+        ("--data RandomImageData --lpips vgg=nowhere.pth", "error: LPIPS needs the backbone file nowhere.pth"),
     ],
 )
 def test_bad_arguments(rfid, capsys, arguments, message):
     with pytest.raises(SystemExit) as stop:
         rfid.main(["--model", "tiny", *arguments.split()])
     assert stop.value.code == 2
-    assert message in capsys.readouterr().err
+    assert message in (error := capsys.readouterr().err)
+    assert error.count("error:") == 1
+
+
+def test_published_lpips_with_its_protocol(rfid, tmp_path, monkeypatch):
+    from torchvision.models import alexnet
+
+    monkeypatch.setattr("zoo.registry.model_from", lambda reference: TinyTokenizer(image_size=64))
+    path = tmp_path / "alex.pth"
+    torch.save(alexnet(weights=None).state_dict(), path)
+    arguments = ["--data.image_size=64", "--num-images=4", f"--lpips=alex={path}"]
+    record = rfid.main(["--model", "tiny", "--data", "RandomImageData", *arguments])
+    assert record["metrics"]["lpips_alex"] > 0
+    assert record["protocol"]["lpips_alex"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,9 @@
+import dataclasses
+import json
+
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from tiny_tokenizer import RandomImageData, TinyTokenizer, quiet_trainer
 
 from zoo.callbacks.ema import EMA
@@ -126,3 +130,25 @@ def test_number_of_images():
     assert ten["metrics"] != evaluate(model, data, full=False)["metrics"]
     with pytest.raises(ValueError, match="the test split has 20 images, not 30"):
         evaluate(model, data, num_images=30, full=False)
+
+
+def test_test_leaves_its_protocol_in_the_log_folder(tmp_path):
+    data = RandomImageData(num_images=11)
+    trainer = quiet_trainer(
+        tmp_path, callbacks=[Evaluation()], logger=CSVLogger(tmp_path / "logs", name="", version="")
+    )
+    logged = trainer.test(TinyTokenizer(), data, verbose=False)[0]
+    written = json.loads((tmp_path / "logs" / "protocol.json").read_text())
+    assert written["num_images"] == 11 and written["split"] == "test" and written["ranks"] == 1
+    assert written["data"] == {"class": "RandomImageData", "num_images": 11, "image_size": 16, "batch_size": 8}
+    assert written["fd_lite0"]["sha256"] and written["packages"]["torch"] and "ssim" in written
+    assert written["metrics"] == {k: v for k, v in logged.items() if k.startswith("test/")}
+    assert written["metrics"]["test/fd_lite0"] > 0 and len(written["images_sha256"]) == 64
+
+
+def test_no_protocol_without_values_to_explain(tmp_path):
+    model = TinyTokenizer()
+    quiet_trainer(tmp_path, callbacks=[Evaluation()]).validate(model, RandomImageData(), verbose=False)
+    model.spec = dataclasses.replace(model.spec, decodes=None)
+    quiet_trainer(tmp_path, callbacks=[Evaluation()]).test(model, RandomImageData(), verbose=False)
+    assert not list(tmp_path.rglob("protocol.json"))

@@ -1,11 +1,16 @@
 import json
+import shlex
+from pathlib import Path
 
 import pytest
 import torch
 from tiny_tokenizer import RandomImageData, RandomImages, TinyTokenizer, quiet_trainer
 
 import zoo
+from datamodules import EmojiData
 from datamodules.tokens import TokenData
+from zoo.callbacks.evaluation import Evaluation
+from zoo.callbacks.grids import ImageGrids
 from zoo.callbacks.token_dump import TokenDump
 from zoo.token_shards import check_header, read_header, read_shards
 
@@ -68,17 +73,24 @@ def test_models_without_ids_are_refused_before_any_work(tmp_path):
         dump(tmp_path, Blind())
 
 
-def test_second_stage_has_equal_losses_on_shards_and_on_the_fly(tmp_path):
-    """The tokenizer's predict run writes ids of its own view beside the image; BEiT then needs no tokenizer pass."""
-    from datamodules import EmojiData
-
+@pytest.fixture
+def beit_shards(tmp_path):
+    """BEiT, and shards with images that its tokenizer wrote in the view that BEiT needs, not in its own size."""
     torch.manual_seed(0)
-    beit = zoo.create_model("beit_tiny").eval()
+    beit = zoo.create_model("beit_tiny")
+    assert beit.spec.num_tokens != beit.tokenizer.spec.num_tokens
     data = EmojiData(image_size=32, token_image_size=16, batch_size=20)
     for split in ("train", "val"):
-        dump_of = TokenDump(str(tmp_path), split, with_images=True)
+        dump_of = TokenDump(str(tmp_path / "tokens"), split, with_images=True)
         quiet_trainer(tmp_path, callbacks=[dump_of], limit_predict_batches=2).predict(beit.tokenizer, data)
-    shards = TokenData(str(tmp_path), batch_size=20)
+    return beit, str(tmp_path / "tokens"), data
+
+
+def test_second_stage_has_equal_losses_on_shards_and_on_the_fly(beit_shards):
+    """The tokenizer's predict run writes ids of its own view beside the image; BEiT then needs no tokenizer pass."""
+    beit, folder, data = beit_shards
+    beit.eval()
+    shards = TokenData(folder, batch_size=20)
     shards.setup("fit")
     data.setup("fit")
     for stored, fresh in zip(shards.val_dataloader(), data.val_dataloader(), strict=False):
@@ -86,3 +98,64 @@ def test_second_stage_has_equal_losses_on_shards_and_on_the_fly(tmp_path):
         assert torch.equal(stored["ids"], beit.tokenize(fresh))
         from_shards, on_the_fly = beit.losses(stored), beit.losses(fresh)
         assert from_shards["loss"].item() == on_the_fly["loss"].item() > 0
+
+
+def test_second_stage_trains_on_shards(beit_shards, tmp_path):
+    beit, folder, data = beit_shards
+    trainer = quiet_trainer(tmp_path, max_steps=2, callbacks=[Evaluation(), ImageGrids()])
+    trainer.fit(beit, TokenData(folder, image_size=32, batch_size=20))
+    assert beit.global_step == 2 and list((tmp_path / "images").glob("step_*.png"))
+    by_shards = trainer.callback_metrics["val/loss"].item()
+    on_the_fly = quiet_trainer(tmp_path, limit_val_batches=2).validate(beit, data, verbose=False)[0]["val/loss"]
+    assert by_shards == pytest.approx(on_the_fly, rel=1e-5) and by_shards > 0
+
+
+def test_shards_of_another_length_tokenizer_or_image_size_are_refused(beit_shards, tmp_path):
+    beit, folder, _ = beit_shards
+
+    def fit(model, **settings):
+        quiet_trainer(tmp_path, max_steps=1).fit(model, TokenData(folder, batch_size=20, **settings))
+
+    with pytest.raises(ValueError, match="with num_tokens 16, but BEiT has 64: write the shards again at the image"):
+        fit(zoo.create_model("beit_tiny", patch_size=4))
+    torch.manual_seed(1)
+    with pytest.raises(ValueError, match="with other weights"):
+        fit(zoo.create_model("beit_tiny"))
+    with pytest.raises(ValueError, match=r"holds images of 32x32, but image_size is 64: set data\.image_size to 32"):
+        fit(beit, image_size=64)
+
+
+def test_a_named_tokenizer_may_have_made_tokens_of_another_image_size(tmp_path):
+    data = EmojiData(image_size=64, token_image_size=32, batch_size=20)
+    model = zoo.create_model("dvae_emoji", weights=True)
+    for split in ("train", "val"):
+        quiet_trainer(tmp_path, callbacks=[TokenDump(str(tmp_path), split)], limit_predict_batches=1).predict(
+            model, data
+        )
+    shards = TokenData(str(tmp_path), tokenizer="dvae_emoji")
+    shards.setup()
+    assert shards.headers["train"]["num_tokens"] == 64 != model.spec.num_tokens
+    with pytest.raises(ValueError, match="vocab_size 512, but DVAE has 64"):
+        TokenData(str(tmp_path), tokenizer="dvae_tiny:random").setup()
+
+
+def test_shards_without_images_are_refused_by_a_model_that_reads_pixels(tmp_path):
+    beit = zoo.create_model("beit_tiny")
+    batch = {"ids": torch.zeros(2, 16, dtype=torch.int64), "index": torch.arange(2)}
+    mask = torch.ones(2, 4, 4, dtype=torch.bool)
+    for call in (beit.losses, beit.masks, beit.tokenize, lambda b: beit.losses(b | {"mask": mask})):
+        with pytest.raises(ValueError, match=r"no 'image', but ids, index.*with_images=true"):
+            call(batch)
+
+
+def test_the_documented_commands_train_beit_on_shards(run_cli):
+    """Those of docs/data.md, with fewer steps."""
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text().partition("## TokenData")[2]
+    commands = [shlex.split(line.strip())[1:] for line in page.splitlines() if line.startswith("    lightning ")]
+    assert [command[0] for command in commands] == ["predict", "predict", "fit"]
+    for command in commands:
+        short = "--trainer.max_steps=2" if command[0] == "fit" else "--trainer.limit_predict_batches=2"
+        code, out, err = run_cli(*command, short, "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false")
+        assert code == 0, err
+    assert "2 steps" in out and Path("runs/beit/last.ckpt").exists()
+    assert read_header("tokens/train")["count"] == read_header("tokens/val")["count"] > 0

@@ -14,6 +14,7 @@ from zoo import Optim, ZooModule, create_model
 from zoo.checkpoints.export import save_weights
 from zoo.checkpoints.load import from_checkpoint, load_weights
 from zoo.models.dvae import DVAE
+from zoo.token_shards import fingerprint
 
 SMALL = {
     "image_size": 16,
@@ -32,6 +33,15 @@ class Images(pl.LightningDataModule):
     def train_dataloader(self):
         generator = torch.Generator().manual_seed(0)
         return DataLoader([{"image": torch.rand(3, 16, 16, generator=generator)} for _ in range(4)], batch_size=2)
+
+    def val_dataloader(self):
+        return self.train_dataloader()
+
+
+class Images32(pl.LightningDataModule):
+    def train_dataloader(self):
+        image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+        return DataLoader([{"image": image, "label": 1, "index": i} for i in range(4)], batch_size=2)
 
     def val_dataloader(self):
         return self.train_dataloader()
@@ -192,4 +202,54 @@ def test_export_of_a_part_stays_a_part(tmp_path):
     assert path.stat().st_size < 4 * sum(p.numel() for p in model.encoder.parameters()) + 8192
     again = create_model(f"ckpt:{path}")
     assert again.absent == model.absent and "encoder only" in again.absent["decoder."]
+    assert again.spec.decodes is None and again.spec == model.spec
+    assert fingerprint(again) == fingerprint(model)  # the decoder of each is random
     assert torch.equal(again.encoder.blocks.input.w, model.encoder.blocks.input.w)
+
+
+@pytest.fixture
+def two_tokenizers(tmp_path):
+    """References to two tokenizers of the same shape and other weights."""
+    for name in ("a", "b"):
+        save_weights(create_model("dvae_tiny"), tmp_path / f"{name}.safetensors")
+    return f"ckpt:{tmp_path / 'a.safetensors'}", f"ckpt:{tmp_path / 'b.safetensors'}"
+
+
+@pytest.mark.parametrize("name", ["beit_tiny", "maskgit_tiny", "ar_transformer_tiny"])
+def test_a_second_stage_on_another_tokenizer_is_warned_of(name, two_tokenizers, tmp_path):
+    a, b = two_tokenizers
+    model = create_model(name, tokenizer=a)
+    path = str(save_weights(model, tmp_path / "model.safetensors"))
+    trainer(tmp_path, limit_train_batches=1, limit_val_batches=0).fit(model, Images32())
+    model.trainer.save_checkpoint(tmp_path / "model.ckpt")
+    both = rf"trained on the ids of the tokenizer '{a}' \(fingerprint \w{{12}}\), and this model has '{b}' \(\w{{12}}\)"
+    for file in (path, str(tmp_path / "model.ckpt")):
+        with pytest.warns(UserWarning, match=both):
+            create_model(name, tokenizer=b, weights=file)
+        create_model(name, tokenizer=a, weights=file)  # a warning would be an error
+        create_model(f"ckpt:{file}")
+    other = create_model(name, tokenizer=b)
+    with pytest.warns(UserWarning, match=both):
+        trainer(tmp_path).validate(other, Images32(), ckpt_path=tmp_path / "model.ckpt", verbose=False)
+    trainer(tmp_path).validate(model, Images32(), ckpt_path=tmp_path / "model.ckpt", verbose=False)
+    (tmp_path / "a.safetensors").write_bytes((tmp_path / "b.safetensors").read_bytes())  # a later run overwrote it
+    with pytest.warns(UserWarning, match="its ids mean other codes"):
+        create_model(f"ckpt:{path}")
+
+
+def test_weights_that_do_not_name_their_tokenizer_do_not_warn():
+    from zoo.registry import WEIGHTS_DIR
+
+    stored = from_checkpoint(WEIGHTS_DIR / "beit_emoji.safetensors")
+    assert stored.tokenizer_fingerprint() == fingerprint(stored.tokenizer)
+    create_model("beit_emoji", weights=True, tokenizer="dvae_emoji:random")
+
+
+def test_fingerprint_of_a_tokenizer_follows_its_weights(two_tokenizers):
+    model = create_model("beit_tiny", tokenizer=two_tokenizers[0])
+    first = model.tokenizer_fingerprint()
+    assert first == fingerprint(model.tokenizer) == model.to("cpu").tokenizer_fingerprint()
+    model.tokenizer.load_state_dict(create_model(two_tokenizers[1]).state_dict())
+    assert model.tokenizer_fingerprint() == fingerprint(model.tokenizer) != first
+    assert create_model("beit_tiny").tokenizer_fingerprint() is None  # untrained: its ids mean nothing
+    assert create_model("dvae_tiny").tokenizer_fingerprint() is None

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jaxtyping
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -94,6 +95,14 @@ def test_uint8_and_float_images_are_the_same(model):
     assert torch.equal(one.ids, two.ids) if one.ids is not None else torch.equal(one.embeddings, two.embeddings)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", TOKENIZING)
+def test_images_of_every_float_type_are_the_same(model, dtype):
+    images = (batch_for(stir(model))["image"] / 255).to(dtype)
+    one, two = tokens(model, {"image": images}), tokens(model, {"image": images.float()})
+    assert torch.equal(one.ids, two.ids) if one.ids is not None else torch.equal(one.embeddings, two.embeddings)
+
+
 @pytest.mark.parametrize("name", TOKENIZING)
 def test_decode_gives_what_the_spec_says(model):
     batch = batch_for(stir(model))
@@ -148,6 +157,15 @@ def test_bad_images_end_with_one_sentence(model, spoil, sentence):
         assert "\n" not in str(caught.value)
     else:
         assert "TypeCheckError" in type(caught.value).__name__ or "violates" in str(caught.value)
+
+
+def test_arrays_instead_of_tensors_end_with_one_sentence(model, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the annotations would be first during tests
+    batch = batch_for(model)
+    batch["image"] = batch["image"].numpy()
+    with pytest.raises(ValueError, match=r"^images must be a tensor, got ndarray: torch\.from_numpy") as caught:
+        model.encode(batch["image"]) if model.spec is not None else model.losses(batch)
+    assert "\n" not in str(caught.value)
 
 
 # ---------------------------------------------------------------- training

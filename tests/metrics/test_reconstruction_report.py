@@ -3,7 +3,7 @@ import torch
 from tiny_tokenizer import RandomImages, TinyTokenizer
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from zoo.metrics.reconstruction import ReconstructionReport, reference_view
+from zoo.metrics.reconstruction import ReconstructionReport, reconstruct_batch, reference_view
 from zoo.tokens import Segment, TokenSpec
 
 
@@ -98,3 +98,5 @@ def test_reference_is_the_view_of_the_right_size():
         reference_view(batch, torch.zeros(1, 3, 6, 4))
     with pytest.raises(ValueError, match="with_images=true"):
         reference_view({"ids": torch.zeros(1, 4)}, torch.zeros(1, 3, 6, 4))
+    with pytest.raises(ValueError, match="no images to compare with"):
+        reconstruct_batch(TinyTokenizer(), {"ids": torch.zeros(1, 4)})

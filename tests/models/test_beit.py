@@ -7,8 +7,11 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_tokenizer import RandomImageData, quiet_trainer
 
 import zoo
+from zoo.callbacks.evaluation import Evaluation
+from zoo.callbacks.grids import ImageGrids
 from zoo.losses.mixing import mix
 from zoo.models.beit import BEiT, BEiTClassifier
 from zoo.nn.beit_vit import BeitViT
@@ -75,6 +78,18 @@ def test_hidden_patches_cannot_be_seen_and_visible_ones_can(beit, batch):
     x = beit.vit.embed_patches(beit.network_view(other), mask.flatten(1))
     assert torch.equal(x[:, 0], beit.vit.cls_token[:, 0].expand(4, -1))
     assert torch.equal(x[:, 1:9], beit.vit.mask_token.expand(4, 8, -1))
+
+
+@pytest.mark.parametrize("layer_scale", [0.0, 0.1])
+@pytest.mark.parametrize("absolute_positions", [False, True])
+def test_residual_stream_is_float32_under_autocast(layer_scale, absolute_positions):
+    vit = BeitViT(32, 8, 32, 3, 4, layer_scale=layer_scale, absolute_positions=absolute_positions, vocab_size=64)
+    mask = torch.zeros(2, 16, dtype=torch.bool)
+    mask[:, :5] = True
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert vit.embed_patches(torch.rand(2, 3, 32, 32), mask).dtype == torch.float32
+        outputs = vit.block_outputs(torch.rand(2, 3, 32, 32), [0, 1, 2])
+    assert {x.dtype for x in outputs} == {torch.float32}
 
 
 def test_positions_are_added_to_mask_tokens_too():
@@ -194,6 +209,22 @@ def test_picture_rows_show_what_is_hidden(beit, batch):
     assert torch.equal(rows["masked_input"][~hidden], rows["original"][~hidden])
 
 
+def test_trains_on_the_ids_of_an_encoder_alone(tmp_path):
+    """As FLAVA, OpenMMLab and OpenAI's encoder.pkl are; the callbacks of the recipes ask spec.decodes."""
+    torch.save(zoo.create_model("dvae_tiny").encoder.state_dict(), tmp_path / "encoder.pt")
+    model = zoo.create_model("beit_tiny", tokenizer=f"dvae_tiny:{tmp_path / 'encoder.pt'}")
+    assert model.spec.decodes is None
+    trainer = quiet_trainer(tmp_path, max_steps=3, callbacks=[Evaluation(), ImageGrids()])
+    trainer.fit(model, RandomImageData(image_size=32))
+    assert model.global_step == 3 and "val/accuracy" in trainer.callback_metrics
+    assert "val/psnr" not in trainer.callback_metrics
+    images = torch.rand(2, 3, 32, 32)
+    assert list(model.picture_rows(images, {"index": torch.arange(2)})) == ["original", "masked_input"]
+    assert list((tmp_path / "images").glob("step_*.png"))
+    with pytest.raises(zoo.NotInvertible, match="encoder only"):
+        model.decode(model.encode(images))
+
+
 def test_tokenizer_is_frozen_and_not_saved(beit, batch):
     assert not any("tokenizer" in name for name in beit.state_dict())
     assert all(name.startswith("vit.") for name in beit.state_dict())
@@ -209,6 +240,7 @@ def test_tokenizer_is_frozen_and_not_saved(beit, batch):
         ("ids", torch.full((4, 16), 64), "largest id 64"),
         ("mask", torch.zeros(4, 3, 4, dtype=torch.bool), "masks must be bool of shape \\(4, 4, 4\\)"),
         ("token_image", torch.zeros(4, 3, 32, 32), "32x32, this model needs 16x16"),
+        ("token_image", torch.zeros(4, 3, 32, 32), r"'token_image'\] is 32x32.*set data\.token_image_size to 16$"),
         ("image", torch.zeros(4, 3, 40, 40), "40x40, this model needs 32x32"),
     ],
 )
@@ -375,6 +407,12 @@ def test_new_head_for_other_labels(batch):
     assert model(batch["image"]).shape == (4, 3) and model.hparams["num_classes"] == 3
     assert torch.equal(model.vit.blocks[0].attn.qkv.weight, trunk)
     assert model.init_args()["num_classes"] == 3
+
+
+def test_classifier_says_how_to_get_labels(batch):
+    model = BEiTClassifier(**TINY, num_classes=9)
+    with pytest.raises(ValueError, match=r"has no 'label', but the model has 9 classes.*one sub-folder per class$"):
+        model.losses({"image": batch["image"]})
 
 
 def test_classifier_has_no_tokens(batch):

@@ -86,16 +86,17 @@ def test_encoder_alone_encodes_and_says_why_it_cannot_decode(reference, images, 
     with torch.no_grad():
         tokens = model.encode(images)
         assert torch.equal(tokens.grid(), reference[0](map_pixels(images)).argmax(1))
+    assert model.spec.decodes is None and tokens.spec.decodes is None
     with pytest.raises(NotInvertible, match=r"encoder only.*decoder\.pkl"):
         model.decode(tokens)
     model.load_weights(str(write(reference, tmp_path)))  # both files: the reason is gone
-    assert model.decode(tokens).shape == images.shape
+    assert model.spec.decodes == "pixels" and model.decode(tokens).shape == images.shape
 
 
 def test_decoder_alone_is_told_from_an_encoder_by_its_shapes(reference, restored, tmp_path):
     torch.save(reference[1].state_dict(), tmp_path / "decoder.pt")
     model = dvae(weights=str(tmp_path / "decoder.pt"))
-    assert list(model.absent) == ["encoder."]
+    assert list(model.absent) == ["encoder."] and model.spec.decodes == "pixels"
     ids = torch.arange(36)[None] * 7 % VOCAB
     with torch.no_grad():
         stats = restored[1](torch.nn.functional.one_hot(ids.view(1, 6, 6), VOCAB).permute(0, 3, 1, 2).float())
@@ -130,6 +131,7 @@ def test_flava_codebook_gives_equal_logits(images, tmp_path, prefix):
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
         with pytest.raises(NotInvertible, match="encoder only"):
             model.decode(model.encode(images))
+    assert model.spec.decodes is None
 
 
 @pytest.mark.parametrize("prefix", ["", "target_generator."], ids=["dalle_encoder.pth", "training checkpoint"])
@@ -141,4 +143,4 @@ def test_openmmlab_encoder_gives_equal_logits(reference, images, tmp_path, prefi
     model = dvae(weights=str(tmp_path / "dalle_encoder.pth"))
     with torch.no_grad():
         torch.testing.assert_close(model.logits(images), reference[0](map_pixels(images)), atol=1e-5, rtol=0)
-    assert list(model.absent) == ["decoder."]
+    assert list(model.absent) == ["decoder."] and model.spec.decodes is None

@@ -116,6 +116,17 @@ def test_output_goes_to_a_folder_of_its_own(recipe):
     )
 
 
+def test_published_scale_trains_on_the_whole_training_set(recipe):
+    """Nothing of it is held out without a word, and images that a crop refuses do not end the run."""
+    data = config(recipe)["data"]
+    if recipe.parent.name != "paper" or not data["class_path"].endswith("ImageFolderData"):
+        pytest.skip("small data, or captions")
+    assert data["init_args"]["val_root"] not in (None, data["init_args"]["root"])
+    if data["init_args"]["train_transform"] == "dalle":
+        assert data["init_args"]["max_broken"] > 0.05
+        assert "shorter side below 256 px" in re.sub(r"\s+", " ", parse_header(recipe)["deviations"])
+
+
 def test_arguments_stand_in_the_order_of_the_constructor(recipe):
     preset = presets()[parse_header(recipe)["model"]]
     order = list(signature_defaults(preset.cls))

@@ -1,5 +1,7 @@
 """The evaluation callback: reconstruction metrics of any model that decodes to pixels."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -9,6 +11,8 @@ from zoo.metrics.reconstruction import ReconstructionReport, reconstruct_batch
 
 class Evaluation(Callback):
     """Reconstruct every validation and test image and log what is left of it.
+
+    After ``test`` there is a ``protocol.json`` in the log folder: images, definitions, extractor, packages, values.
 
     In validation the cheap metrics (``val/psnr``, ``val/codebook_usage``, ``val/perplexity``, ``val/dead_codes``), in
     test all of them, also ``test/ssim``, ``test/lpips_lite0`` and ``test/rfid`` or ``test/fd_lite0``. Models that do
@@ -101,6 +105,26 @@ class Evaluation(Callback):
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log("test", pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the protocol beside the values: a distance without it says nothing."""
+        folder = trainer.log_dir or trainer.default_root_dir  # on every rank: log_dir broadcasts
+        if "test" not in self.reports or self.reports["test"].num_images < 2 or trainer.fast_dev_run:
+            return
+        if trainer.is_global_zero:
+            data = getattr(trainer, "datamodule", None)
+            settings = {k: v for k, v in getattr(data, "hparams", {}).items() if not k.startswith("_")}
+            record = {
+                "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
+                "ranks": trainer.world_size,
+                "split": "test",
+                "data": None if data is None else {"class": type(data).__name__, **settings},
+                **self.protocol("test"),
+                "metrics": {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")},
+            }
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            text = json.dumps(record, indent=2, default=str) + "\n"
+            (Path(folder) / "protocol.json").write_text(text, encoding="utf-8")
 
     def protocol(self, stage: str = "test") -> dict[str, Any]:
         """What the values of the last ``val`` or ``test`` run depend on."""

@@ -12,7 +12,7 @@ class RunSummary(Callback):
     """Print what ``fit`` reached, where the checkpoint and the pictures are, and the command to test it.
 
     Args:
-        recipe: the recipe that was run, for the command that is printed.
+        recipe: the recipe that was run, for the command that is printed where the run wrote no configuration.
         metrics: those of the logged metrics to print, in this order.
     """
 
@@ -45,9 +45,18 @@ class RunSummary(Callback):
         if (folder / "images").is_dir():
             parts.append(f"pictures {folder / 'images'}")
         if checkpoint:
-            config = self.recipe or "RECIPE"
+            config = written_config(trainer, folder) or self.recipe or "RECIPE"
             parts.append(f"next: lightning test --config {config} --ckpt_path {checkpoint}")
         return "; ".join(parts)
+
+
+def written_config(trainer: Any, folder: Path) -> Path | None:
+    """The configuration that this run wrote into its log folder, flags included; None for a run from Python."""
+    from lightning.pytorch.cli import SaveConfigCallback
+
+    writer = next((c for c in trainer.callbacks if isinstance(c, SaveConfigCallback)), None)
+    path = None if writer is None else folder / writer.config_filename
+    return path if path is not None and path.is_file() else None
 
 
 def last_checkpoint(trainer: Any) -> str:

@@ -76,7 +76,8 @@ def _put(model: ZooModule, checkpoint: Checkpoint) -> None:
     layout, converted = _convert(model, checkpoint)
     _check(model, converted, checkpoint, layout)
     model.load_state_dict(converted.state, strict=False)  # strictness is _check's
-    model.absent = dict(converted.absent)
+    model.set_absent(converted.absent)
+    model.warn_of_another_tokenizer(checkpoint.zoo, str(checkpoint.path))
     _report(checkpoint.path, layout, converted)
 
 

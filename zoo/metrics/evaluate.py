@@ -40,12 +40,14 @@ def evaluate(
 
     Raises:
         NotInvertible: where the model does not decode to pixels.
-        ValueError: where the split has fewer images than asked for.
+        ValueError: where the split has fewer images than asked for, or fewer than two are asked for.
     """
     if model.spec is None or model.spec.decodes != "pixels":
         raise NotInvertible(f"{type(model).__name__} does not decode to pixels, so there is nothing to compare")
     if precision not in DTYPES:
         raise ValueError(f"precision must be one of {', '.join(DTYPES)}, got {precision!r}")
+    if num_images is not None and num_images < 2:
+        raise ValueError(f"num_images must be at least 2, got {num_images}: leave it out to take all")
     device = torch.device(device)
     batches = _loader(datamodule, split)
     measured = ReconstructionReport(model.spec, **report).to(device)

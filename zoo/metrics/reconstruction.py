@@ -6,6 +6,7 @@ agree to the last digit.
 
 import hashlib
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from zoo.metrics.codebook import CodebookUsage
-from zoo.metrics.extractors import InceptionFeatures, Lite0Features, has_inception_weights
+from zoo.metrics.extractors import InceptionFeatures, Lite0Features, has_inception_weights, sha256
 from zoo.metrics.frechet import FrechetDistance
 from zoo.metrics.image_quality import PSNR, lpips, lpips_lite0
 from zoo.tokens import TokenSpec, as_pixels
@@ -51,6 +52,7 @@ class ReconstructionReport:
     ):
         self.spec, self.floor = spec, floor
         self.pairwise: dict[str, Metric] = {"psnr": PSNR()}
+        self._lpips: dict[str, Path] = {}
         self.usage: dict[str, CodebookUsage] = {}
         self.frechet: FrechetDistance | None = None
         if foreground:
@@ -70,7 +72,9 @@ class ReconstructionReport:
         if lite0:
             self.pairwise["lpips_lite0"] = lpips_lite0()
         for net, backbone in lpips_backbones.items():
-            self.pairwise[f"lpips_{net}"] = lpips(net, backbone)
+            metric = lpips(net, backbone)
+            self.pairwise[metric.name] = metric
+            self._lpips[metric.name] = Path(metric.network.backbone_path)
         if inception_weights is not None or has_inception_weights():
             self.frechet = FrechetDistance(InceptionFeatures(inception_weights))
         elif lite0:
@@ -154,6 +158,12 @@ class ReconstructionReport:
             facts["ssim"] = "torchmetrics, Gaussian window 11, sigma 1.5, data range 1, mean over images"
         if "lpips_lite0" in self.pairwise:
             facts["lpips_lite0"] = "EfficientNet-Lite0 taps 16/24/40/112/320, uniform weights, native resolution"
+        for name, backbone in self._lpips.items():
+            facts[name] = {
+                "definition": "LPIPS v0.1, channel weights of torchmetrics, torchvision's backbone, native resolution",
+                "backbone": backbone.name,
+                "sha256": sha256(backbone),
+            }
         if self.frechet:
             facts[self.frechet.name] = self.frechet.protocol()
         return facts
@@ -168,16 +178,15 @@ def reference_view(batch: dict[str, Any], reconstructions: Float[Tensor, "b 3 h 
     Raises:
         ValueError: where the batch has no images, or only such of another aspect ratio.
     """
-    if "image" not in batch:
-        raise ValueError("there are no images to compare with: write token shards with_images=true, or do not evaluate")
+    images = _images(batch)
     for view in (batch[key] for key in ("image", "token_image") if key in batch):
         if view.shape == reconstructions.shape:
             return view
-    (h, w), (height, width) = batch["image"].shape[-2:], reconstructions.shape[-2:]
+    (h, w), (height, width) = images.shape[-2:], reconstructions.shape[-2:]
     if h * width != w * height:
         raise ValueError(f"reconstructions are {height}x{width}, images {h}x{w}: let the data module crop them alike")
-    images = as_pixels(batch["image"]).float()
-    return torch.nn.functional.interpolate(images, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
+    pixels = as_pixels(images).float()
+    return torch.nn.functional.interpolate(pixels, (height, width), mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def reconstruct_batch(
@@ -188,7 +197,16 @@ def reconstruct_batch(
     Args:
         model: decodes to pixels; in eval mode.
         batch: with ``image``.
+
+    Raises:
+        ValueError: where there is none.
     """
-    tokens = model.encode(batch["image"])
+    tokens = model.encode(_images(batch))
     reconstructions = model.decode(tokens)
     return reference_view(batch, reconstructions), reconstructions, tokens.ids
+
+
+def _images(batch: dict[str, Any]) -> Shaped[Tensor, "b 3 h w"]:
+    if "image" not in batch:
+        raise ValueError("there are no images to compare with: write token shards with_images=true, or do not evaluate")
+    return batch["image"]

@@ -6,9 +6,10 @@ Implemented: masked image modelling on the tokens of any grid tokenizer (Section
 published networks (absolute positions; relative position bias with LayerScale), the initialisation, fine-tuning with
 layer-wise learning rates, mixup and cutmix, linear probes of all blocks, raw feature maps for segmentation.
 Not implemented: the segmentation heads, the two-stage intermediate fine-tuning script (run fine-tuning twice).
-Deviations: where a batch has no ``token_image``, the tokenizer sees the network's view resized with antialiased bicubic
-interpolation, not a second Lanczos resize of the crop (the data modules deliver the latter). Masks are drawn in the
-model, not in the data workers; validation masks depend on the image only, so that the number does not jitter.
+Deviations: the tokenizer's view is a second Lanczos resize of the crop only under ``train_transform: beit``; other
+transforms and evaluation reduce ``image`` itself by a Lanczos filter, and where a batch has no ``token_image``, the
+model reduces ``image`` by antialiased bicubic interpolation. Masks are drawn in the model, not in the data workers;
+validation masks depend on the image only, so that the number does not jitter.
 
 Equations: Algorithm 1 -> `nn.masking.BlockwiseMask`; Section 2.3 input -> `nn.beit_vit.BeitViT.embed_patches`;
 Section 2.3 prediction -> `BeitViT.masked_logits`; Eq. 1 -> `BEiT.losses`; Section 2.5 initialisation ->
@@ -35,6 +36,7 @@ from zoo.nn.normalisation import STATISTICS, Normalisation, normalise
 from zoo.nn.relative_position import ResizeMethod
 from zoo.optim import Optim
 from zoo.registry import Weights, model_from, register
+from zoo.second_stage import class_labels, images_of, view_ids_of
 from zoo.tokens import Tokens, TokenSpec, as_pixels, evaluating
 
 
@@ -145,32 +147,10 @@ class BEiT(ZooModule):
     def embed(self, ids: Int[Tensor, "b *n"]) -> Float[Tensor, "b *n d"]:
         return self.tokenizer.embed(ids)
 
-    @torch.no_grad()
     def tokenize(self, batch: Batch) -> Int[Tensor, "b n"]:
         """The tokenizer's ids of a batch: precomputed ``ids``, else of ``token_image``, else of the image resized."""
-        images = batch["image"]
-        if (ids := batch.get("ids")) is not None:
-            if ids.shape != (len(images), self.spec.num_tokens) or ids.max() >= self.spec.vocab_size:
-                raise ValueError(
-                    f"batch['ids'] has shape {tuple(ids.shape)} and largest id {int(ids.max())}; this model needs "
-                    f"{self.spec.num_tokens} ids below {self.spec.vocab_size}: write them with its own tokenizer"
-                )
-            return ids
-        size = tuple(side * self.token_factor for side in self.grid)
-        if (view := batch.get("token_image")) is not None:
-            view = as_pixels(view, size=size)
-        else:
-            view = as_pixels(images)
-            if tuple(view.shape[-2:]) != size:
-                view = F.interpolate(view.float(), size, mode="bicubic", antialias=True).clamp(0, 1)
-        with torch.autocast(view.device.type, enabled=False):
-            tokens = self.tokenizer.encode(view)
-        if tokens.spec.grid_shape != self.grid:
-            raise ValueError(
-                f"the tokenizer makes a grid of {tokens.spec.grid_shape} from {size[0]}x{size[1]} pixels, but BEiT has "
-                f"{self.grid} patches: change image_size or patch_size, or take a fully convolutional tokenizer"
-            )
-        return tokens.ids
+        size = (self.grid[0] * self.token_factor, self.grid[1] * self.token_factor)
+        return view_ids_of(batch, self.tokenizer, self.spec, size)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tokens:
         return self.encode(batch["image"])
@@ -179,9 +159,10 @@ class BEiT(ZooModule):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Eq. 1: mean cross entropy in nats over the hidden patches of the whole batch; visible ones do not count."""
-        mask = self.flat(self.masks(batch), batch["image"])
+        images = images_of(batch)
+        mask = self.flat(self.masks(batch), images)
         target = self.tokenize(batch)[mask]
-        logits = self.vit(self.network_view(batch["image"]), mask).float()
+        logits = self.vit(self.network_view(images), mask).float()
         return {
             "loss": F.cross_entropy(logits, target),
             "accuracy": (logits.detach().argmax(-1) == target).float().mean(),
@@ -192,7 +173,7 @@ class BEiT(ZooModule):
         """``batch["mask"]``, or new ones in training, or in evaluation those that belong to each ``index``."""
         if (mask := batch.get("mask")) is not None:
             return mask
-        images = batch["image"]
+        images = images_of(batch)
         if self.training:
             if self._rng is None:  # other masks on every rank, and after a resume
                 rank = self.global_rank if self._trainer is not None else 0
@@ -236,7 +217,7 @@ class BEiT(ZooModule):
 
     @torch.no_grad()
     def picture_rows(self, images: Shaped[Tensor, "b 3 h w"], batch: Batch) -> dict[str, Float[Tensor, "b 3 h w"]]:
-        """Rows of the picture grid, all at the size of the images.
+        """Rows of the picture grid, all at the size of the images; without pixels of tokens where those do not decode.
 
         Args:
             images: the first images of the batch.
@@ -248,15 +229,17 @@ class BEiT(ZooModule):
             pixels = as_pixels(images, size=self.image_size).float()
             patch = self.image_size // self.grid[0]
             hidden = repeat(mask, "b gh gw -> b 1 (gh p) (gw q)", p=patch, q=patch)
+            rows = {"original": pixels, "masked_input": torch.where(hidden, 0.5, pixels)}
+            if self.spec.decodes != "pixels":
+                return rows
             target = Tokens(self.tokenize(batch), None, self.spec)
             under_mask = torch.where(self.flat(mask, images), self.encode(images, mask).ids, target.ids)
-            rows = {
+            tokens = {
                 "tokenizer": target,
                 "predicted_under_mask": Tokens(under_mask, None, self.spec),
                 "predicted_from_all": self.encode(images),
             }
-            decoded = {name: self._enlarge(self.decode(tokens)) for name, tokens in rows.items()}
-        return {"original": pixels, "masked_input": torch.where(hidden, 0.5, pixels)} | decoded
+            return rows | {name: self._enlarge(self.decode(t)) for name, t in tokens.items()}
 
     def flat(self, mask: Bool[Tensor, "b gh gw"], images: Tensor) -> Bool[Tensor, "b n"]:
         """Masks in raster order, checked against the images and the grid."""
@@ -402,10 +385,7 @@ class BEiTClassifier(ZooModule):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Cross entropy in nats, of mixed and smoothed targets in training; the sum over blocks for probes."""
-        x, label = self.network_view(batch["image"]), batch["label"]
-        low, high = (int(y) for y in label.aminmax())
-        if low < 0 or high >= self.num_classes:
-            raise ValueError(f"labels must lie in 0..{self.num_classes - 1}, got {low}..{high}: set num_classes")
+        x, label = self.network_view(batch["image"]), class_labels(batch, self.num_classes)
         target: Tensor = label
         mixed = self.training and bool(self.mixup or self.cutmix)
         if mixed:

@@ -15,6 +15,7 @@ Section A.3 likelihood -> `losses.logit_laplace.logit_laplace_nll`; KL -> `losse
 """
 
 import sys
+from dataclasses import replace
 from itertools import islice
 from typing import Literal
 
@@ -135,6 +136,11 @@ class DVAE(ZooModule):
         if "decoder." in self.absent:
             raise NotInvertible(self.absent["decoder."])
         return self.decoder.embed(ids)
+
+    def set_absent(self, absent: dict[str, str]) -> None:
+        """An encoder alone, as FLAVA and OpenMMLab publish it, decodes nothing."""
+        super().set_absent(absent)
+        self.spec = replace(self.spec, decodes=None if "decoder." in absent else "pixels")
 
     def logits(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b k gh gw"]:
         """Unnormalised log-probabilities of the codes."""

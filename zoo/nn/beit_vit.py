@@ -277,7 +277,8 @@ class BeitViT(nn.Module):
             if self.mask_token is None:
                 raise ValueError("this network has no mask token: build it with vocab_size")
             patches = torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
-        tokens = torch.cat([self.cls_token.to(patches.dtype).expand(len(x), -1, -1), patches], dim=1)
+        # the class token is float32, and so is then the residual stream, under autocast as well
+        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), patches], dim=1)
         return tokens if self.pos_embed is None else tokens + self.pos_embed
 
     def forward_features(
