@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
+from torch._functorch import config as aot_autograd
 
 from zoo.checkpoints import diffusers_vq, llamagen, maskgit_flax, taming
 from zoo.choices import one_of
@@ -344,6 +345,15 @@ class VQGAN(ZooModule):
         super().setup(stage)
         if self.perceptual != "none" and stage != "predict":  # a missing backbone is named before the first step
             self.perceptual_distance(*torch.zeros(2, 1, 3, 32, 32, device=self.device))
+
+    def compile_networks(self, **options: Any) -> None:
+        """Compile in place what a step can differentiate: with ``r1``, no second derivative of compiled code exists."""
+        if self.adaptive and self.discriminator is not None:
+            aot_autograd.donated_buffer = False  # Eq. 7 passes the decoder's backward several times
+        discriminator = self.discriminator
+        self.discriminator = None if self.r1 else discriminator
+        super().compile_networks(**options)
+        self.discriminator = discriminator
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
