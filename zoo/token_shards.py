@@ -25,9 +25,14 @@ HEADER = "header.json"
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and values of the state dict; equal on every device."""
+    """SHA-256 over names, types, shapes and values of the state dict; equal on every device.
+
+    Less what ``module.training_only`` names: it decides no token, and a file without it makes it anew at random.
+    """
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
+        if name.partition(".")[0] in getattr(module, "training_only", ()):
+            continue
         value = value.detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().tobytes())

@@ -104,6 +104,7 @@ class VQGAN(ZooModule):
         weights: start from these: a registry name or a path.
     """
 
+    training_only = ("discriminator", "lecam_means")
     spec: TokenSpec
 
     def __init__(
