@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zoo.module import Batch
 from zoo.registry import check_overrides, class_of, model_from
-from zoo.tokens import TokenSpec
+from zoo.tokens import Tokens, TokenSpec
 
 NO_CLASS = -1  # label of an image that is to be made without a class
 
@@ -52,14 +52,15 @@ def ids_of(batch: Batch, tokenizer: Any) -> Int[Tensor, "b n"]:
     """Precomputed ``ids`` of the batch, else those of ``token_image``, else those of ``image``.
 
     Raises:
-        ValueError: for ids that are not of this tokenizer, or an image size with another number of tokens.
+        ValueError: for ids that are not of this tokenizer, or an image size with another layout of tokens.
     """
     spec: TokenSpec = tokenizer.spec
     if (ids := batch.get("ids")) is not None:
-        if ids.shape[1] != spec.num_tokens or ids.max() >= spec.vocab_size:
+        low, high = ids.aminmax()
+        if ids.shape[1] != spec.num_tokens or low < 0 or high >= spec.vocab_size:
             raise ValueError(
-                f"batch['ids'] has shape {tuple(ids.shape)} and largest id {int(ids.max())}; this model needs "
-                f"{spec.num_tokens} ids below {spec.vocab_size}: write them with its own tokenizer"
+                f"batch['ids'] has shape {tuple(ids.shape)} and ids in {int(low)}..{int(high)}; this model needs "
+                f"{spec.num_tokens} ids in 0..{spec.vocab_size - 1}: write them with its own tokenizer"
             )
         return ids
     images = batch.get("token_image", batch.get("image"))
@@ -67,22 +68,29 @@ def ids_of(batch: Batch, tokenizer: Any) -> Int[Tensor, "b n"]:
         raise ValueError(f"the batch has neither 'ids' nor 'image', but {', '.join(batch)}: bring one of them")
     with torch.autocast(images.device.type, enabled=False):
         tokens = tokenizer.encode(images)
-    return same_length(tokens.ids, spec, images)
+    return same_layout(tokens, spec, images)
 
 
-def same_length(ids: Int[Tensor, "b n"], spec: TokenSpec, images: Tensor) -> Int[Tensor, "b n"]:
-    """The ids, if there is a position for each.
+def same_layout(tokens: Tokens, spec: TokenSpec, images: Tensor) -> Int[Tensor, "b n"]:
+    """The ids, if each stands at the place that its position means.
 
     Raises:
         ValueError: naming the image size.
     """
-    if ids.shape[1] != spec.num_tokens:
+    assert tokens.ids is not None
+    found, own = ([s.shape for s in x.segments] for x in (tokens.spec, spec))
+    if found != own:
         height, width = images.shape[-2:]
         raise ValueError(
-            f"images of {height}x{width} give {ids.shape[1]} tokens, this model has positions for {spec.num_tokens}: "
-            "resize the images to the tokenizer's image_size"
+            f"images of {height}x{width} give {tokens.spec.num_tokens} tokens, this model has positions for "
+            f"{spec.num_tokens} in another layout ({_layout(own)}, not {_layout(found)}): resize the images to the "
+            "tokenizer's image_size"
         )
-    return ids
+    return tokens.ids
+
+
+def _layout(shapes: list[tuple[int, ...]]) -> str:
+    return " and ".join("x".join(map(str, shape)) for shape in shapes)
 
 
 def labels_of(batch: Batch, num_classes: int) -> Int[Tensor, " b"] | None:

@@ -256,9 +256,10 @@ class MaskGIT(ZooModule):
         Raises:
             ValueError: for a mask of another size, or a tokenizer without a grid.
         """
+        ids = ids_of({"image": images}, self.tokenizer)
         hidden = token_mask(self.spec, mask, len(images), tuple(images.shape[-2:])).to(images.device)
         classes, _ = wanted_labels(labels, len(images), self.num_classes, self.has_null, self.device)
-        ids = ids_of({"image": images}, self.tokenizer).masked_fill(hidden, self.network.mask_id)
+        ids = ids.masked_fill(hidden, self.network.mask_id)
         return self._finish(self.complete(ids, classes, **sampling), as_tokens, return_steps)
 
     def edit(
@@ -288,14 +289,14 @@ class MaskGIT(ZooModule):
         """
         if (box is None) == (mask is None):
             raise ValueError("give either a box or a mask, which says where to edit")
-        size = (images.shape[-2], images.shape[-1])
+        size, ids = (images.shape[-2], images.shape[-1]), ids_of({"image": images}, self.tokenizer)
         if box is not None:
             hidden = box_mask(self.spec, box, size).expand(len(images), -1).to(images.device)
         else:
             assert mask is not None
             hidden = token_mask(self.spec, mask, len(images), size).to(images.device)
         classes, _ = wanted_labels(labels, len(images), self.num_classes, self.has_null, self.device)
-        ids = ids_of({"image": images}, self.tokenizer).masked_fill(hidden, self.network.mask_id)
+        ids = ids.masked_fill(hidden, self.network.mask_id)
         decoding = self.complete(ids, classes, steps=steps, start=start, **sampling)
         new = self._decoded(Tokens(decoding.ids, None, self.spec))
         return paste(new, as_pixels(images).float(), hidden, self.spec)
