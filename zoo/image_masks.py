@@ -53,6 +53,13 @@ def grey_out(
     return images.masked_fill(F.interpolate(cells, images.shape[-2:], mode="nearest").bool(), 0.5)
 
 
+def resized(images: Float[Tensor, "b 3 h w"], size: tuple[int, int]) -> Float[Tensor, "b 3 h2 w2"]:
+    """The images in another size, by antialiased bicubic interpolation; unchanged where they have it."""
+    if images.shape[-2:] == size:
+        return images
+    return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+
+
 def box_mask(spec: TokenSpec, box: tuple[int, int, int, int], size: tuple[int, int]) -> Bool[Tensor, " n"]:
     """Tokens of a box, one more on each side: rows ``max(0, t // f - 1)`` to ``min(gh, h // f + t // f + 1)``.
 
@@ -84,13 +91,15 @@ def box_mask(spec: TokenSpec, box: tuple[int, int, int, int], size: tuple[int, i
 
 
 def paste(
-    new: Float[Tensor, "b 3 h w"], old: Float[Tensor, "b 3 h w"], hidden: Bool[Tensor, "b n"], spec: TokenSpec
+    new: Float[Tensor, "b 3 h2 w2"], old: Float[Tensor, "b 3 h w"], hidden: Bool[Tensor, "b n"], spec: TokenSpec
 ) -> Float[Tensor, "b 3 h w"]:
     """New pixels at hidden tokens, old ones elsewhere, with soft edges: a Gaussian blur of ``height // 16 - 1`` pixels.
 
+    New ones of another size are resized: some tokenizers decode to less or more pixels than they encode.
+
     Source: the class-conditional editing of google-research/maskgit; its PIL blur is approximated there by box filters.
     """
-    grid = spec.grid_shape
+    grid, new = spec.grid_shape, resized(new, (old.shape[-2], old.shape[-1]))
     if grid is None:
         return new
     cells = hidden.unflatten(1, grid).unsqueeze(1).float()

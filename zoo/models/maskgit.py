@@ -25,7 +25,7 @@ from torch import Tensor
 
 from zoo.checkpoints import maskgit_pytorch, maskgit_transformer
 from zoo.choices import one_of
-from zoo.image_masks import box_mask, grey_out, next_window, paste, token_mask
+from zoo.image_masks import box_mask, grey_out, next_window, paste, resized, token_mask
 from zoo.module import Batch, ZooModule
 from zoo.nn.halton import spread_order
 from zoo.nn.mask_schedule import MaskSchedule, mask_ratio
@@ -287,6 +287,7 @@ class MaskGIT(ZooModule):
         Raises:
             ValueError: for neither or both of box and mask, or one that does not fit the images.
         """
+        _makes_pixels("edit", sampling)
         if (box is None) == (mask is None):
             raise ValueError("give either a box or a mask, which says where to edit")
         size, ids = (images.shape[-2], images.shape[-1]), ids_of({"image": images}, self.tokenizer)
@@ -317,12 +318,16 @@ class MaskGIT(ZooModule):
             pixels: to add; None takes half a window, so that the model sees as much as it makes.
             labels: class of each image, for a class-conditional model.
             sampling: see :meth:`complete`.
+
+        Raises:
+            ValueError: naming the setting that is wrong.
         """
+        _makes_pixels("outpaint", sampling)
         one_of("side", side, ("left", "right", "up", "down"))
         images, size = as_pixels(images).float(), self.tokenizer.image_size
         pixels = size // 2 if pixels is None else pixels
         window, hidden = next_window(images, side, pixels, size)
-        made = self.inpaint(window, hidden, labels, **sampling)
+        made = resized(self.inpaint(window, hidden, labels, **sampling), (size, size))
         axis = 2 if side in ("up", "down") else 3
         if side in ("left", "up"):
             return torch.cat([made.narrow(axis, 0, pixels), images], axis)
@@ -403,6 +408,14 @@ class MaskGIT(ZooModule):
         length = torch.full((count,), n, device=ids.device)
         hidden = (mask_ratio(self.schedule, noise[:, 0], length) * n).ceil().clamp(1, n)
         return noise[:, 1:].argsort(1).argsort(1) < hidden.unsqueeze(1)
+
+
+def _makes_pixels(method: str, options: dict[str, Any]) -> None:
+    for name in ("as_tokens", "return_steps"):
+        if options.get(name):
+            raise ValueError(
+                f"{method} puts pixels together and has no tokens to return: leave {name} out, or take inpaint"
+            )
 
 
 MaskGIT.formats = (maskgit_transformer.GOOGLE, maskgit_pytorch.VALEOAI)

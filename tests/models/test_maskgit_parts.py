@@ -1,0 +1,61 @@
+"""Inpainting, editing and outpainting: where pixels end up, with tokenizers that decode to another size too."""
+
+import pytest
+import torch
+
+import zoo
+from zoo.image_masks import resized
+
+SIZE = 32
+
+
+@pytest.fixture(scope="module")
+def on_beit():
+    """MaskGIT over the ids of BEiT, which decodes images of 32x32 through a dVAE to 16x16."""
+    torch.manual_seed(0)
+    return zoo.create_model("maskgit_tiny", tokenizer="beit_tiny:random").eval()
+
+
+@pytest.fixture
+def images():
+    return torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(5))
+
+
+def test_another_size_of_decoding_is_resized(on_beit, images):
+    assert on_beit.decode(on_beit.encode(images)).shape[-1] == SIZE // 2
+    hidden = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    hidden[:8, :8] = True
+    made = on_beit.inpaint(images, hidden, [0, 1], seed=0)
+    assert made.shape == (2, 3, SIZE // 2, SIZE // 2)  # what the tokenizer decodes to, as documented
+
+    seen = []
+    decode = on_beit.decode
+    on_beit.decode = lambda tokens: seen.append(decode(tokens)) or seen[-1]
+    try:
+        edited = on_beit.edit(images, [0, 1], mask=hidden, seed=0)
+        longer = on_beit.outpaint(images, "right", 8, [0, 1], seed=0)
+    finally:
+        del on_beit.decode
+    new, window = (resized(x, (SIZE, SIZE)) for x in seen)
+    assert edited.shape == images.shape
+    torch.testing.assert_close(edited[..., :4, :4], new[..., :4, :4], atol=0.02, rtol=0)
+    torch.testing.assert_close(edited[..., 24:, 24:], images[..., 24:, 24:], atol=1e-4, rtol=0)
+    assert longer.shape == (2, 3, SIZE, SIZE + 8) and torch.equal(longer[..., :SIZE], images)
+    assert torch.equal(longer[..., SIZE:], window[..., -8:])
+
+
+def test_resizing_keeps_places_and_range():
+    images = torch.zeros(1, 3, 4, 4)
+    images[..., 2:] = 1
+    larger = resized(images, (8, 8))
+    assert larger.shape == (1, 3, 8, 8) and larger.min() >= 0 and larger.max() <= 1
+    assert (larger[..., :3] < 0.1).all() and (larger[..., 5:] > 0.9).all()
+    assert resized(images, (4, 4)) is images
+
+
+@pytest.mark.parametrize("name", ["as_tokens", "return_steps"])
+@pytest.mark.parametrize("method", ["edit", "outpaint"])
+def test_methods_that_make_pixels_return_no_tokens(on_beit, images, method, name):
+    with pytest.raises(ValueError, match=f"{method} puts pixels together .* leave {name} out") as caught:
+        getattr(on_beit, method)(images, labels=[0, 1], **{name: True})
+    assert "\n" not in str(caught.value)
