@@ -205,6 +205,10 @@ class MaskGIT(ZooModule):
         one_of("guidance_schedule", guidance_schedule, ("constant", "linear"))
         schedule = ("arccos" if order == "halton" else "cosine") if schedule is None else schedule
         one_of("schedule", schedule, get_args(MaskSchedule))
+        if guidance and not self.num_classes:
+            raise ValueError(
+                "guidance pulls towards a class and this model is unconditional (num_classes is 0): set it to 0"
+            )
         if guidance and not self.has_null:
             raise ValueError("guidance needs a model that knows images without a class: train with class_dropout > 0")
         if ids.shape[1] != self.spec.num_tokens:
