@@ -17,12 +17,14 @@ class Quantized:
         ids: of the codes.
         loss: to be added to the objective.
         terms: values to look at, without gradients.
+        likely: ids without noise, where ``ids`` are sampled: what :meth:`Quantizer.encode` gives.
     """
 
     vectors: Float[Tensor, "b *n e"]
     ids: Int[Tensor, "b *n"]
     loss: Float[Tensor, ""]
     terms: dict[str, Tensor] = field(default_factory=dict)
+    likely: Int[Tensor, "b *n"] | None = None
 
 
 class Quantizer(nn.Module):
