@@ -147,12 +147,14 @@ def _networks(dd: Mapping[str, Any], refuse: Any) -> dict[str, Any]:
         refuse(dd.get(flag), flag, "the released settings are")
     kind = dd.get("attn_type", "vanilla")
     refuse(kind not in ("vanilla", "none"), f"attn_type {kind}", "vanilla and none are")
+    sides = [dd["resolution"] // 2**i for i in range(len(dd["ch_mult"]))]  # taming overlooks resolutions of no level
+    attention = tuple(side for side in dd["attn_resolutions"] if side in sides)
     return {
         "image_size": dd["resolution"],
         "width": dd["ch"],
         "multipliers": tuple(dd["ch_mult"]),
         "blocks": dd["num_res_blocks"],
-        "attention": tuple(dd["attn_resolutions"]) if kind == "vanilla" else (),
+        "attention": attention if kind == "vanilla" else (),
         "mid_attention": kind == "vanilla",
         "z_channels": dd["z_channels"],
     }

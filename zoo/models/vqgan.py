@@ -19,7 +19,7 @@ Eq. 6 -> `VQGAN.losses`; Eq. 7 -> `losses.adversarial.adaptive_weight`.
 """
 
 import sys
-from math import prod, sqrt
+from math import sqrt
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,14 +35,11 @@ from zoo.choices import one_of
 from zoo.losses import adversarial as gan
 from zoo.losses.perceptual import LPIPS, LPIPSLite0
 from zoo.module import Batch, ZooModule
-from zoo.nn.ema_quantizer import EMAQuantizer
-from zoo.nn.fsq import FSQ
 from zoo.nn.gumbel_quantizer import GumbelQuantizer
-from zoo.nn.lfq import LFQ
+from zoo.nn.make_quantizer import make_quantizer
 from zoo.nn.maskgit_autoencoder import MaskGITDecoder, MaskGITEncoder
-from zoo.nn.normalised_quantizer import NormalisedQuantizer
 from zoo.nn.patchgan import PatchGAN
-from zoo.nn.quantized import Quantizer, update_codebooks
+from zoo.nn.quantized import update_codebooks
 from zoo.nn.ranks import mean_over_ranks
 from zoo.nn.stylegan_discriminator import StyleGANDiscriminator
 from zoo.nn.taming import TamingDecoder, TamingEncoder
@@ -168,6 +165,7 @@ class VQGAN(ZooModule):
         sizes: dict[str, Any] = {"width": width, "multipliers": multipliers, "blocks": blocks, "z_channels": z_channels}
         # Channels-last convolutions are faster on a CPU and on tensor cores.
         if self.signed:
+            _check_attention(attention, image_size, len(multipliers))
             sizes |= {"resolution": image_size, "attention": attention, "mid_attention": mid_attention}
             sizes |= {"groups": norm_groups}
             self.encoder = TamingEncoder(**sizes).to(memory_format=torch.channels_last)
@@ -182,40 +180,18 @@ class VQGAN(ZooModule):
         else:
             self.encoder = MaskGITEncoder(**sizes).to(memory_format=torch.channels_last)
             self.decoder = MaskGITDecoder(**sizes).to(memory_format=torch.channels_last)
-        kmeans = one_of("codebook_init", codebook_init, ("random", "kmeans")) == "kmeans"
-        restarts: dict[str, Any] = {"kmeans_init": kmeans, "restart_threshold": restart_threshold}
-        self.quantize: Quantizer
-        match one_of("quantizer", quantizer, ("vq", "ema", "gumbel", "l2", "fsq", "lfq")):
-            case "vq":
-                self.quantize = VectorQuantizer(vocab_size, code_width, beta, legacy, entropy_weight, **restarts)
-            case "l2":
-                self.quantize = NormalisedQuantizer(vocab_size, code_width, beta, legacy, entropy_weight, **restarts)
-            case "ema":
-                self.quantize = EMAQuantizer(vocab_size, code_width, beta, codebook_decay, **restarts)
-            case "gumbel":
-                self.quantize = GumbelQuantizer(vocab_size, code_width, tau=tau[0], kl_weight=kl_weight)
-            case "fsq":
-                if (prod(levels), len(levels)) != (vocab_size, code_width):
-                    raise ValueError(
-                        f"fsq with levels {tuple(levels)} has {prod(levels)} codes of width {len(levels)}: set "
-                        f"vocab_size and code_width to these instead of {vocab_size} and {code_width}"
-                    )
-                self.quantize = FSQ(levels)
-            case "lfq":
-                if 2**code_width != vocab_size:
-                    raise ValueError(f"lfq with code_width {code_width} has {2**code_width} codes, not {vocab_size}")
-                self.quantize = LFQ(code_width, entropy_weight, beta=beta)
+        self.quantize = make_quantizer(
+            quantizer, vocab_size, code_width, beta=beta, legacy=legacy, levels=levels, entropy_weight=entropy_weight,
+            kl_weight=kl_weight, tau=tau, decay=codebook_decay, codebook_init=codebook_init,
+            restart_threshold=restart_threshold,
+        )  # fmt: skip
         if not self.signed and isinstance(self.quantize, VectorQuantizer):  # variance_scaling(1, fan_in, uniform)
             nn.init.uniform_(self.quantize.embedding.weight, -sqrt(3 / vocab_size), sqrt(3 / vocab_size))
         self.quant_conv = nn.Conv2d(z_channels, code_width, 1) if self.signed else nn.Identity()
         self.post_quant_conv = nn.Conv2d(code_width, z_channels, 1) if self.signed else nn.Identity()
         self.discriminator: nn.Module | None = None
-        if one_of("disc", disc, ("patchgan", "stylegan", "none")) == "patchgan":
-            if r1:
-                raise ValueError(
-                    "r1 penalises the gradient of single images, which batch normalisation mixes: "
-                    "use disc: stylegan, or set r1 to 0"
-                )
+        _check_adversarial(disc, r1, lecam, disc_start, disc_warmup)
+        if disc == "patchgan":
             self.discriminator = PatchGAN(disc_width, disc_layers)
         elif disc == "stylegan":
             self.discriminator = StyleGANDiscriminator(image_size, disc_width)
@@ -373,6 +349,30 @@ class VQGAN(ZooModule):
     def drop_discriminator(self) -> None:
         """Leave the discriminator out of weights that are written from now on, and say so in them."""
         self.absent["discriminator."] = NO_DISCRIMINATOR
+
+
+def _check_attention(attention: tuple[int, ...], image_size: int, levels: int) -> None:
+    sides = [image_size // 2**i for i in range(levels)]
+    if strange := [side for side in attention if side not in sides]:
+        raise ValueError(
+            f"attention {strange[0]} matches no level, whose sides at {image_size} px are "
+            f"{', '.join(map(str, sides))}: take some of these, or leave image_size at that of the weights, whose "
+            "networks take other sizes too"
+        )
+
+
+def _check_adversarial(disc: str, r1: float, lecam: float, start: int, warmup: int) -> None:
+    one_of("disc", disc, ("patchgan", "stylegan", "none"))
+    for name, weight in (("r1", r1), ("lecam", lecam)):
+        if weight and disc == "none":
+            raise ValueError(f"{name} regularises the discriminator and disc is none: set {name} to 0, or take one")
+    if r1 and disc == "patchgan":
+        raise ValueError(
+            "r1 penalises the gradient of single images, which batch normalisation mixes: "
+            "use disc: stylegan, or set r1 to 0"
+        )
+    if min(start, warmup) < 0:
+        raise ValueError(f"disc_start and disc_warmup count steps and must not be negative, got {start} and {warmup}")
 
 
 VQGAN.formats = (

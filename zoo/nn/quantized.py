@@ -58,6 +58,16 @@ class Quantizer(nn.Module):
         """Change the codebook by what the backward passes since the last call have seen; every rank calls this."""
 
 
+def check_restarts(threshold: float) -> None:
+    """Refuse what would restart nothing.
+
+    Raises:
+        ValueError: for a negative threshold.
+    """
+    if threshold < 0:
+        raise ValueError(f"restart_threshold counts vectors per step and must not be negative, got {threshold}")
+
+
 def update_codebooks(model: nn.Module) -> None:
     """Update all quantizers of a model; a LightningModule calls this at the end of its ``optimizer_step``."""
     for module in model.modules():
