@@ -3,11 +3,12 @@
 arXiv:2012.09841. Official code: CompVis/taming-transformers (commit 3ba01b2, MIT); of the variant in MaskGIT (Chang et
 al. 2022, arXiv:2202.04200) google-research/maskgit (commit 1db2359, Apache-2.0), without its training code.
 
-Implemented: encoder, decoder and codebook of all released configurations of taming, Latent Diffusion, MaskGIT and
-LlamaGen; gradient, EMA, Gumbel, l2-normalised, FSQ and LFQ codes; L1 or L2 and perceptual loss; PatchGAN and StyleGAN2
-discriminators with hinge, vanilla or non-saturating loss, adaptive or constant weight, LeCam and R1.
-Not implemented: taming's remapping to a subset of the codes, ActNorm in the discriminator, one-channel depth images,
-MaskGIT's perceptual network (LPIPS instead).
+Implemented: encoder, decoder and codebook of all released configurations of taming (that of depth maps too), Latent
+Diffusion, MaskGIT and LlamaGen; gradient, EMA, Gumbel, l2-normalised, FSQ and LFQ codes; L1 or L2 and perceptual loss;
+PatchGAN and StyleGAN2 discriminators with hinge, vanilla or non-saturating loss, adaptive or constant weight, LeCam and
+R1.
+Not implemented: taming's remapping to a subset of the codes, ActNorm in the discriminator, MaskGIT's perceptual network
+(LPIPS instead).
 Deviations: both networks are updated at once from one backward pass instead of one after the other, the second on
 reconstructions of the updated autoencoder; so steps are batches, and clipping, accumulation and EMA are Lightning's.
 LPIPS stays in eval mode; in taming its dropout is active during training. The gradients behind the adaptive weight and
@@ -57,6 +58,8 @@ class VQGAN(ZooModule):
 
     Args:
         image_size: side of the training images in pixels; other multiples of the downsampling factor work too.
+        channels: that the networks see: 3, or 1 for depth maps, which take the mean of the image's three channels and
+            come out in all three. Depth is scaled to [0, 1] per map, as in taming.
         architecture: ``taming``, or ``maskgit`` (no attention, no convolutions around the codebook).
         width: channels of the first level.
         multipliers: channels of each level as multiples of ``width``; every level after the first halves the
@@ -107,6 +110,7 @@ class VQGAN(ZooModule):
     def __init__(
         self,
         image_size: int = 256,
+        channels: Literal[1, 3] = 3,
         architecture: Literal["taming", "maskgit"] = "taming",
         width: int = 128,
         multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
@@ -152,7 +156,9 @@ class VQGAN(ZooModule):
             raise ValueError(
                 f"image_size {image_size} is not divisible by {self.factor}, the factor of {len(multipliers)} levels"
             )
-        self.image_size = image_size
+        if channels not in (1, 3):
+            raise ValueError(f"channels must be 3 for images or 1 for depth maps, got {channels}")
+        self.image_size, self.channels = image_size, channels
         self.pixel_loss = one_of("pixel_loss", pixel_loss, ("l1", "l2"))
         self.perceptual = one_of("perceptual", perceptual, ("lpips_vgg", "lite0", "none"))
         self.adversarial = one_of("adversarial", adversarial, gan.KINDS)
@@ -163,6 +169,7 @@ class VQGAN(ZooModule):
         self.lecam, self.r1 = lecam, r1
         self.signed = one_of("architecture", architecture, ("taming", "maskgit")) == "taming"
         sizes: dict[str, Any] = {"width": width, "multipliers": multipliers, "blocks": blocks, "z_channels": z_channels}
+        sizes["channels"] = channels
         # Channels-last convolutions are faster on a CPU and on tensor cores.
         if self.signed:
             _check_attention(attention, image_size, len(multipliers))
@@ -192,9 +199,9 @@ class VQGAN(ZooModule):
         self.discriminator: nn.Module | None = None
         _check_adversarial(disc, r1, lecam, disc_start, disc_warmup)
         if disc == "patchgan":
-            self.discriminator = PatchGAN(disc_width, disc_layers)
+            self.discriminator = PatchGAN(disc_width, disc_layers, channels)
         elif disc == "stylegan":
-            self.discriminator = StyleGANDiscriminator(image_size, disc_width)
+            self.discriminator = StyleGANDiscriminator(image_size, disc_width, channels)
         if lecam:
             self.register_buffer("lecam_means", torch.zeros(2))  # of the logits of images and of reconstructions
         side = image_size // self.factor
@@ -233,18 +240,19 @@ class VQGAN(ZooModule):
         x = self._seen(images).contiguous(memory_format=torch.channels_last)
         return rearrange(self.quant_conv(self.encoder(x)), "b d gh gw -> b gh gw d")
 
-    def pixels(self, vectors: Float[Tensor, "b gh gw d"]) -> Float[Tensor, "b 3 h w"]:
-        """The decoder's pixels in the range that the networks see, not clamped."""
+    def pixels(self, vectors: Float[Tensor, "b gh gw d"]) -> Float[Tensor, "b c h w"]:
+        """The decoder's pixels in the channels and the range that the networks see, not clamped."""
         z = rearrange(vectors, "b gh gw d -> b d gh gw").contiguous(memory_format=torch.channels_last)
         return self.decoder(self.post_quant_conv(z))
 
-    def _seen(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """From [0, 1] to the range of the networks."""
+    def _seen(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
+        """From [0, 1] to the channels and the range of the networks."""
+        images = images if self.channels == 3 else images.mean(1, keepdim=True)
         return 2 * images - 1 if self.signed else images
 
-    def _unit(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    def _unit(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h w"]:
         """And back."""
-        return (pixels + 1) / 2 if self.signed else pixels
+        return ((pixels + 1) / 2 if self.signed else pixels).expand(-1, 3, -1, -1)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Eq. 4-7: reconstruction, codebook and adversarial terms of the autoencoder plus the discriminator's loss.
@@ -254,6 +262,8 @@ class VQGAN(ZooModule):
         images = as_pixels(batch["image"], multiple_of=self.factor)
         if isinstance(self.quantize, GumbelQuantizer) and self.training:
             self.quantize.tau = cosine(self.global_step, *self.tau)
+        if self.channels == 1:
+            images = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)  # what a depth map can be compared with
         target = self._seen(images)
         quantized = self.quantize(self.features(images))
         output = self.pixels(quantized.vectors).float()
@@ -273,8 +283,8 @@ class VQGAN(ZooModule):
     def adversarial_terms(
         self,
         discriminator: nn.Module,
-        target: Float[Tensor, "b 3 h w"],
-        output: Float[Tensor, "b 3 h w"],
+        target: Float[Tensor, "b c h w"],
+        output: Float[Tensor, "b c h w"],
         distance: Float[Tensor, ""],
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """What both networks add to the objective, and what to look at."""
@@ -413,6 +423,10 @@ register(
 register(
     "vqgan_imagenet_f16_16384", VQGAN, paper=PAPER, vocab_size=16384, disc_weight=0.75, disc_layers=2, optim=IMAGENET,
     weights=_published(README + "taming-transformers", "MIT", "ImageNet, 256 px"),
+)  # fmt: skip
+register(
+    "vqgan_imagenet_depth", VQGAN, paper=PAPER, channels=1,
+    weights=_published("section D-RIN in the README of CompVis/taming-transformers", "MIT", "depth maps, 256 px"),
 )  # fmt: skip
 register(
     "vqgan_gumbel_f8", VQGAN, paper=PAPER, multipliers=(1, 1, 2, 4), attention=(32,), vocab_size=8192,
