@@ -61,8 +61,10 @@ def resized(images: Float[Tensor, "b 3 h w"], size: tuple[int, int]) -> Float[Te
 
 
 def box_mask(spec: TokenSpec, box: tuple[int, int, int, int], size: tuple[int, int]) -> Bool[Tensor, " n"]:
-    """Tokens of a box, one more on each side: rows ``max(0, t // f - 1)`` to ``min(gh, h // f + t // f + 1)``.
+    """Tokens of a box: rows from ``max(0, t // f - 1)`` and before ``min(gh, h // f + t // f + 1)``, columns alike.
 
+    That is one token more on each side of a box of whole tokens. The floors are those of the reference: where a box
+    begins or ends inside of a token there may be no margin at its end, or the last row of pixels may be left out.
     Source: the class-conditional editing of google-research/maskgit, f = 16 pixels per token there.
 
     Args:

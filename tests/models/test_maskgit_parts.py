@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import zoo
-from zoo.image_masks import resized
+from zoo.image_masks import box_mask, resized
 
 SIZE = 32
 
@@ -59,3 +59,11 @@ def test_methods_that_make_pixels_return_no_tokens(on_beit, images, method, name
     with pytest.raises(ValueError, match=f"{method} puts pixels together .* leave {name} out") as caught:
         getattr(on_beit, method)(images, labels=[0, 1], **{name: True})
     assert "\n" not in str(caught.value)
+
+
+def test_boxes_inside_of_tokens_keep_the_floors_of_the_reference():
+    """Pixels 19 to 25 lie in rows 4 to 6 of 4 pixels: row 3 is added, row 6 is left out."""
+    spec = zoo.TokenSpec((zoo.Segment("grid", (8, 8), 0, 8),), dim=1)
+    hidden = box_mask(spec, (19, 0, 7, 8), (SIZE, SIZE)).view(8, 8)
+    assert hidden.any(1).nonzero().flatten().tolist() == [3, 4, 5]
+    assert hidden.any(0).nonzero().flatten().tolist() == [0, 1, 2]

@@ -282,7 +282,8 @@ class MaskGIT(ZooModule):
         Args:
             images: in [0, 1] or uint8, of the tokenizer's size.
             labels: class of what appears.
-            box: ``(top, left, height, width)`` in pixels, widened by one token on each side.
+            box: ``(top, left, height, width)`` in pixels. One that begins and ends between tokens is widened by one
+                token on each side; of others, by the floors of the released code, the end may stay as it is.
             mask: instead, any part, as in :meth:`inpaint`.
             steps: passes of the schedule.
             start: first one to execute; the released code leaves out two of twelve.
