@@ -1,5 +1,9 @@
 """Masks and boxes of pixels, and the tokens that they touch."""
 
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -60,7 +64,7 @@ def resized(images: Float[Tensor, "b 3 h w"], size: tuple[int, int]) -> Float[Te
     return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
 
 
-def box_mask(spec: TokenSpec, box: tuple[int, int, int, int], size: tuple[int, int]) -> Bool[Tensor, " n"]:
+def box_mask(spec: TokenSpec, box: Sequence[Any], size: tuple[int, int]) -> Bool[Tensor, " n"]:
     """Tokens of a box: rows from ``max(0, t // f - 1)`` and before ``min(gh, h // f + t // f + 1)``, columns alike.
 
     That is one token more on each side of a box of whole tokens. The floors are those of the reference: where a box
@@ -73,10 +77,12 @@ def box_mask(spec: TokenSpec, box: tuple[int, int, int, int], size: tuple[int, i
         size: ``(height, width)`` of the image.
 
     Raises:
-        ValueError: for a box that is not in the image, or a tokenizer without a grid.
+        ValueError: for a box that is not four whole numbers or not in the image, or a tokenizer without a grid.
     """
     if spec.grid_shape is None:
         raise ValueError("a box needs a tokenizer with exactly one grid: give a mask of pixels instead")
+    if len(box) != 4 or not all(isinstance(number, Integral) for number in box):
+        raise ValueError(f"a box is four whole numbers of pixels, (top, left, height, width), got {tuple(box)}")
     (top, left, height, width), hidden = box, torch.zeros(spec.grid_shape, dtype=torch.bool)
     if min(top, left) < 0 or min(height, width) < 1 or top + height > size[0] or left + width > size[1]:
         raise ValueError(

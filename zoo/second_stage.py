@@ -1,6 +1,7 @@
 """What models on top of a tokenizer share: its ids, class labels, and which ids may stand where."""
 
 import inspect
+import textwrap
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ def discrete_tokenizer(reference: str) -> Any:
 
     Raises:
         ValueError: for one without ids.
+        TypeError: for a reference that is no string.
     """
     tokenizer = model_from(reference)
     if tokenizer.spec is None or not tokenizer.spec.vocab_size:
@@ -119,7 +121,7 @@ def wanted_labels(
         device: of the result.
 
     Raises:
-        ValueError: where they are missing, too many, out of range, or not as many as images.
+        ValueError: where they are missing, no whole numbers, too many, out of range, or not as many as images.
     """
     if num_images is not None and num_images < 1:
         raise ValueError(f"num_images must be at least 1, got {num_images}")
@@ -130,7 +132,14 @@ def wanted_labels(
     if labels is None:
         without = ", or -1 for no class" if has_null else ""
         raise ValueError(f"this model is class-conditional: give labels in 0..{num_classes - 1}{without}")
-    given = torch.as_tensor(labels, device=device).long().reshape(-1)
+    try:
+        given = torch.as_tensor(labels, device=device).reshape(-1)
+    except (TypeError, ValueError, RuntimeError):  # words, lists of unequal length
+        given = torch.zeros(0)
+    if given.dtype == torch.bool or given.is_floating_point() or given.is_complex():
+        said = textwrap.shorten(repr(labels), 60)
+        raise ValueError(f"labels are whole numbers, a class in 0..{num_classes - 1} for each image, got {said}")
+    given = given.long()
     if num_images is not None and len(given) == 1:
         given = given.expand(num_images)
     if num_images not in (None, len(given)):

@@ -15,6 +15,9 @@ Equations: Eq. 1 -> `MaskGIT.losses`; Section 3.2 -> `nn.parallel_decoding.paral
 `MaskGIT.edit`, `MaskGIT.inpaint`, `MaskGIT.outpaint`.
 """
 
+import inspect
+import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -24,7 +27,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from zoo.checkpoints import maskgit_pytorch, maskgit_transformer
-from zoo.choices import one_of
+from zoo.choices import known_names, one_of
 from zoo.image_masks import box_mask, grey_out, next_window, paste, resized, token_mask
 from zoo.module import Batch, ZooModule
 from zoo.nn.halton import spread_order
@@ -155,7 +158,9 @@ class MaskGIT(ZooModule):
 
         Raises:
             ValueError: naming the setting that is wrong.
+            TypeError: naming one that there is not.
         """
+        known_names("sampling", sampling, SAMPLING)
         classes, count = wanted_labels(labels, num_images, self.num_classes, self.has_null, self.device)
         ids = torch.full((count, self.spec.num_tokens), self.network.mask_id, device=self.device)
         decoding = self.complete(ids, classes, **sampling)
@@ -205,6 +210,8 @@ class MaskGIT(ZooModule):
         one_of("guidance_schedule", guidance_schedule, ("constant", "linear"))
         schedule = ("arccos" if order == "halton" else "cosine") if schedule is None else schedule
         one_of("schedule", schedule, get_args(MaskSchedule))
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance must be a finite number, got {guidance}: 0 switches it off")
         if guidance and not self.num_classes:
             raise ValueError(
                 "guidance pulls towards a class and this model is unconditional (num_classes is 0): set it to 0"
@@ -260,6 +267,7 @@ class MaskGIT(ZooModule):
         Raises:
             ValueError: for a mask of another size, or a tokenizer without a grid.
         """
+        known_names("sampling", sampling, SAMPLING)
         ids = ids_of({"image": images}, self.tokenizer)
         hidden = token_mask(self.spec, mask, len(images), tuple(images.shape[-2:])).to(images.device)
         classes, _ = wanted_labels(labels, len(images), self.num_classes, self.has_null, self.device)
@@ -271,7 +279,7 @@ class MaskGIT(ZooModule):
         images: Shaped[Tensor, "b 3 h w"],
         labels: Any = None,
         *,
-        box: tuple[int, int, int, int] | None = None,
+        box: Sequence[Any] | None = None,
         mask: Bool[Tensor, "..."] | None = None,
         steps: int = 12,
         start: int = 2,
@@ -293,6 +301,7 @@ class MaskGIT(ZooModule):
             ValueError: for neither or both of box and mask, or one that does not fit the images.
         """
         _makes_pixels("edit", sampling)
+        known_names("sampling", sampling, SAMPLING)
         if (box is None) == (mask is None):
             raise ValueError("give either a box or a mask, which says where to edit")
         size, ids = (images.shape[-2], images.shape[-1]), ids_of({"image": images}, self.tokenizer)
@@ -413,6 +422,10 @@ class MaskGIT(ZooModule):
         length = torch.full((count,), n, device=ids.device)
         hidden = (mask_ratio(self.schedule, noise[:, 0], length) * n).ceil().clamp(1, n)
         return noise[:, 1:].argsort(1).argsort(1) < hidden.unsqueeze(1)
+
+
+#: what :meth:`MaskGIT.complete` can be told about sampling
+SAMPLING = tuple(p.name for p in inspect.signature(MaskGIT.complete).parameters.values() if p.kind is p.KEYWORD_ONLY)
 
 
 def _makes_pixels(method: str, options: dict[str, Any]) -> None:
