@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,6 +129,7 @@ def test_a_model_is_named_by_a_string(reference):
     assert one_sentence(e)
 
 
+ROOT = Path(__file__).parents[1]
 OUTSIDE = """
 import warnings; warnings.simplefilter("ignore")
 import zoo
@@ -147,7 +149,7 @@ except Exception as error:
 
 def test_constructors_refuse_in_one_sentence():
     """In a process of its own: the annotations that the tests enforce would catch these first."""
-    done = subprocess.run([sys.executable, "-c", OUTSIDE], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", OUTSIDE], capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = done.stdout.splitlines()
     assert len(lines) == 9

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import zoo
-from zoo.image_masks import box_mask, resized
+from zoo.image_masks import box_mask, paste, resized
 
 SIZE = 32
 
@@ -67,3 +67,52 @@ def test_boxes_inside_of_tokens_keep_the_floors_of_the_reference():
     hidden = box_mask(spec, (19, 0, 7, 8), (SIZE, SIZE)).view(8, 8)
     assert hidden.any(1).nonzero().flatten().tolist() == [3, 4, 5]
     assert hidden.any(0).nonzero().flatten().tolist() == [0, 1, 2]
+
+
+def test_the_edge_of_an_edit_is_a_gaussian():
+    """Against SciPy: cells enlarged as the released code does, then blurred with sigma = height // 16 - 1."""
+    from scipy.ndimage import gaussian_filter
+
+    spec = zoo.TokenSpec((zoo.Segment("grid", (8, 8), 0, 8),), dim=1)
+    hidden = box_mask(spec, (24, 16, 16, 24), (64, 64))
+    old, new = torch.zeros(1, 3, 64, 64), torch.ones(1, 3, 64, 64)
+    alpha = paste(new, old, hidden[None], spec)
+    cells = hidden.view(1, 1, 8, 8).float()
+    sharp = torch.nn.functional.interpolate(cells, (64, 64), mode="bicubic").clamp(0, 1)[0, 0]
+    expected = gaussian_filter(sharp.double().numpy(), sigma=3, truncate=3, mode="nearest")
+    assert abs(expected - sharp.numpy()).max() > 0.1  # the test can see that it is blurred
+    for channel in alpha[0]:
+        torch.testing.assert_close(channel.double(), torch.from_numpy(expected), atol=1e-5, rtol=0)
+    other = paste(old, new, hidden[None], spec)
+    torch.testing.assert_close(other, 1 - alpha)
+
+
+# ---------------------------------------------------------------- steps
+
+
+def test_guidance_ramps_up_or_stays(monkeypatch):
+    model, seen = zoo.create_model("maskgit_tiny"), []
+    logits = type(model)._code_logits
+    monkeypatch.setattr(
+        type(model), "_code_logits", lambda self, ids, labels, w: seen.append(w) or logits(self, ids, labels, w)
+    )
+    for schedule, expected in (("linear", [0.0, 0.5, 1.0, 1.5, 2.0]), ("constant", [2.0] * 5)):
+        seen.clear()
+        model.generate(0, guidance=2.0, guidance_schedule=schedule, steps=5, seed=0)
+        assert seen == pytest.approx(expected)
+    seen.clear()
+    model.generate(0, guidance=2.0, guidance_schedule="linear", steps=1, seed=0)
+    assert seen == [0.0]
+
+
+def test_decoding_steps_show_hidden_tokens_in_grey_and_end_with_the_image():
+    model = zoo.create_model("maskgit_tiny", tokenizer="vqgan_tiny:random").eval()  # no cell of it is exactly grey
+    rows = model.decoding_steps([0, 5], steps=4, seed=1)
+    images, decoding = model.generate([0, 5], steps=4, seed=1, return_steps=True)
+    assert list(rows) == ["sample 1", "sample 2"]
+    for i, row in enumerate(rows.values()):
+        torch.testing.assert_close(row[-1], images[i])  # whole, though decoding hides one token after each step
+        for step in range(3):
+            grey = (row[step] == 0.5).all(0).view(8, 4, 8, 4).all(3).all(1)
+            assert torch.equal(grey.flatten(), decoding.after[i, step] == model.network.mask_id)
+            assert 0 < grey.sum() < 64
