@@ -10,6 +10,7 @@ not decoded to pixels. They alternate, so that a change of the load hits both; t
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -109,10 +110,20 @@ def curve(path: Path, batch: int, repeats: int, sizes: dict[str, int]) -> dict[s
     return series
 
 
+def square(text: str) -> int:
+    """A count of tokens that fills a square grid."""
+    count = int(text)
+    side = math.isqrt(max(0, count))
+    if count < 1 or side * side != count:
+        near = f"{side**2} or {(side + 1) ** 2}" if side else "1 or 4"
+        raise argparse.ArgumentTypeError(f"{count} tokens fill no square grid: take {near}")
+    return count
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=256, help="a square number")
+    parser.add_argument("--tokens", type=square, default=256, help="a square number")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--width", type=int, default=192)

@@ -1,7 +1,7 @@
-"""Settings that are one of a few words."""
+"""Settings that are one of a few words, and arguments that have one of a few names."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -16,3 +16,21 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> Any:
     close = difflib.get_close_matches(value, choices, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise ValueError(f"{name} cannot be {value!r}: {hint}it is one of {', '.join(choices)}")
+
+
+def known_names(owner: str, given: Iterable[str], accepted: Sequence[str]) -> None:
+    """Refuse arguments that nobody takes.
+
+    Args:
+        owner: who would take them.
+        given: names of the arguments.
+        accepted: names that the owner knows.
+
+    Raises:
+        TypeError: naming the nearest one.
+    """
+    for name in given:
+        if name not in accepted:
+            close = difflib.get_close_matches(name, accepted, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise TypeError(f"{owner} takes no {name!r}: {hint}it takes {', '.join(accepted)}")

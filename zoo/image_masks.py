@@ -1,5 +1,9 @@
 """Masks and boxes of pixels, and the tokens that they touch."""
 
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -53,9 +57,18 @@ def grey_out(
     return images.masked_fill(F.interpolate(cells, images.shape[-2:], mode="nearest").bool(), 0.5)
 
 
-def box_mask(spec: TokenSpec, box: tuple[int, int, int, int], size: tuple[int, int]) -> Bool[Tensor, " n"]:
-    """Tokens of a box, one more on each side: rows ``max(0, t // f - 1)`` to ``min(gh, h // f + t // f + 1)``.
+def resized(images: Float[Tensor, "b 3 h w"], size: tuple[int, int]) -> Float[Tensor, "b 3 h2 w2"]:
+    """The images in another size, by antialiased bicubic interpolation; unchanged where they have it."""
+    if images.shape[-2:] == size:
+        return images
+    return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
 
+
+def box_mask(spec: TokenSpec, box: Sequence[Any], size: tuple[int, int]) -> Bool[Tensor, " n"]:
+    """Tokens of a box: rows from ``max(0, t // f - 1)`` and before ``min(gh, h // f + t // f + 1)``, columns alike.
+
+    That is one token more on each side of a box of whole tokens. The floors are those of the reference: where a box
+    begins or ends inside of a token there may be no margin at its end, or the last row of pixels may be left out.
     Source: the class-conditional editing of google-research/maskgit, f = 16 pixels per token there.
 
     Args:
@@ -64,10 +77,12 @@ def box_mask(spec: TokenSpec, box: tuple[int, int, int, int], size: tuple[int, i
         size: ``(height, width)`` of the image.
 
     Raises:
-        ValueError: for a box that is not in the image, or a tokenizer without a grid.
+        ValueError: for a box that is not four whole numbers or not in the image, or a tokenizer without a grid.
     """
     if spec.grid_shape is None:
         raise ValueError("a box needs a tokenizer with exactly one grid: give a mask of pixels instead")
+    if len(box) != 4 or not all(isinstance(number, Integral) for number in box):
+        raise ValueError(f"a box is four whole numbers of pixels, (top, left, height, width), got {tuple(box)}")
     (top, left, height, width), hidden = box, torch.zeros(spec.grid_shape, dtype=torch.bool)
     if min(top, left) < 0 or min(height, width) < 1 or top + height > size[0] or left + width > size[1]:
         raise ValueError(
@@ -84,13 +99,15 @@ def box_mask(spec: TokenSpec, box: tuple[int, int, int, int], size: tuple[int, i
 
 
 def paste(
-    new: Float[Tensor, "b 3 h w"], old: Float[Tensor, "b 3 h w"], hidden: Bool[Tensor, "b n"], spec: TokenSpec
+    new: Float[Tensor, "b 3 h2 w2"], old: Float[Tensor, "b 3 h w"], hidden: Bool[Tensor, "b n"], spec: TokenSpec
 ) -> Float[Tensor, "b 3 h w"]:
     """New pixels at hidden tokens, old ones elsewhere, with soft edges: a Gaussian blur of ``height // 16 - 1`` pixels.
 
+    New ones of another size are resized: some tokenizers decode to less or more pixels than they encode.
+
     Source: the class-conditional editing of google-research/maskgit; its PIL blur is approximated there by box filters.
     """
-    grid = spec.grid_shape
+    grid, new = spec.grid_shape, resized(new, (old.shape[-2], old.shape[-1]))
     if grid is None:
         return new
     cells = hidden.unflatten(1, grid).unsqueeze(1).float()

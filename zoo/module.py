@@ -30,6 +30,8 @@ class ZooModule(pl.LightningModule):
 
     #: published layouts that :meth:`load_weights` recognises, see ``zoo.checkpoints``
     formats: ClassVar[tuple[Any, ...]] = ()
+    #: attributes that only training needs: they decide no token, and weights need not hold them
+    training_only: ClassVar[tuple[str, ...]] = ()
     spec: TokenSpec | None = None
 
     def __init__(self, optim: Optim = Optim()):
@@ -159,7 +161,13 @@ class ZooModule(pl.LightningModule):
         self.absent = dict(absent)
 
     def add_tower(self, name: str, module: nn.Module) -> None:
-        """Hold a tower that is not trained: eval mode, no gradients, not in ``state_dict``, moves with the model."""
+        """Hold a tower that is not trained: eval mode, no gradients, not in ``state_dict``, moves with the model.
+
+        Networks that only its own training needs, such as a discriminator, are dropped.
+        """
+        for part in getattr(module, "training_only", ()):
+            if isinstance(getattr(module, part, None), nn.Module):
+                setattr(module, part, None)
         self.frozen[name] = module.eval().requires_grad_(False)
 
     def add_partly_frozen(self, name: str, module: nn.Module) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from zoo.choices import known_names
 from zoo.module import ZooModule
 from zoo.optim import Optim
 from zoo.tokens import TokenSpec
@@ -220,7 +221,11 @@ def model_from(reference: str, **overrides: Any) -> Any:
 
     ``NAME`` takes its default weights, ``NAME:TAG_OR_PATH`` others, ``NAME:random`` none, ``ckpt:PATH`` a checkpoint.
     Overrides are constructor arguments that differ from the preset's or the checkpoint's.
+
+    Raises:
+        TypeError: for a reference that is no string.
     """
+    check_reference(reference)
     if reference.startswith("ckpt:"):
         return create_model(reference, **overrides)
     name, _, source = reference.partition(":")
@@ -241,12 +246,27 @@ def model_from(reference: str, **overrides: Any) -> Any:
     return create_model(name, weights=source or True, **overrides)
 
 
+def check_reference(reference: Any) -> None:
+    """Refuse a model itself, or nothing, where a name is wanted: checkpoints and command lines hold names.
+
+    Raises:
+        TypeError: saying what a reference looks like.
+    """
+    if not isinstance(reference, str):
+        raise TypeError(
+            f"a model is named by a string, not by a {type(reference).__name__}: write 'dvae_emoji', 'NAME:PATH', "
+            "'NAME:random' for an untrained one, or 'ckpt:PATH' for a checkpoint of yours"
+        )
+
+
 def class_of(reference: str) -> type[ZooModule]:
     """The class that :func:`model_from` makes of a reference, without making it.
 
     Raises:
         ValueError: for an unknown name, or a checkpoint that is none of ours.
+        TypeError: for a reference that is no string.
     """
+    check_reference(reference)
     if not reference.startswith("ckpt:"):
         return find(reference.partition(":")[0]).cls
     from zoo.checkpoints.load import describe
@@ -276,12 +296,7 @@ def model_info(name: str) -> ModelInfo:
 
 def check_overrides(cls: type, overrides: dict[str, Any]) -> None:
     """Refuse arguments that the constructor does not take, naming the nearest one."""
-    accepted = list(inspect.signature(cls).parameters)
-    for name in overrides:
-        if name not in accepted:
-            close = difflib.get_close_matches(name, accepted, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise TypeError(f"{cls.__name__} takes no {name!r}: {hint}it takes {', '.join(accepted)}")
+    known_names(cls.__name__, overrides, list(inspect.signature(cls).parameters))
 
 
 def class_named(path: str) -> type[ZooModule]:

@@ -1,6 +1,7 @@
 """What models on top of a tokenizer share: its ids, class labels, and which ids may stand where."""
 
 import inspect
+import textwrap
 from typing import Any, get_args
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from zoo.module import Batch
 from zoo.registry import check_overrides, class_of, model_from
-from zoo.tokens import TokenSpec, as_pixels
+from zoo.tokens import Tokens, TokenSpec, as_pixels
 
 NO_CLASS = -1  # label of an image that is to be made without a class
 
@@ -20,6 +21,7 @@ def discrete_tokenizer(reference: str) -> Any:
 
     Raises:
         ValueError: for one without ids.
+        TypeError: for a reference that is no string.
     """
     tokenizer = model_from(reference)
     if tokenizer.spec is None or not tokenizer.spec.vocab_size:
@@ -54,7 +56,7 @@ def ids_of(batch: Batch, tokenizer: Any) -> Int[Tensor, "b n"]:
     """Precomputed ``ids`` of the batch, else those of ``token_image``, else those of ``image``.
 
     Raises:
-        ValueError: for ids that are not of this tokenizer, or an image size with another number of tokens.
+        ValueError: for ids that are not of this tokenizer, or an image size with another layout of tokens.
     """
     spec: TokenSpec = tokenizer.spec
     if (ids := batch.get("ids")) is not None:
@@ -64,7 +66,7 @@ def ids_of(batch: Batch, tokenizer: Any) -> Int[Tensor, "b n"]:
         raise ValueError(f"the batch has neither 'ids' nor 'image', but {', '.join(batch)}: bring one of them")
     with torch.autocast(images.device.type, enabled=False):
         tokens = tokenizer.encode(images)
-    return same_length(tokens.ids, spec, images)
+    return same_layout(tokens, spec, images)
 
 
 @torch.no_grad()
@@ -121,27 +123,35 @@ def images_of(batch: Batch) -> Shaped[Tensor, "b c h w"]:
 
 def _given(ids: Int[Tensor, "b n"], spec: TokenSpec, count: int | None = None) -> Int[Tensor, "b n"]:
     shape = (len(ids) if count is None else count, spec.num_tokens)
-    if ids.shape != shape or ids.max() >= spec.vocab_size:
+    low, high = ids.aminmax()
+    if ids.shape != shape or low < 0 or high >= spec.vocab_size:
         raise ValueError(
-            f"batch['ids'] has shape {tuple(ids.shape)} and largest id {int(ids.max())}; this model needs "
-            f"{spec.num_tokens} ids below {spec.vocab_size}: write them with its own tokenizer"
+            f"batch['ids'] has shape {tuple(ids.shape)} and ids in {int(low)}..{int(high)}; this model needs "
+            f"{spec.num_tokens} ids in 0..{spec.vocab_size - 1}: write them with its own tokenizer"
         )
     return ids
 
 
-def same_length(ids: Int[Tensor, "b n"], spec: TokenSpec, images: Tensor) -> Int[Tensor, "b n"]:
-    """The ids, if there is a position for each.
+def same_layout(tokens: Tokens, spec: TokenSpec, images: Tensor) -> Int[Tensor, "b n"]:
+    """The ids, if each stands at the place that its position means.
 
     Raises:
         ValueError: naming the image size.
     """
-    if ids.shape[1] != spec.num_tokens:
+    assert tokens.ids is not None
+    found, own = ([s.shape for s in x.segments] for x in (tokens.spec, spec))
+    if found != own:
         height, width = images.shape[-2:]
         raise ValueError(
-            f"images of {height}x{width} give {ids.shape[1]} tokens, this model has positions for {spec.num_tokens}: "
-            "resize the images to the tokenizer's image_size"
+            f"images of {height}x{width} give {tokens.spec.num_tokens} tokens, this model has positions for "
+            f"{spec.num_tokens} in another layout ({_layout(own)}, not {_layout(found)}): resize the images to the "
+            "tokenizer's image_size"
         )
-    return ids
+    return tokens.ids
+
+
+def _layout(shapes: list[tuple[int, ...]]) -> str:
+    return " and ".join("x".join(map(str, shape)) for shape in shapes)
 
 
 def labels_of(batch: Batch, num_classes: int) -> Int[Tensor, " b"] | None:
@@ -185,7 +195,7 @@ def wanted_labels(
         device: of the result.
 
     Raises:
-        ValueError: where they are missing, too many, out of range, or not as many as images.
+        ValueError: where they are missing, no whole numbers, too many, out of range, or not as many as images.
     """
     if num_images is not None and num_images < 1:
         raise ValueError(f"num_images must be at least 1, got {num_images}")
@@ -196,7 +206,14 @@ def wanted_labels(
     if labels is None:
         without = ", or -1 for no class" if has_null else ""
         raise ValueError(f"this model is class-conditional: give labels in 0..{num_classes - 1}{without}")
-    given = torch.as_tensor(labels, device=device).long().reshape(-1)
+    try:
+        given = torch.as_tensor(labels, device=device).reshape(-1)
+    except (TypeError, ValueError, RuntimeError):  # words, lists of unequal length
+        given = torch.zeros(0)
+    if given.dtype == torch.bool or given.is_floating_point() or given.is_complex():
+        said = textwrap.shorten(repr(labels), 60)
+        raise ValueError(f"labels are whole numbers, a class in 0..{num_classes - 1} for each image, got {said}")
+    given = given.long()
     if num_images is not None and len(given) == 1:
         given = given.expand(num_images)
     if num_images not in (None, len(given)):

@@ -27,12 +27,13 @@ HEADER = "header.json"
 def fingerprint(module: nn.Module) -> str:
     """SHA-256 over names, types, shapes and values of the state dict; equal on every device.
 
-    What the loaded weights did not hold (``module.absent``) is random and left out.
+    Less what the loaded weights did not hold (``module.absent``) and what ``module.training_only`` names: it decides no
+    token, and a file without it makes it anew at random.
     """
     digest = hashlib.sha256()
-    absent = tuple(getattr(module, "absent", ()))
+    absent, training_only = tuple(getattr(module, "absent", ())), getattr(module, "training_only", ())
     for name, value in sorted(module.state_dict().items()):
-        if name.startswith(absent):
+        if name.startswith(absent) or name.partition(".")[0] in training_only:
             continue
         value = value.detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())

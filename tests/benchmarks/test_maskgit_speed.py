@@ -40,3 +40,13 @@ def test_curve(benchmark, tmp_path, monkeypatch):
     assert [x for x, _ in series["ar_cached/seconds by tokens"]] == [4, 16]
     with Image.open(tmp_path / "c.png") as picture:
         assert picture.size[0] > 300
+
+
+@pytest.mark.parametrize(("count", "near"), [("60", "49 or 64"), ("2", "1 or 4"), ("0", "1 or 4"), ("-4", "1 or 4")])
+def test_counts_that_fill_no_square_are_refused(benchmark, count, near, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["maskgit_speed.py", f"--tokens={count}"])
+    with pytest.raises(SystemExit) as stop:
+        benchmark.main()
+    assert stop.value.code == 2
+    assert f"{count} tokens fill no square grid: take {near}" in capsys.readouterr().err
+    assert benchmark.square("64") == 64

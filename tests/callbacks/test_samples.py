@@ -72,6 +72,31 @@ def test_training_is_the_same_with_and_without_pictures(tmp_path):
     torch.testing.assert_close(states[0], states[1], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("maskgit_tiny", {"class_dropout": 0.0}),
+        ("maskgit_tiny", {"class_dropout": 0.0, "num_classes": 0}),
+        ("ar_transformer_tiny", {}),
+    ],
+)
+def test_models_without_a_null_class_are_drawn_without_guidance(tmp_path, caplog, name, settings):
+    """What recipes/maskgit.yaml with --model.class_dropout=0 does: its pictures, said once, instead of an error."""
+    samples = Samples(1, max_classes=1, completions=1, guidance=1.0)
+    files = run(tmp_path, zoo.create_model(name, **settings), [samples], max_steps=2)
+    assert "step_000002_classes.png" in files
+    said = [r.message for r in caplog.records if "without guidance 1.0" in r.message]
+    assert len(said) == 1 and "class_dropout > 0" in said[0] and "\n" not in said[0]
+
+
+def test_guidance_reaches_models_that_know_a_null_class(tmp_path, caplog, monkeypatch):
+    model, seen = zoo.create_model("maskgit_tiny"), []
+    complete = type(model).complete
+    monkeypatch.setattr(type(model), "complete", lambda self, *a, **k: seen.append(k) or complete(self, *a, **k))
+    run(tmp_path, model, [Samples(1, max_classes=1, completions=0, guidance=1.5)], max_steps=2)
+    assert seen and all(options["guidance"] == 1.5 for options in seen) and "without guidance" not in caplog.text
+
+
 def test_refusals(tmp_path):
     with pytest.raises(ValueError, match="Toy generates nothing"):
         run(tmp_path, Toy(), [Samples()])

@@ -328,6 +328,28 @@ def test_gumbel_and_ldm_configurations(tmp_path):
     assert not any(".attn" in name for name in read_config(tmp_path, noattn).state_dict())
 
 
+def test_depth_configuration_and_weights(tmp_path):
+    depth = CONFIG.replace("in_channels: 3, out_ch: 3", "in_channels: 1, out_ch: 1").replace("16384", "1024")
+    found = read_config(tmp_path, depth)
+    with torch.device("meta"):
+        expected = zoo.create_model("vqgan_imagenet_f16_1024", channels=1).state_dict()
+    for name, value in tokenizer_state(found).items():
+        assert value.shape == expected[name].shape
+    assert found.init_args()["channels"] == zoo.model_info("vqgan_imagenet_depth").init_args["channels"] == 1
+    model = stirred("vqgan_tiny", channels=1)
+    torch.save({"state_dict": taming_state(model)}, tmp_path / "f.ckpt")
+    assert_same_tokenizer(zoo.create_model("vqgan_tiny", channels=1, weights=tmp_path / "f.ckpt"), model)
+    with pytest.raises(ValueError, match=r"encoder.conv_in.weight is 32x1x3x3 in the file and 32x3x3x3 in the model"):
+        zoo.create_model("vqgan_tiny", weights=tmp_path / "f.ckpt")
+    with pytest.raises(ValueError, match="only VQGANs of RGB images are written for diffusers"):
+        diffusers_vq.save(model, tmp_path / "vq")
+
+
+def test_resolutions_of_no_level_are_overlooked_as_in_taming(tmp_path):
+    found = read_config(tmp_path, CONFIG.replace("attn_resolutions: [16]", "attn_resolutions: [16, 5]"))
+    assert tuple(found.init_args()["attention"]) == (16,)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
@@ -336,7 +358,8 @@ def test_gumbel_and_ldm_configurations(tmp_path):
         ("vqgan.VQModel", "vqgan.EMAVQ", "the model EMAVQ is not supported"),
         ("disc_conditional: false", "disc_conditional: true", "disc_conditional is not supported"),
         ("disc_conditional: false", "use_actnorm: true", "use_actnorm is not supported"),
-        ("in_channels: 3", "in_channels: 1", "number of channels"),
+        ("in_channels: 3", "in_channels: 1", r"number of channels \(1, 3\)"),
+        ("in_channels: 3, out_ch: 3", "in_channels: 4, out_ch: 4", r"number of channels \(4, 4\)"),
         ("dropout: 0.0", "droput: 0.0", "droput"),
     ],
 )

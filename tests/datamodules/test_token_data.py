@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+import zoo
 from datamodules import TokenData
+from zoo.checkpoints.export import save_weights
 from zoo.token_shards import (
     check_header,
     fingerprint,
@@ -99,6 +101,31 @@ def test_a_foreign_tokenizer_is_refused(shards, tokenizer):
         check_header(header, ToyTokenizer(side=3))
     with pytest.raises(ValueError, match=r"written by toy with other weights \(fingerprint \w{12}\)"):
         check_header(header, ToyTokenizer())
+
+
+def test_a_discriminator_that_starts_anew_changes_no_tokens(tmp_path):
+    """Published files and our small ones hold none; shards belong to the tokenizer that they make, each time."""
+    model = zoo.create_model("vqgan_tiny", lecam=0.1)
+    model.drop_discriminator()
+    save_weights(model, tmp_path / "small.safetensors")
+    name = f"ckpt:{tmp_path / 'small.safetensors'}"
+    one, two = zoo.create_model(name), zoo.create_model(name, lecam=0.0)
+    assert not torch.equal(one.discriminator.main[0].weight, two.discriminator.main[0].weight)
+    check_header(make_header(one, split="train", count=1), two)
+    with torch.no_grad():
+        two.quantize.embedding.weight[3, 5] += 1e-3
+    assert fingerprint(one) != fingerprint(two)
+
+
+def test_a_tower_leaves_its_discriminator_behind(tmp_path):
+    whole = zoo.create_model("vqgan_tiny")
+    save_weights(whole, tmp_path / "whole.safetensors")
+    tower = zoo.create_model("maskgit_tiny", tokenizer=f"ckpt:{tmp_path / 'whole.safetensors'}").tokenizer
+    assert tower.discriminator is None and not any("discriminator" in name for name in tower.state_dict())
+    check_header(make_header(whole, split="train", count=1), tower)
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(tower.encode(images).ids, whole.eval().encode(images).ids)
+    assert whole.discriminator is not None
 
 
 def test_token_data_refuses_a_model_that_holds_another_tokenizer(shards, tokenizer):

@@ -391,6 +391,10 @@ def test_outpainting_adds_pixels_and_keeps_the_image(model, images, side):
         (lambda m, x: tiny(num_classes=0), "class_dropout needs classes"),
         (lambda m, x: tiny(class_dropout=0.0).generate(0, guidance=1.0), "train with class_dropout > 0"),
         (lambda m, x: tiny(num_classes=0, class_dropout=0.0).generate(0), "unconditional"),
+        (
+            lambda m, x: tiny(num_classes=0, class_dropout=0.0).generate(guidance=1.0),
+            "guidance pulls towards a class and this model is unconditional",
+        ),
         (lambda m, x: tiny(tokenizer="beit_classifier_tiny:random"), "no discrete tokens"),
         (lambda m, x: tiny(heads=5), "not divisible by 5 heads"),
     ],

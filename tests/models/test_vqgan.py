@@ -283,6 +283,32 @@ def test_published_sizes(name, millions, tensors):
     assert len(state) == tensors and round(sum(v.numel() for v in state.values()) / 1e6, 2) == millions
 
 
+@pytest.mark.parametrize("name", ["vqgan_tiny", "vqgan_maskgit_tiny"])
+def test_a_depth_map_is_the_mean_of_three_channels_and_comes_out_in_all(name):
+    torch.manual_seed(0)
+    model = zoo.create_model(name, channels=1, perceptual="lite0").train()
+    assert model.encoder.conv_in.in_channels == model.decoder.conv_out.out_channels == 1
+    images = torch.rand(2, 3, 32, 32)
+    grey = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    seen = []
+    model.encoder.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    terms, on_grey = model.losses({"image": images}), model.losses({"image": grey})
+    torch.testing.assert_close(seen[0], 2 * images.mean(1, keepdim=True) - 1 if model.signed else grey[:, :1])
+    for term in ("loss", "pixel", "perceptual", "mse"):
+        torch.testing.assert_close(terms[term], on_grey[term], rtol=1e-3, atol=1e-5)
+    terms["loss"].backward()
+    assert model.discriminator.state_dict().keys() == zoo.create_model(name).discriminator.state_dict().keys()
+    assert all(p.grad is not None for p in model.parameters())
+    model.eval()
+    depth = model.decode(model.encode(images))
+    assert depth.shape == images.shape and torch.equal(depth[:, :1].expand(-1, 3, -1, -1), depth) and depth.std() > 0
+    with torch.no_grad():
+        pixels = model.pixels(model.embed(model.encode(grey).grid()))
+    expected = ((pixels + 1) / 2 if model.signed else pixels).clamp(0, 1)
+    torch.testing.assert_close(depth[:, :1], expected)
+    torch.testing.assert_close(model.losses({"image": grey})["mse"], (depth - grey).square().mean())
+
+
 def test_bad_tokens_are_refused():
     model = zoo.create_model("vqgan_tiny").eval()
     tokens = model.encode(torch.rand(1, 3, 32, 32))

@@ -158,7 +158,7 @@ class Recorded(VQGAN):
 def test_a_whole_step_of_both_networks(disc, when):
     sizes, a, state, _ = disc
     model = Recorded(
-        image_size=32, width=32, multipliers=(1,), blocks=1, z_channels=4, code_width=4, vocab_size=4,
+        image_size=32, width=32, multipliers=(1,), blocks=1, attention=(), z_channels=4, code_width=4, vocab_size=4,
         perceptual="lite0", perceptual_weight=sizes["perceptual_weight"], disc_width=sizes["ndf"],
         disc_layers=sizes["n_layers"], disc_start=1 if when == "before" else 0, disc_weight=sizes["disc_weight"],
         disc_factor=sizes["disc_factor"], codebook_weight=sizes["codebook_weight"],
@@ -195,6 +195,7 @@ def test_validation_has_no_adversarial_term(disc):
         width=32,
         multipliers=(1,),
         blocks=1,
+        attention=(),
         z_channels=4,
         code_width=4,
         vocab_size=4,

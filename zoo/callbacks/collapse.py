@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from zoo.nn.gumbel_quantizer import GumbelQuantizer
 from zoo.nn.quantized import Quantized, Quantizer, count_codes
 from zoo.nn.ranks import sum_over_ranks
 
@@ -15,13 +16,15 @@ REMEDY = (
     "start the codes from k-means on the data (codebook_init=kmeans), move unused ones (restart_threshold), lower the "
     "learning rate, or take fewer codes"
 )
+GUMBEL_REMEDY = "raise the weight of its KL divergence (kl_weight), lower the learning rate, or take fewer codes"
 
 
 class CollapseGuard(pl.Callback):
     """Warn once, naming the codebook and the remedy, when training uses only a small part of it.
 
     For every quantizer of ``zoo.nn`` in the model, codes are counted over the training steps of a window and over all
-    ranks; a GPU waits once per window. The share is logged as ``train/usage_<name of the module>``.
+    ranks, without the noise of ``gumbel``; a GPU waits once per window. The share is logged as
+    ``train/usage_<name of the module>``.
 
     Args:
         threshold: smallest share of the codes that have to occur at least once in a window.
@@ -50,7 +53,7 @@ class CollapseGuard(pl.Callback):
         @torch.compiler.disable
         def hook(module: Quantizer, inputs: Any, output: Quantized) -> None:
             if module.training:
-                counts = count_codes(output.ids, module.vocab_size)
+                counts = count_codes(output.ids if output.likely is None else output.likely, module.vocab_size)
                 self._counts[name] = self._counts[name] + counts if name in self._counts else counts
 
         return hook
@@ -73,9 +76,10 @@ class CollapseGuard(pl.Callback):
         pl_module.log(f"train/usage_{name}", used / codes, rank_zero_only=True)
         if used >= self.threshold * codes:
             return
+        gumbel = isinstance(pl_module.get_submodule(name), GumbelQuantizer)
         sentence = (
             f"the codebook {name} has collapsed: {used} of its {codes} codes ({used / codes:.1%}) occur in the last "
-            f"{self.steps} or more steps, up to step {pl_module.global_step}; {REMEDY}"
+            f"{self.steps} or more steps, up to step {pl_module.global_step}; {GUMBEL_REMEDY if gumbel else REMEDY}"
         )
         if self.stop:
             raise ValueError(sentence)

@@ -1,23 +1,30 @@
-"""Stop a run whose loss is no longer a number, before anything is saved."""
+"""Stop a run whose loss or weights are no longer numbers, before anything is saved."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+SHOWN = 3  # names per message
+REMEDY = "lower the learning rate, warm up longer or clip gradients (--trainer.gradient_clip_val=1)"
 
 
 class DivergenceGuard(pl.Callback):
-    """End the run with one sentence when the loss becomes infinite or NaN; the last good checkpoint stays.
+    """End the run with one sentence when loss or weights become infinite or NaN; the last good checkpoint stays.
 
-    The first bad step is noted on the device and read only now and then, so that a GPU never waits for it.
+    The first bad step is noted on the device and read only now and then, so that a GPU never waits for it. Weights are
+    looked at before each checkpoint: a gradient that is no number spoils them behind a loss that still was one.
     """
 
     def __init__(self) -> None:
         self._first: Tensor | None = None
+        self._stopped = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._first = torch.full((), -1, dtype=torch.int64, device=pl_module.device)
+        self._stopped = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -35,12 +42,42 @@ class DivergenceGuard(pl.Callback):
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: Any) -> None:
         self._check(trainer)
+        if not self._stopped and (names := not_finite(pl_module)):
+            self._stopped = True  # an emergency checkpoint must not raise again
+            more = f", ... ({len(names)} in all)" if len(names) > SHOWN else ""
+            raise ValueError(
+                f"weights are no longer finite at step {trainer.global_step} ({', '.join(names[:SHOWN])}{more}): "
+                f"{REMEDY}; the last checkpoint before it is still in {trainer.default_root_dir}"
+            )
 
     def _check(self, trainer: pl.Trainer) -> None:
-        if self._first is not None and (step := int(self._first)) >= 0:
-            self._first = None  # an emergency checkpoint must not raise again
+        if self._first is not None and not self._stopped and (step := int(self._first)) >= 0:
+            self._stopped = True
             raise ValueError(
-                f"the loss is no longer finite at step {step}: lower the learning rate, warm up longer or clip "
-                f"gradients (--trainer.gradient_clip_val=1); the last checkpoint before it is still in "
+                f"the loss is no longer finite at step {step}: {REMEDY}; the last checkpoint before it is still in "
                 f"{trainer.default_root_dir}"
             )
+
+
+@torch.no_grad()
+def not_finite(model: nn.Module) -> list[str]:
+    """Names of the parameters and buffers that a checkpoint holds and that have an infinite or NaN entry.
+
+    Frozen parameters are left out: nothing has changed them.
+    """
+    stored = dict(_stored(model))
+    if not stored:
+        return []
+    device = next(iter(stored.values())).device
+    good = torch.stack([value.isfinite().all().to(device) for value in stored.values()])  # one wait for all of them
+    return [name for name, fine in zip(stored, good.tolist(), strict=True) if not fine]
+
+
+def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            yield name, parameter
+    for prefix, module in model.named_modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point() and name not in module._non_persistent_buffers_set:
+                yield f"{prefix}.{name}".lstrip("."), buffer

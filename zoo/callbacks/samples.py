@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from zoo.callbacks.pictures import image_rows
@@ -28,7 +29,8 @@ class Samples(Callback):
         max_classes: rows of ``classes``, evenly spread over the classes.
         completions: columns of ``completion``; 0 leaves it out.
         steps: decoding steps of a masked model; None takes its default.
-        guidance: weight of classifier-free guidance; 0 switches it off.
+        guidance: weight of classifier-free guidance; 0 switches it off. Models that know no images without a class
+            sample without it, which is said once.
         every_n_validations: draw in every n-th validation.
         seed: of the noise.
     """
@@ -61,6 +63,12 @@ class Samples(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not hasattr(pl_module, "generate"):
             raise ValueError(f"{type(pl_module).__name__} generates nothing: leave the callback Samples out")
+        if "guidance" in self.sampling and not getattr(pl_module, "has_null", False):
+            weight = self.sampling.pop("guidance")  # otherwise the first validation would end the run
+            rank_zero_info(
+                f"Samples draws without guidance {weight}: this {type(pl_module).__name__} is not trained both with "
+                "classes and without them (class_dropout > 0)"
+            )
         self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"  # on every rank: log_dir broadcasts
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -119,6 +119,10 @@ def save(model: nn.Module, folder: str | Path) -> Path:
             f"diffusers' VQModel holds taming's networks with quantizer vq, not {args.get('architecture')} with "
             f"{args.get('quantizer')}"
         )
+    if args.get("channels") != 3:
+        raise ValueError(
+            "only VQGANs of RGB images are written for diffusers, this one sees depth maps (channels is 1)"
+        )
     size, levels = args["image_size"], len(args["multipliers"])
     attention = [size // 2**i in args["attention"] for i in range(levels)]
     config = {

@@ -140,19 +140,25 @@ def _networks(dd: Mapping[str, Any], refuse: Any) -> dict[str, Any]:
     unknown = sorted(set(dd) - DDCONFIG)
     refuse(unknown, f"the setting {', '.join(unknown)} of ddconfig", "the released settings are")
     refuse(dd.get("double_z"), "double_z (a KL autoencoder)", "autoencoders with a codebook are")
-    refuse((dd["in_channels"], dd["out_ch"]) != (3, 3), "another number of channels than 3", "RGB images are")
+    channels = (dd["in_channels"], dd["out_ch"])
+    refuse(
+        channels not in ((3, 3), (1, 1)), f"the number of channels {channels}", "3 (RGB) or 1 (depth) in and out are"
+    )
     refuse(dd.get("dropout", 0.0), f"dropout {dd.get('dropout')}", "0 is")
     refuse(not dd.get("resamp_with_conv", True), "resampling without convolution", "with convolution is")
     for flag in ("give_pre_end", "tanh_out", "use_linear_attn"):
         refuse(dd.get(flag), flag, "the released settings are")
     kind = dd.get("attn_type", "vanilla")
     refuse(kind not in ("vanilla", "none"), f"attn_type {kind}", "vanilla and none are")
+    sides = [dd["resolution"] // 2**i for i in range(len(dd["ch_mult"]))]  # taming overlooks resolutions of no level
+    attention = tuple(side for side in dd["attn_resolutions"] if side in sides)
     return {
         "image_size": dd["resolution"],
+        "channels": channels[0],
         "width": dd["ch"],
         "multipliers": tuple(dd["ch_mult"]),
         "blocks": dd["num_res_blocks"],
-        "attention": tuple(dd["attn_resolutions"]) if kind == "vanilla" else (),
+        "attention": attention if kind == "vanilla" else (),
         "mid_attention": kind == "vanilla",
         "z_channels": dd["z_channels"],
     }

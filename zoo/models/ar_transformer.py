@@ -135,10 +135,14 @@ class ARTransformer(ZooModule):
         Raises:
             ValueError: naming the setting that is wrong.
         """
-        if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+        if (
+            not 0 <= temperature < float("inf")
+            or (top_k is not None and top_k < 1)
+            or (top_p is not None and not 0 < top_p <= 1)
+        ):
             raise ValueError(
-                f"temperature must not be negative, top_k at least 1 and top_p in (0, 1], got {temperature}, {top_k}, "
-                f"{top_p}"
+                f"temperature must not be negative, and finite, top_k at least 1 and top_p in (0, 1], got "
+                f"{temperature}, {top_k}, {top_p}"
             )
         classes, count = wanted_labels(labels, num_images, self.num_classes, False, self.device)
         if seed is not None:

@@ -15,6 +15,9 @@ Equations: Eq. 1 -> `MaskGIT.losses`; Section 3.2 -> `nn.parallel_decoding.paral
 `MaskGIT.edit`, `MaskGIT.inpaint`, `MaskGIT.outpaint`.
 """
 
+import inspect
+import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -24,8 +27,8 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from zoo.checkpoints import maskgit_pytorch, maskgit_transformer
-from zoo.choices import one_of
-from zoo.image_masks import box_mask, grey_out, next_window, paste, token_mask
+from zoo.choices import known_names, one_of
+from zoo.image_masks import box_mask, grey_out, next_window, paste, resized, token_mask
 from zoo.module import Batch, ZooModule
 from zoo.nn.halton import spread_order
 from zoo.nn.mask_schedule import MaskSchedule, mask_ratio
@@ -155,7 +158,9 @@ class MaskGIT(ZooModule):
 
         Raises:
             ValueError: naming the setting that is wrong.
+            TypeError: naming one that there is not.
         """
+        known_names("sampling", sampling, SAMPLING)
         classes, count = wanted_labels(labels, num_images, self.num_classes, self.has_null, self.device)
         ids = torch.full((count, self.spec.num_tokens), self.network.mask_id, device=self.device)
         decoding = self.complete(ids, classes, **sampling)
@@ -205,6 +210,12 @@ class MaskGIT(ZooModule):
         one_of("guidance_schedule", guidance_schedule, ("constant", "linear"))
         schedule = ("arccos" if order == "halton" else "cosine") if schedule is None else schedule
         one_of("schedule", schedule, get_args(MaskSchedule))
+        if not math.isfinite(guidance):
+            raise ValueError(f"guidance must be a finite number, got {guidance}: 0 switches it off")
+        if guidance and not self.num_classes:
+            raise ValueError(
+                "guidance pulls towards a class and this model is unconditional (num_classes is 0): set it to 0"
+            )
         if guidance and not self.has_null:
             raise ValueError("guidance needs a model that knows images without a class: train with class_dropout > 0")
         if ids.shape[1] != self.spec.num_tokens:
@@ -256,9 +267,11 @@ class MaskGIT(ZooModule):
         Raises:
             ValueError: for a mask of another size, or a tokenizer without a grid.
         """
+        known_names("sampling", sampling, SAMPLING)
+        ids = ids_of({"image": images}, self.tokenizer)
         hidden = token_mask(self.spec, mask, len(images), tuple(images.shape[-2:])).to(images.device)
         classes, _ = wanted_labels(labels, len(images), self.num_classes, self.has_null, self.device)
-        ids = ids_of({"image": images}, self.tokenizer).masked_fill(hidden, self.network.mask_id)
+        ids = ids.masked_fill(hidden, self.network.mask_id)
         return self._finish(self.complete(ids, classes, **sampling), as_tokens, return_steps)
 
     def edit(
@@ -266,7 +279,7 @@ class MaskGIT(ZooModule):
         images: Shaped[Tensor, "b 3 h w"],
         labels: Any = None,
         *,
-        box: tuple[int, int, int, int] | None = None,
+        box: Sequence[Any] | None = None,
         mask: Bool[Tensor, "..."] | None = None,
         steps: int = 12,
         start: int = 2,
@@ -277,7 +290,8 @@ class MaskGIT(ZooModule):
         Args:
             images: in [0, 1] or uint8, of the tokenizer's size.
             labels: class of what appears.
-            box: ``(top, left, height, width)`` in pixels, widened by one token on each side.
+            box: ``(top, left, height, width)`` in pixels. One that begins and ends between tokens is widened by one
+                token on each side; of others, by the floors of the released code, the end may stay as it is.
             mask: instead, any part, as in :meth:`inpaint`.
             steps: passes of the schedule.
             start: first one to execute; the released code leaves out two of twelve.
@@ -286,16 +300,18 @@ class MaskGIT(ZooModule):
         Raises:
             ValueError: for neither or both of box and mask, or one that does not fit the images.
         """
+        _makes_pixels("edit", sampling)
+        known_names("sampling", sampling, SAMPLING)
         if (box is None) == (mask is None):
             raise ValueError("give either a box or a mask, which says where to edit")
-        size = (images.shape[-2], images.shape[-1])
+        size, ids = (images.shape[-2], images.shape[-1]), ids_of({"image": images}, self.tokenizer)
         if box is not None:
             hidden = box_mask(self.spec, box, size).expand(len(images), -1).to(images.device)
         else:
             assert mask is not None
             hidden = token_mask(self.spec, mask, len(images), size).to(images.device)
         classes, _ = wanted_labels(labels, len(images), self.num_classes, self.has_null, self.device)
-        ids = ids_of({"image": images}, self.tokenizer).masked_fill(hidden, self.network.mask_id)
+        ids = ids.masked_fill(hidden, self.network.mask_id)
         decoding = self.complete(ids, classes, steps=steps, start=start, **sampling)
         new = self._decoded(Tokens(decoding.ids, None, self.spec))
         return paste(new, as_pixels(images).float(), hidden, self.spec)
@@ -316,12 +332,16 @@ class MaskGIT(ZooModule):
             pixels: to add; None takes half a window, so that the model sees as much as it makes.
             labels: class of each image, for a class-conditional model.
             sampling: see :meth:`complete`.
+
+        Raises:
+            ValueError: naming the setting that is wrong.
         """
+        _makes_pixels("outpaint", sampling)
         one_of("side", side, ("left", "right", "up", "down"))
         images, size = as_pixels(images).float(), self.tokenizer.image_size
         pixels = size // 2 if pixels is None else pixels
         window, hidden = next_window(images, side, pixels, size)
-        made = self.inpaint(window, hidden, labels, **sampling)
+        made = resized(self.inpaint(window, hidden, labels, **sampling), (size, size))
         axis = 2 if side in ("up", "down") else 3
         if side in ("left", "up"):
             return torch.cat([made.narrow(axis, 0, pixels), images], axis)
@@ -402,6 +422,18 @@ class MaskGIT(ZooModule):
         length = torch.full((count,), n, device=ids.device)
         hidden = (mask_ratio(self.schedule, noise[:, 0], length) * n).ceil().clamp(1, n)
         return noise[:, 1:].argsort(1).argsort(1) < hidden.unsqueeze(1)
+
+
+#: what :meth:`MaskGIT.complete` can be told about sampling
+SAMPLING = tuple(p.name for p in inspect.signature(MaskGIT.complete).parameters.values() if p.kind is p.KEYWORD_ONLY)
+
+
+def _makes_pixels(method: str, options: dict[str, Any]) -> None:
+    for name in ("as_tokens", "return_steps"):
+        if options.get(name):
+            raise ValueError(
+                f"{method} puts pixels together and has no tokens to return: leave {name} out, or take inpaint"
+            )
 
 
 MaskGIT.formats = (maskgit_transformer.GOOGLE, maskgit_pytorch.VALEOAI)

@@ -3,11 +3,12 @@
 arXiv:2012.09841. Official code: CompVis/taming-transformers (commit 3ba01b2, MIT); of the variant in MaskGIT (Chang et
 al. 2022, arXiv:2202.04200) google-research/maskgit (commit 1db2359, Apache-2.0), without its training code.
 
-Implemented: encoder, decoder and codebook of all released configurations of taming, Latent Diffusion, MaskGIT and
-LlamaGen; gradient, EMA, Gumbel, l2-normalised, FSQ and LFQ codes; L1 or L2 and perceptual loss; PatchGAN and StyleGAN2
-discriminators with hinge, vanilla or non-saturating loss, adaptive or constant weight, LeCam and R1.
-Not implemented: taming's remapping to a subset of the codes, ActNorm in the discriminator, one-channel depth images,
-MaskGIT's perceptual network (LPIPS instead).
+Implemented: encoder, decoder and codebook of all released configurations of taming (that of depth maps too), Latent
+Diffusion, MaskGIT and LlamaGen; gradient, EMA, Gumbel, l2-normalised, FSQ and LFQ codes; L1 or L2 and perceptual loss;
+PatchGAN and StyleGAN2 discriminators with hinge, vanilla or non-saturating loss, adaptive or constant weight, LeCam and
+R1.
+Not implemented: taming's remapping to a subset of the codes, ActNorm in the discriminator, MaskGIT's perceptual network
+(LPIPS instead).
 Deviations: both networks are updated at once from one backward pass instead of one after the other, the second on
 reconstructions of the updated autoencoder; so steps are batches, and clipping, accumulation and EMA are Lightning's.
 LPIPS stays in eval mode; in taming its dropout is active during training. The gradients behind the adaptive weight and
@@ -19,7 +20,7 @@ Eq. 6 -> `VQGAN.losses`; Eq. 7 -> `losses.adversarial.adaptive_weight`.
 """
 
 import sys
-from math import prod, sqrt
+from math import sqrt
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,20 +29,18 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
+from torch._functorch import config as aot_autograd
 
 from zoo.checkpoints import diffusers_vq, llamagen, maskgit_flax, taming
 from zoo.choices import one_of
 from zoo.losses import adversarial as gan
 from zoo.losses.perceptual import LPIPS, LPIPSLite0
 from zoo.module import Batch, ZooModule
-from zoo.nn.ema_quantizer import EMAQuantizer
-from zoo.nn.fsq import FSQ
 from zoo.nn.gumbel_quantizer import GumbelQuantizer
-from zoo.nn.lfq import LFQ
+from zoo.nn.make_quantizer import make_quantizer
 from zoo.nn.maskgit_autoencoder import MaskGITDecoder, MaskGITEncoder
-from zoo.nn.normalised_quantizer import NormalisedQuantizer
 from zoo.nn.patchgan import PatchGAN
-from zoo.nn.quantized import Quantizer, update_codebooks
+from zoo.nn.quantized import update_codebooks
 from zoo.nn.ranks import mean_over_ranks
 from zoo.nn.stylegan_discriminator import StyleGANDiscriminator
 from zoo.nn.taming import TamingDecoder, TamingEncoder
@@ -59,6 +58,8 @@ class VQGAN(ZooModule):
 
     Args:
         image_size: side of the training images in pixels; other multiples of the downsampling factor work too.
+        channels: that the networks see: 3, or 1 for depth maps, which take the mean of the image's three channels and
+            come out in all three. Depth is scaled to [0, 1] per map, as in taming.
         architecture: ``taming``, or ``maskgit`` (no attention, no convolutions around the codebook).
         width: channels of the first level.
         multipliers: channels of each level as multiples of ``width``; every level after the first halves the
@@ -103,11 +104,13 @@ class VQGAN(ZooModule):
         weights: start from these: a registry name or a path.
     """
 
+    training_only = ("discriminator", "lecam_means")
     spec: TokenSpec
 
     def __init__(
         self,
         image_size: int = 256,
+        channels: Literal[1, 3] = 3,
         architecture: Literal["taming", "maskgit"] = "taming",
         width: int = 128,
         multipliers: tuple[int, ...] = (1, 1, 2, 2, 4),
@@ -153,7 +156,9 @@ class VQGAN(ZooModule):
             raise ValueError(
                 f"image_size {image_size} is not divisible by {self.factor}, the factor of {len(multipliers)} levels"
             )
-        self.image_size = image_size
+        if channels not in (1, 3):
+            raise ValueError(f"channels must be 3 for images or 1 for depth maps, got {channels}")
+        self.image_size, self.channels = image_size, channels
         self.pixel_loss = one_of("pixel_loss", pixel_loss, ("l1", "l2"))
         self.perceptual = one_of("perceptual", perceptual, ("lpips_vgg", "lite0", "none"))
         self.adversarial = one_of("adversarial", adversarial, gan.KINDS)
@@ -164,8 +169,10 @@ class VQGAN(ZooModule):
         self.lecam, self.r1 = lecam, r1
         self.signed = one_of("architecture", architecture, ("taming", "maskgit")) == "taming"
         sizes: dict[str, Any] = {"width": width, "multipliers": multipliers, "blocks": blocks, "z_channels": z_channels}
+        sizes["channels"] = channels
         # Channels-last convolutions are faster on a CPU and on tensor cores.
         if self.signed:
+            _check_attention(attention, image_size, len(multipliers))
             sizes |= {"resolution": image_size, "attention": attention, "mid_attention": mid_attention}
             sizes |= {"groups": norm_groups}
             self.encoder = TamingEncoder(**sizes).to(memory_format=torch.channels_last)
@@ -180,43 +187,21 @@ class VQGAN(ZooModule):
         else:
             self.encoder = MaskGITEncoder(**sizes).to(memory_format=torch.channels_last)
             self.decoder = MaskGITDecoder(**sizes).to(memory_format=torch.channels_last)
-        kmeans = one_of("codebook_init", codebook_init, ("random", "kmeans")) == "kmeans"
-        restarts: dict[str, Any] = {"kmeans_init": kmeans, "restart_threshold": restart_threshold}
-        self.quantize: Quantizer
-        match one_of("quantizer", quantizer, ("vq", "ema", "gumbel", "l2", "fsq", "lfq")):
-            case "vq":
-                self.quantize = VectorQuantizer(vocab_size, code_width, beta, legacy, entropy_weight, **restarts)
-            case "l2":
-                self.quantize = NormalisedQuantizer(vocab_size, code_width, beta, legacy, entropy_weight, **restarts)
-            case "ema":
-                self.quantize = EMAQuantizer(vocab_size, code_width, beta, codebook_decay, **restarts)
-            case "gumbel":
-                self.quantize = GumbelQuantizer(vocab_size, code_width, tau=tau[0], kl_weight=kl_weight)
-            case "fsq":
-                if (prod(levels), len(levels)) != (vocab_size, code_width):
-                    raise ValueError(
-                        f"fsq with levels {tuple(levels)} has {prod(levels)} codes of width {len(levels)}: set "
-                        f"vocab_size and code_width to these instead of {vocab_size} and {code_width}"
-                    )
-                self.quantize = FSQ(levels)
-            case "lfq":
-                if 2**code_width != vocab_size:
-                    raise ValueError(f"lfq with code_width {code_width} has {2**code_width} codes, not {vocab_size}")
-                self.quantize = LFQ(code_width, entropy_weight, beta=beta)
+        self.quantize = make_quantizer(
+            quantizer, vocab_size, code_width, beta=beta, legacy=legacy, levels=levels, entropy_weight=entropy_weight,
+            kl_weight=kl_weight, tau=tau, decay=codebook_decay, codebook_init=codebook_init,
+            restart_threshold=restart_threshold,
+        )  # fmt: skip
         if not self.signed and isinstance(self.quantize, VectorQuantizer):  # variance_scaling(1, fan_in, uniform)
             nn.init.uniform_(self.quantize.embedding.weight, -sqrt(3 / vocab_size), sqrt(3 / vocab_size))
         self.quant_conv = nn.Conv2d(z_channels, code_width, 1) if self.signed else nn.Identity()
         self.post_quant_conv = nn.Conv2d(code_width, z_channels, 1) if self.signed else nn.Identity()
         self.discriminator: nn.Module | None = None
-        if one_of("disc", disc, ("patchgan", "stylegan", "none")) == "patchgan":
-            if r1:
-                raise ValueError(
-                    "r1 penalises the gradient of single images, which batch normalisation mixes: "
-                    "use disc: stylegan, or set r1 to 0"
-                )
-            self.discriminator = PatchGAN(disc_width, disc_layers)
+        _check_adversarial(disc, r1, lecam, disc_start, disc_warmup)
+        if disc == "patchgan":
+            self.discriminator = PatchGAN(disc_width, disc_layers, channels)
         elif disc == "stylegan":
-            self.discriminator = StyleGANDiscriminator(image_size, disc_width)
+            self.discriminator = StyleGANDiscriminator(image_size, disc_width, channels)
         if lecam:
             self.register_buffer("lecam_means", torch.zeros(2))  # of the logits of images and of reconstructions
         side = image_size // self.factor
@@ -255,18 +240,19 @@ class VQGAN(ZooModule):
         x = self._seen(images).contiguous(memory_format=torch.channels_last)
         return rearrange(self.quant_conv(self.encoder(x)), "b d gh gw -> b gh gw d")
 
-    def pixels(self, vectors: Float[Tensor, "b gh gw d"]) -> Float[Tensor, "b 3 h w"]:
-        """The decoder's pixels in the range that the networks see, not clamped."""
+    def pixels(self, vectors: Float[Tensor, "b gh gw d"]) -> Float[Tensor, "b c h w"]:
+        """The decoder's pixels in the channels and the range that the networks see, not clamped."""
         z = rearrange(vectors, "b gh gw d -> b d gh gw").contiguous(memory_format=torch.channels_last)
         return self.decoder(self.post_quant_conv(z))
 
-    def _seen(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """From [0, 1] to the range of the networks."""
+    def _seen(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
+        """From [0, 1] to the channels and the range of the networks."""
+        images = images if self.channels == 3 else images.mean(1, keepdim=True)
         return 2 * images - 1 if self.signed else images
 
-    def _unit(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    def _unit(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h w"]:
         """And back."""
-        return (pixels + 1) / 2 if self.signed else pixels
+        return ((pixels + 1) / 2 if self.signed else pixels).expand(-1, 3, -1, -1)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Eq. 4-7: reconstruction, codebook and adversarial terms of the autoencoder plus the discriminator's loss.
@@ -276,6 +262,8 @@ class VQGAN(ZooModule):
         images = as_pixels(batch["image"], multiple_of=self.factor)
         if isinstance(self.quantize, GumbelQuantizer) and self.training:
             self.quantize.tau = cosine(self.global_step, *self.tau)
+        if self.channels == 1:
+            images = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)  # what a depth map can be compared with
         target = self._seen(images)
         quantized = self.quantize(self.features(images))
         output = self.pixels(quantized.vectors).float()
@@ -295,8 +283,8 @@ class VQGAN(ZooModule):
     def adversarial_terms(
         self,
         discriminator: nn.Module,
-        target: Float[Tensor, "b 3 h w"],
-        output: Float[Tensor, "b 3 h w"],
+        target: Float[Tensor, "b c h w"],
+        output: Float[Tensor, "b c h w"],
         distance: Float[Tensor, ""],
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """What both networks add to the objective, and what to look at."""
@@ -345,6 +333,15 @@ class VQGAN(ZooModule):
         if self.perceptual != "none" and stage != "predict":  # a missing backbone is named before the first step
             self.perceptual_distance(*torch.zeros(2, 1, 3, 32, 32, device=self.device))
 
+    def compile_networks(self, **options: Any) -> None:
+        """Compile in place what a step can differentiate: with ``r1``, no second derivative of compiled code exists."""
+        if self.adaptive and self.discriminator is not None:
+            aot_autograd.donated_buffer = False  # Eq. 7 passes the decoder's backward several times
+        discriminator = self.discriminator
+        self.discriminator = None if self.r1 else discriminator
+        super().compile_networks(**options)
+        self.discriminator = discriminator
+
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         update_codebooks(self)
@@ -362,6 +359,30 @@ class VQGAN(ZooModule):
     def drop_discriminator(self) -> None:
         """Leave the discriminator out of weights that are written from now on, and say so in them."""
         self.absent["discriminator."] = NO_DISCRIMINATOR
+
+
+def _check_attention(attention: tuple[int, ...], image_size: int, levels: int) -> None:
+    sides = [image_size // 2**i for i in range(levels)]
+    if strange := [side for side in attention if side not in sides]:
+        raise ValueError(
+            f"attention {strange[0]} matches no level, whose sides at {image_size} px are "
+            f"{', '.join(map(str, sides))}: take some of these, or leave image_size at that of the weights, whose "
+            "networks take other sizes too"
+        )
+
+
+def _check_adversarial(disc: str, r1: float, lecam: float, start: int, warmup: int) -> None:
+    one_of("disc", disc, ("patchgan", "stylegan", "none"))
+    for name, weight in (("r1", r1), ("lecam", lecam)):
+        if weight and disc == "none":
+            raise ValueError(f"{name} regularises the discriminator and disc is none: set {name} to 0, or take one")
+    if r1 and disc == "patchgan":
+        raise ValueError(
+            "r1 penalises the gradient of single images, which batch normalisation mixes: "
+            "use disc: stylegan, or set r1 to 0"
+        )
+    if min(start, warmup) < 0:
+        raise ValueError(f"disc_start and disc_warmup count steps and must not be negative, got {start} and {warmup}")
 
 
 VQGAN.formats = (
@@ -402,6 +423,10 @@ register(
 register(
     "vqgan_imagenet_f16_16384", VQGAN, paper=PAPER, vocab_size=16384, disc_weight=0.75, disc_layers=2, optim=IMAGENET,
     weights=_published(README + "taming-transformers", "MIT", "ImageNet, 256 px"),
+)  # fmt: skip
+register(
+    "vqgan_imagenet_depth", VQGAN, paper=PAPER, channels=1,
+    weights=_published("section D-RIN in the README of CompVis/taming-transformers", "MIT", "depth maps, 256 px"),
 )  # fmt: skip
 register(
     "vqgan_gumbel_f8", VQGAN, paper=PAPER, multipliers=(1, 1, 2, 4), attention=(32,), vocab_size=8192,

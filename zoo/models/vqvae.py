@@ -223,8 +223,8 @@ register(
     quantizer="gradient", optim=Optim(lr=3e-3, weight_decay=0.0),
 )  # fmt: skip
 register(
-    "vqvae_imagenet", VQVAE, paper=PAPER, image_size=128, levels=1, width=256, block_width=256,
-    optim=Optim(lr=2e-4, schedule="constant", weight_decay=0.0),
+    "vqvae_imagenet", VQVAE, paper=PAPER, recipe="paper/vqvae_imagenet.yaml", image_size=128, levels=1, width=256,
+    block_width=256, optim=Optim(lr=2e-4, schedule="constant", weight_decay=0.0),
 )  # fmt: skip
 register(
     "vqvae2_rosinality",

@@ -10,7 +10,7 @@ from torch import Tensor
 from zoo.nn.assignments import Assignments
 from zoo.nn.kmeans import shared_kmeans
 from zoo.nn.nearest_code import nearest_code
-from zoo.nn.quantized import Quantized, Quantizer, count_codes, perplexity, straight_through
+from zoo.nn.quantized import Quantized, Quantizer, check_restarts, count_codes, perplexity, straight_through
 
 
 class EMAQuantizer(Quantizer):
@@ -52,6 +52,7 @@ class EMAQuantizer(Quantizer):
         super().__init__(vocab_size, dim)
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in [0, 1), got {decay}")
+        check_restarts(restart_threshold)
         self.beta, self.decay, self.epsilon, self.debias = beta, decay, epsilon, debias
         self.kmeans_init, self.restart_threshold = kmeans_init, restart_threshold
         codes = torch.randn(dim, vocab_size)

@@ -56,7 +56,7 @@ class GPT(nn.Module):
         self, num_ids: int, vocab_size: int, block_size: int, width: int, depth: int, heads: int, dropout: float = 0.0
     ):
         super().__init__()
-        if width % heads:
+        if heads < 1 or width % heads:
             raise ValueError(f"width {width} is not divisible by {heads} heads")
         self.block_size, self.heads = block_size, heads
         self.tok_emb = nn.Embedding(num_ids, width)

@@ -45,13 +45,13 @@ class GumbelQuantizer(Quantizer):
             logits = self.logits(z)
             q = logits.softmax(-1)
             kl = (q * (q * self.vocab_size + 1e-10).log()).sum(-1).mean()  # 1e-10 as in taming's quantize.py
-            soft = None
+            soft, likely = None, logits.detach().argmax(-1)
             if self.training:
                 noise = -torch.empty_like(logits).exponential_().log() if gumbel is None else gumbel
                 soft = ((logits + noise) / self.tau).softmax(-1)
                 ids = soft.argmax(-1)
             else:
-                ids = logits.argmax(-1)
+                ids = likely
             if soft is None:
                 vectors = self.embed(ids)
             elif self.straight_through:
@@ -59,8 +59,9 @@ class GumbelQuantizer(Quantizer):
                 vectors = self.embed(ids) + (mixed - mixed.detach())
             else:
                 vectors = soft @ self.embed.weight
-        terms = {"kl": kl.detach(), "perplexity": perplexity(count_codes(ids, self.vocab_size))}
-        return Quantized(vectors, ids, self.kl_weight * kl, terms)
+        # noise spreads samples over all codes, also where one of them is the likeliest everywhere
+        terms = {"kl": kl.detach(), "perplexity": perplexity(count_codes(likely, self.vocab_size))}
+        return Quantized(vectors, ids, self.kl_weight * kl, terms, likely)
 
     def encode(self, z: Float[Tensor, "b *n c"]) -> Int[Tensor, "b *n"]:
         return self.logits(z).argmax(-1)

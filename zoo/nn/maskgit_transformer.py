@@ -109,7 +109,7 @@ class PostNormLayer(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_width: int, dropout: float):
         super().__init__()
-        if width % heads:
+        if heads < 1 or width % heads:
             raise ValueError(f"width {width} is not divisible by {heads} heads")
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)

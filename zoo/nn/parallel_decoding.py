@@ -4,6 +4,7 @@ Sources: google-research/maskgit ``libml/parallel_decode.py`` (arXiv:2202.04200,
 confidence; valeoai/Halton-MaskGIT (arXiv:2503.17076) for the Halton order.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -80,14 +81,15 @@ def parallel_decode(
         generator: of new noise.
 
     Raises:
-        ValueError: for fewer than one step, a first step that is none of them, or a negative temperature.
+        ValueError: for fewer than one step, a first step that is none of them, or a temperature that is negative or no
+            number.
     """
     if steps < 1 or not 0 <= start < steps:
         raise ValueError(f"steps must be at least 1 and the first of them in 0..steps - 1, got {steps} and {start}")
-    if min(choice_temperature, sampling_temperature) < 0:
+    if not all(math.isfinite(t) and t >= 0 for t in (choice_temperature, sampling_temperature)):
         raise ValueError(
-            f"temperatures must not be negative, got {choice_temperature} of the choice, {sampling_temperature} of "
-            "sampling: 0 switches the noise off"
+            f"temperatures must not be negative, and finite, got {choice_temperature} of the choice, "
+            f"{sampling_temperature} of sampling: 0 switches the noise off"
         )
     hidden_first = ids == mask_id
     count = hidden_first.sum(1)

@@ -90,6 +90,8 @@ class AttentionBranch(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
+        if heads < 1 or width % heads:
+            raise ValueError(f"width {width} is not divisible by {heads} heads")
         self.norm = nn.LayerNorm(width)
         #: its forward is not used: it leaves the fused kernels where gradients are needed
         self.fn = nn.ModuleDict({"mha": nn.MultiheadAttention(width, heads, dropout, batch_first=True)})

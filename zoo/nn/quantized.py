@@ -17,12 +17,14 @@ class Quantized:
         ids: of the codes.
         loss: to be added to the objective.
         terms: values to look at, without gradients.
+        likely: ids without noise, where ``ids`` are sampled: what :meth:`Quantizer.encode` gives.
     """
 
     vectors: Float[Tensor, "b *n e"]
     ids: Int[Tensor, "b *n"]
     loss: Float[Tensor, ""]
     terms: dict[str, Tensor] = field(default_factory=dict)
+    likely: Int[Tensor, "b *n"] | None = None
 
 
 class Quantizer(nn.Module):
@@ -54,6 +56,16 @@ class Quantizer(nn.Module):
 
     def update(self) -> None:
         """Change the codebook by what the backward passes since the last call have seen; every rank calls this."""
+
+
+def check_restarts(threshold: float) -> None:
+    """Refuse what would restart nothing.
+
+    Raises:
+        ValueError: for a negative threshold.
+    """
+    if threshold < 0:
+        raise ValueError(f"restart_threshold counts vectors per step and must not be negative, got {threshold}")
 
 
 def update_codebooks(model: nn.Module) -> None:

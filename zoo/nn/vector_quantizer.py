@@ -11,7 +11,7 @@ from zoo.nn.assignments import Assignments
 from zoo.nn.code_entropy import code_entropy
 from zoo.nn.kmeans import shared_kmeans
 from zoo.nn.nearest_code import nearest_code
-from zoo.nn.quantized import Quantized, Quantizer, count_codes, perplexity, straight_through
+from zoo.nn.quantized import Quantized, Quantizer, check_restarts, count_codes, perplexity, straight_through
 
 
 class VectorQuantizer(Quantizer):
@@ -50,6 +50,7 @@ class VectorQuantizer(Quantizer):
         decay: float = 0.99,
     ):
         super().__init__(vocab_size, dim)
+        check_restarts(restart_threshold)
         self.beta, self.legacy = beta, legacy
         self.entropy_weight, self.entropy_temperature = entropy_weight, entropy_temperature
         self.kmeans_init, self.restart_threshold, self.decay = kmeans_init, restart_threshold, decay

@@ -1,0 +1,67 @@
+"""Training with compiled networks: three optimizer steps through AOT autograd give the weights of eager ones."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+from toys import RandomImages
+
+import zoo
+from datamodules.base import collate
+
+TINY = zoo.list_models("*_tiny")
+GANS = [name for name in TINY if name.startswith("vqgan")]
+
+
+def trained(name, backend):
+    """The state after three steps, and the terms of the last."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    later = {"disc_start": 1} if name in GANS else {}  # the discriminator starts inside of the run
+    model = zoo.create_model(name, **later).train()
+    images = RandomImages(4, model.hparams.get("image_size", 32), getattr(model, "num_classes", 9))
+    batch = collate([images[i] for i in range(4)])
+    if backend:
+        model.compile_networks(backend=backend)
+    # epsilon 1 makes a step proportional to the gradient, where a step of its sign would show its rounding
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1, eps=1.0)
+    terms = {}
+    for step in range(3):
+        torch.manual_seed(step)
+        with patch.object(type(model), "global_step", step):
+            terms = model.losses(batch)
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+    return dict(model.state_dict()), terms
+
+
+def compare(names):
+    for name in names:
+        eager, terms = trained(name, None)
+        assert name not in GANS or "generator" in terms
+        torch._dynamo.utils.counters.clear()
+        compiled, _ = trained(name, "aot_eager")
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0, f"{name}: nothing was compiled"
+        torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        print(name, "is equal", flush=True)
+
+
+@pytest.mark.parametrize("names", [GANS, pytest.param([n for n in TINY if n not in GANS], marks=pytest.mark.slow)])
+def test_three_steps_are_those_without_compilation(names):
+    # in a process of its own: the annotations that the tests enforce take minutes to trace
+    done = subprocess.run(
+        [sys.executable, __file__, *names], capture_output=True, text=True, timeout=280,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split(" is equal\n")[:-1] == names
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    compare(sys.argv[1:])
