@@ -5,7 +5,7 @@
 
 Both models have the same width, depth, heads, tokenizer and number of classes, and random weights; tokens are made, and
 not decoded to pixels. They alternate, so that a change of the load hits both; the ratio is that of the medians.
-``--curve`` draws seconds against the number of tokens and against the number of steps, with Pillow.
+``--curve`` draws seconds against the number of tokens, of codes and of steps, with Pillow.
 """
 
 import argparse
@@ -26,17 +26,18 @@ from zoo.models.dvae import DVAE
 
 CODES, CLASSES = 512, 9
 COUNTS = (64, 256, 1024)
+CODEBOOKS = (512, 2048, 8192, 16384)
 STEPS = (1, 2, 4, 8, 12, 16)
 Make = Callable[[], Any]
 
 
-def models(tokens: int, width: int, depth: int, heads: int) -> tuple[Any, Any]:
+def models(tokens: int, codes: int, width: int, depth: int, heads: int) -> tuple[Any, Any]:
     """MaskGIT and ARTransformer over a small untrained tokenizer with a square grid of so many tokens."""
-    name = f"benchmark_tokenizer_{tokens}"
+    name = f"benchmark_tokenizer_{tokens}_{codes}"
     if name not in zoo.list_models(name):
         side = round(tokens**0.5)
         zoo.register(
-            name, DVAE, paper="none", image_size=4 * side, width=8, blocks=1, groups=3, vocab_size=CODES, code_width=16
+            name, DVAE, paper="none", image_size=4 * side, width=8, blocks=1, groups=3, vocab_size=codes, code_width=16
         )
     torch.manual_seed(0)
     sizes = {"tokenizer": f"{name}:random", "num_classes": CLASSES, "width": width, "depth": depth, "heads": heads}
@@ -59,9 +60,11 @@ def alternate(sides: dict[str, Make], repeats: int) -> dict[str, list[float]]:
     return times
 
 
-def measure(tokens: int, batch: int, steps: int, repeats: int, sizes: dict[str, int]) -> dict[str, Any]:
+def measure(
+    tokens: int, batch: int, steps: int, repeats: int, sizes: dict[str, int], codes: int = CODES
+) -> dict[str, Any]:
     """The record of one comparison."""
-    maskgit, ar = models(tokens, **sizes)
+    maskgit, ar = models(tokens, codes, **sizes)
     sides: dict[str, Make] = {
         "maskgit": lambda: maskgit.generate(0, batch, steps=steps, as_tokens=True, seed=0),
         "ar_cached": lambda: ar.generate(0, batch, as_tokens=True, seed=0),
@@ -73,7 +76,7 @@ def measure(tokens: int, batch: int, steps: int, repeats: int, sizes: dict[str, 
         "benchmark": "maskgit_speed",
         "status": "ok",
         "model": f"MaskGIT against ARTransformer, {text}",
-        "data": f"{tokens} tokens of {CODES} codes, batch {batch}",
+        "data": f"{tokens} tokens of {codes} codes, batch {batch}",
         "metrics": {
             "speedup": median["ar_cached"] / median["maskgit"],
             **{f"seconds_{side}": value for side, value in median.items()},
@@ -91,14 +94,16 @@ def measure(tokens: int, batch: int, steps: int, repeats: int, sizes: dict[str, 
 
 
 def curve(path: Path, batch: int, repeats: int, sizes: dict[str, int]) -> dict[str, list[tuple[float, float]]]:
-    """Draw seconds against tokens (8 steps) and against steps (256 tokens); returns the points."""
+    """Draw seconds against tokens (8 steps), codes (256 tokens, 8 steps) and steps (256 tokens); returns the points."""
     series: dict[str, list[tuple[float, float]]] = {}
-    for tokens in COUNTS:
-        record = measure(tokens, batch, 8, repeats, sizes)
+    counts = {("tokens", count): (count, CODES) for count in COUNTS}
+    counts |= {("codes", codes): (256, codes) for codes in CODEBOOKS}
+    for (axis, at), (tokens, codes) in counts.items():
+        record = measure(tokens, batch, 8, repeats, sizes, codes)
         for side in ("maskgit", "ar_cached"):
-            points = series.setdefault(f"{side}/seconds by tokens", [])
-            points.append((tokens, record["metrics"][f"seconds_{side}"]))
-    maskgit, _ = models(256, **sizes)
+            points = series.setdefault(f"{side}/seconds by {axis}", [])
+            points.append((at, record["metrics"][f"seconds_{side}"]))
+    maskgit, _ = models(256, CODES, **sizes)
     sides: dict[str, Make] = {
         str(steps): lambda s=steps: maskgit.generate(0, batch, steps=s, as_tokens=True, seed=0) for steps in STEPS
     }

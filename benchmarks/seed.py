@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     try:
         tokenizer = model_from(options.tokenizer).eval()
         others = {n: model_from(r).eval() for n in ("first", "llm", "decoder") if (r := getattr(options, n))}
-        data = _data_class(options.data)(**({"image_size": tokenizer.image_size} | given))
+        data = _data_class(options.data, given)(**({"image_size": tokenizer.image_size} | given))
         data.prepare_data()
         data.setup("test")
         samples = [view[i] for view in (data.view("test"), data.view("val")) for i in range(len(view))]

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     try:
         model = model_from(options.model).eval().to(options.device)
         given = {"batch_size": options.batch_size, "image_size": model.image_size} | data_arguments
-        data = _data_class(options.data)(**given)
+        data = _data_class(options.data, data_arguments)(**given)
         data.prepare_data()
         data.setup("test")
         images, texts = collect(data.view(options.split), options.num_images)

@@ -34,10 +34,12 @@ def test_record(benchmark):
 
 def test_curve(benchmark, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "COUNTS", (4, 16))
+    monkeypatch.setattr(benchmark, "CODEBOOKS", (16, 32))
     monkeypatch.setattr(benchmark, "STEPS", (1, 2))
     series = benchmark.curve(tmp_path / "c.png", 1, 1, SIZES)
     assert [x for x, _ in series["maskgit/seconds by steps"]] == [1, 2]
     assert [x for x, _ in series["ar_cached/seconds by tokens"]] == [4, 16]
+    assert [x for x, _ in series["maskgit/seconds by codes"]] == [16, 32]
     with Image.open(tmp_path / "c.png") as picture:
         assert picture.size[0] > 300
 

@@ -15,6 +15,7 @@ from datamodules.base import collate
 
 TINY = zoo.list_models("*_tiny")
 GANS = [name for name in TINY if name.startswith("vqgan")]
+OTHERS = [name for name in TINY if name not in GANS]
 
 
 def trained(name, backend):
@@ -51,7 +52,7 @@ def compare(names):
         print(name, "is equal", flush=True)
 
 
-@pytest.mark.parametrize("names", [GANS, pytest.param([n for n in TINY if n not in GANS], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("names", [GANS, *(pytest.param(OTHERS[i::3], marks=pytest.mark.slow) for i in range(3))])
 def test_three_steps_are_those_without_compilation(names):
     # in a process of its own: the annotations that the tests enforce take minutes to trace
     done = subprocess.run(

@@ -2,12 +2,7 @@
 
 import inspect
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import jaxtyping
 import lightning.pytorch as pl
@@ -324,44 +319,3 @@ def test_compiled_outputs_are_equal(model):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
     torch.testing.assert_close(after["loss"], before["loss"], rtol=1e-4, atol=1e-5)
     assert not any("_orig_mod" in key for key in model.state_dict())
-
-
-@pytest.mark.slow
-def test_two_processes_agree_and_equal_one_with_their_batches(name, tmp_path):
-    """One step of DDP over gloo: equal parameters on both ranks; where no noise is drawn, those of the joint batch."""
-    model = zoo.create_model(name)
-    still = {k: 0.0 for k in ("drop_path", "mixup", "cutmix", "label_smoothing") if k in model.hparams}
-    recipe = yaml.safe_load(recipe_for(name, tmp_path).read_text())
-    recipe["model"]["init_args"] |= still
-    # epsilon 1 makes the first step of Adam proportional to the gradient instead of to its sign
-    recipe["model"]["init_args"]["optim"] |= {"eps": 1.0, "warmup_steps": 0, "lr": 0.1}
-    recipe["trainer"] |= {"num_sanity_val_steps": 0, "limit_val_batches": 0}
-    shutil.copy(Path(__file__).parents[1] / "toys.py", tmp_path)  # the working directory is on the path of both ranks
-    path = tmp_path / "ddp.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-
-    def train(devices, batch_size):
-        out = tmp_path / f"out{devices}"
-        args = [
-            "fit", "--config", str(path), f"--trainer.devices={devices}", f"--data.batch_size={batch_size}",
-            f"--trainer.default_root_dir={out}", "--trainer.limit_train_batches=1",
-        ]  # fmt: skip
-        args += ["--trainer.strategy=ddp", "--trainer.callbacks+=toys.SameOnEveryRank"] if devices == 2 else []
-        done = subprocess.run(
-            [sys.executable, "-m", "zoo", *args], capture_output=True, text=True, cwd=tmp_path, timeout=240,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout, torch.load(out / "last.ckpt", weights_only=True)["state_dict"]
-
-    said, two = train(2, 4)
-    assert "RANKS AGREE" in said
-    calm = zoo.create_model(name, **still).train()
-    batch = batch_for(calm, 8)
-    losses = []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        losses.append(calm.losses(batch)["loss"].item())
-    if losses[0] == losses[1]:
-        _, one = train(1, 8)
-        torch.testing.assert_close(dict(two), dict(one), rtol=1e-4, atol=1e-6)
