@@ -124,7 +124,7 @@ def test_runs_on_imagenet_train_on_its_whole_training_set(recipe):
     assert data["val_root"] == "data/imagenet/val"
     if data["train_transform"] == "dalle":
         assert data["max_broken"] > 0.05
-        assert "shorter side below 256 px" in re.sub(r"\s+", " ", parse_header(recipe)["deviations"])
+        assert f"shorter side below {data['image_size']} px" in re.sub(r"\s+", " ", parse_header(recipe)["deviations"])
 
 
 def test_arguments_stand_in_the_order_of_the_constructor(recipe):

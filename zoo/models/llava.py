@@ -101,8 +101,9 @@ class LLaVA(ZooModule):
         self._add_language(find_language_model(language_model, "float32" if tuning == "full" else language_dtype))
         if tuning == "lora":
             add_lora(self.language, lora_rank, lora_alpha, lora_dropout)
-        if gradient_checkpointing and tuning != "projector":
-            network = self.language.network  # the older name warns in the newer releases
+        network = self.language.network  # None where a preset is described whose files are not here
+        if gradient_checkpointing and tuning != "projector" and network is not None:
+            # the older name warns in the newer releases
             enable = getattr(network, "activation_checkpointing_enable", network.gradient_checkpointing_enable)
             enable({"use_reentrant": False})
         self.mm_projector = MLPBridge(tower.width, self.language.width, count, projector_depth)
