@@ -195,7 +195,7 @@ class ZooModule(pl.LightningModule):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ZooModule":
         for module in self.frozen.values():
             module._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(fn, recurse)
 
     def compile_networks(self, **options: Any) -> None:
         """Compile every network in place, so that parameter names stay as they are; those of towers too.

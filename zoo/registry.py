@@ -54,7 +54,10 @@ class Preset:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What :func:`model_info` tells about a preset."""
+    """What :func:`model_info` tells about a preset.
+
+    ``num_parameters`` leaves out frozen towers, and language models whose size only their files tell.
+    """
 
     name: str
     paper: str

@@ -8,7 +8,6 @@ import jaxtyping
 import lightning.pytorch as pl
 import pytest
 import torch
-import torch._dynamo.utils
 import yaml
 from toys import RandomImages, ToyData
 
@@ -301,21 +300,3 @@ def test_checkpoints_of_both_kinds_reload_in_all_three_ways(name, checkpoint, ru
     code, out, err = run_cli("validate", "--config", recipe, "--ckpt_path", path)
     assert code == 0, err
     assert "val/loss" in out and re.search(r"\d\.\d", out)
-
-
-# ---------------------------------------------------------------- slow
-
-
-@pytest.mark.slow
-def test_compiled_outputs_are_equal(model):
-    batch = batch_for(stir(model))
-    model.eval()
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    with torch.no_grad():
-        before = model.losses(batch)
-        model.compile_networks()
-        after = model.losses(batch)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0, "nothing was compiled"
-    torch.testing.assert_close(after["loss"], before["loss"], rtol=1e-4, atol=1e-5)
-    assert not any("_orig_mod" in key for key in model.state_dict())

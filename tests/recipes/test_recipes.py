@@ -162,9 +162,20 @@ def test_documentation_mentions_the_recipe(recipe):
 # ---------------------------------------------------------------- running
 
 
+@pytest.fixture
+def few_samples(monkeypatch):
+    """Two samples and one completion per validation: an untrained model is asked for pictures of nothing."""
+    from zoo.callbacks import Samples
+
+    names = list(inspect.signature(Samples.__init__).parameters)[1:]
+    few = dict(zip(names, Samples.__init__.__defaults__, strict=True))
+    few |= {"per_class": 1, "max_classes": 2, "completions": 1}
+    monkeypatch.setattr(Samples.__init__, "__defaults__", tuple(few.values()))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SMALL)
-def test_two_steps_evaluation_and_resume(name, run_cli):
+def test_two_steps_evaluation_and_resume(name, run_cli, few_samples):
     """The recipe's own model and data; only the number of steps, the batch and the place of the output differ."""
     path = RECIPES[name]
     tiny = [
@@ -203,7 +214,7 @@ def without_what_is_not_here(args):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "tokenizer"), [("beit", "vqgan_emoji"), ("maskgit", "dvae_emoji")])
-def test_one_flag_changes_the_tokenizer_of_a_second_stage(name, tokenizer, run_cli):
+def test_one_flag_changes_the_tokenizer_of_a_second_stage(name, tokenizer, run_cli, few_samples):
     code, out, err = run_cli(
         "fit", "--config", RECIPES[name], f"--model.init_args.tokenizer={tokenizer}", "--data.batch_size=4",
         "--trainer.max_steps=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1",
