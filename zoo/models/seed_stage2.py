@@ -290,6 +290,9 @@ register(
     codebook_init="kmeans", restart_threshold=0.2, codec_depth=1, codec_heads=6, codec_mlp_ratio=1.0, teacher="vision",
     embedding_width=1280, generation_weight=5.0,
     optim=Optim(lr=1e-3, min_lr=1e-5, weight_decay=0.01, warmup_steps=50),
+    weights={
+        "emoji": Weights(file="seed_stage2_emoji.safetensors", note="recipes/seed_stage2.yaml on Twemoji, 128 px"),
+    },
 )  # fmt: skip
 HUB = "seed_quantizer.pt of AILab-CVC/seed-tokenizer-2 on the Hugging Face hub"
 register(
