@@ -1,5 +1,6 @@
 """Every recipe: found, parsed, documented, equal to its preset, and run for two steps."""
 
+import functools
 import importlib.util
 import inspect
 import re
@@ -167,10 +168,13 @@ def few_samples(monkeypatch):
     """Two samples and one completion per validation: an untrained model is asked for pictures of nothing."""
     from zoo.callbacks import Samples
 
-    names = list(inspect.signature(Samples.__init__).parameters)[1:]
-    few = dict(zip(names, Samples.__init__.__defaults__, strict=True))
-    few |= {"per_class": 1, "max_classes": 2, "completions": 1}
-    monkeypatch.setattr(Samples.__init__, "__defaults__", tuple(few.values()))
+    original = Samples.__init__
+
+    @functools.wraps(original)
+    def few(self, *args, **kwargs):
+        original(self, *args, **kwargs | {"per_class": 1, "max_classes": 2, "completions": 1})
+
+    monkeypatch.setattr(Samples, "__init__", few)
 
 
 @pytest.mark.slow
