@@ -1,13 +1,11 @@
 """LoRA (Hu et al. 2021, arXiv:2106.09685) in a language model, by peft."""
 
-from collections.abc import Sequence
-
 from torch import nn
 
 from zoo.language_models import LanguageModel
 
 
-def add_lora(language: LanguageModel, rank: int, alpha: int, dropout: float, also: Sequence[str] = ()) -> None:
+def add_lora(language: LanguageModel, rank: int, alpha: int, dropout: float, whole: bool = False) -> None:
     """Put trainable low-rank matrices beside every linear layer of the blocks (LoRA, arXiv:2106.09685).
 
     Args:
@@ -15,7 +13,7 @@ def add_lora(language: LanguageModel, rank: int, alpha: int, dropout: float, als
         rank: of the matrices.
         alpha: their products are scaled by ``alpha / rank``.
         dropout: in front of them.
-        also: ends of the names of parameters that are trained as well.
+        whole: train word vectors (with what else makes vectors of words), output layer and norms as they are.
 
     Raises:
         ModuleNotFoundError: with the pip line.
@@ -29,12 +27,22 @@ def add_lora(language: LanguageModel, rank: int, alpha: int, dropout: float, als
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise ModuleNotFoundError("LoRA needs the package peft: pip install 'tokenzoo[lora]'") from None
-    head = language.network.get_output_embeddings()
-    targets = [n for n, m in language.network.named_modules() if isinstance(m, nn.Linear) and m is not head]
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, bias="none")
-    inject_adapter_in_model(config, language.network)
-    for name, parameter in language.network.named_parameters():
-        trained = ".lora_" in name or any(name.endswith(end) for end in also)
+    from transformers.pytorch_utils import Conv1D
+
+    network = language.network
+    table, head = network.get_input_embeddings(), network.get_output_embeddings()
+    ends = {id(module) for part in (table, head) for module in part.modules()}
+    norms = [module for module in network.modules() if "Norm" in type(module).__name__]
+    as_they_are = {id(p) for module in (table, head, *norms) for p in module.parameters()} if whole else set()
+    linear = (nn.Linear, Conv1D)  # GPT-2's
+    targets = {n: m for n, m in network.named_modules() if isinstance(m, linear) and id(m) not in ends}
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), bias="none",
+        fan_in_fan_out=all(isinstance(m, Conv1D) for m in targets.values()),
+    )  # fmt: skip
+    inject_adapter_in_model(config, network)
+    for name, parameter in network.named_parameters():
+        trained = ".lora_" in name or id(parameter) in as_they_are
         parameter.requires_grad_(trained)
         if trained:
             parameter.data = parameter.data.float()

@@ -16,14 +16,21 @@ from zoo.tokens import Tokens, TokenSpec, as_pixels
 NO_CLASS = -1  # label of an image that is to be made without a class
 
 
-def discrete_tokenizer(reference: str) -> Any:
+def discrete_tokenizer(reference: str, **overrides: Any) -> Any:
     """The tokenizer of that name.
 
+    Args:
+        reference: as for :func:`zoo.registry.model_from`.
+        overrides: constructor arguments; those that are None are left as they are.
+
     Raises:
-        ValueError: for one without ids.
+        ValueError: for one without ids, or one that does not take the overrides.
         TypeError: for a reference that is no string.
     """
-    tokenizer = model_from(reference)
+    given = {name: value for name, value in overrides.items() if value is not None}
+    if given:
+        check_overrides(class_of(reference), given)
+    tokenizer = model_from(reference, **given)
     if tokenizer.spec is None or not tokenizer.spec.vocab_size:
         raise ValueError(f"{reference!r} has no discrete tokens that could be predicted: take a tokenizer with ids")
     return tokenizer

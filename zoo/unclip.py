@@ -31,6 +31,27 @@ def unclip_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32, devi
     return StableUnCLIPImg2ImgPipeline.from_pretrained(folder, local_files_only=True).to(device, dtype)
 
 
+def check_decoder(decoder: Any, settings: dict[str, Any]) -> None:
+    """Refuse what draws no generation embeddings.
+
+    Raises:
+        ValueError: without a decoder, for one of another kind, or for settings that it does not take.
+    """
+    if decoder is None:
+        raise ValueError(
+            "SEED's tokens decode to a generation embedding, not to pixels: give a decoder, 'seed_pixels_emoji' for "
+            "the emoji tokenizer, or zoo.unclip.unclip_pipeline(FOLDER) for SEED-2"
+        )
+    own = isinstance(decoder, str) or hasattr(decoder, "images_of")
+    if own and settings:
+        raise ValueError(f"{', '.join(settings)}: only a pipeline of diffusers takes settings, this decoder has none")
+    if not own and (not callable(decoder) or not hasattr(decoder, "image_noising_scheduler")):
+        raise ValueError(
+            f"a {type(decoder).__name__} cannot draw generation embeddings: give a model with images_of, or a "
+            "StableUnCLIPImg2ImgPipeline"
+        )
+
+
 @torch.no_grad()
 def pixels_of_embedding(
     embedding: Float[Tensor, "b ..."], decoder: Any = None, **settings: Any
@@ -45,20 +66,12 @@ def pixels_of_embedding(
     Raises:
         ValueError: without a decoder, or for one of another width or kind.
     """
-    if decoder is None:
-        raise ValueError(
-            "SEED's tokens decode to a generation embedding, not to pixels: give a decoder, 'seed_pixels_emoji' for "
-            "the emoji tokenizer, or zoo.unclip.unclip_pipeline(FOLDER) for SEED-2"
-        )
+    check_decoder(decoder, settings)
     if isinstance(decoder, str):
         decoder = model_from(decoder).eval().to(embedding.device)
+        check_decoder(decoder, settings)
     if hasattr(decoder, "images_of"):
         return decoder.images_of(embedding)
-    if not callable(decoder) or not hasattr(decoder, "image_noising_scheduler"):
-        raise ValueError(
-            f"a {type(decoder).__name__} cannot draw generation embeddings: give a model with images_of, or a "
-            "StableUnCLIPImg2ImgPipeline"
-        )
     wanted = decoder.image_normalizer.mean.shape[-1]
     if embedding.shape[1:] != (wanted,):
         raise ValueError(f"the pipeline wants vectors of width {wanted}, these are {tuple(embedding.shape[1:])}")

@@ -8,6 +8,7 @@ from toys import RandomImages
 
 import zoo
 from datamodules.base import collate
+from zoo import registry
 
 TINY = {name: zoo.model_info(name) for name in zoo.list_models("*_tiny")}
 TAKES = [
@@ -121,3 +122,34 @@ def test_bridges_refuse_ids_and_second_stages_refuse_vectors(bridge):
         with pytest.raises(ValueError, match=r"has no discrete tokens|does not make one") as caught:
             combine(stage, "blip2_stage1_tiny")
         assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def thirty_two():
+    """A preset of SEED's tokenizer with as many tokens as published, for one test."""
+    name = "seed_stage2_of_32"
+    zoo.register(name, zoo.SEEDTokenizer, paper="none", **TINY["seed_stage2_tiny"].init_args | {"num_queries": 32})
+    yield name
+    del registry._PRESETS[name]
+
+
+@pytest.mark.parametrize("stage", ["maskgit_tiny", "ar_transformer_tiny", "seed_llm_tiny"])
+def test_thirty_two_causal_tokens_as_published(stage, thirty_two):
+    torch.manual_seed(0)
+    model = combine(stage, thirty_two).train()
+    loss = model.losses(batch_for(model))["loss"]
+    loss.backward()
+    assert loss.isfinite() and model.spec.order == "causal"
+    tokens, embeddings = made(model.eval())
+    assert tokens.ids.shape == (2, 32) and not torch.equal(embeddings[0], embeddings[1])
+
+
+@pytest.mark.parametrize("tokenizer", ["vqgan_tiny", "vqvae2_tiny", "seed_stage2_tiny"])
+def test_codes_stand_before_the_language_model_too(tokenizer):
+    torch.manual_seed(0)
+    model = zoo.create_model("seed_llm_tiny", tokenizer=f"{tokenizer}:random", form="embeddings").train()
+    model.losses(batch_for(model))["loss"].backward()
+    projection = model.language_model.network.get_input_embeddings().visual_proj
+    assert projection.weight.grad.abs().sum() > 0
+    tokens, images = made(model.eval())
+    assert tokens.spec == model.spec and images.isfinite().all()

@@ -117,7 +117,8 @@ def test_what_is_trained(form):
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert any("lora_A" in n for n in trained) and any(n.endswith("lm_head.weight") for n in trained)
     assert any("input_layernorm" in n for n in trained) and not any("q_proj.base_layer" in n for n in trained)
-    assert any("visual_proj" in n for n in trained) == (form == "embeddings")
+    for part in ("visual_proj.weight", "visual_proj.bias"):  # as a whole, not by LoRA
+        assert any(n.endswith(part) for n in trained) == (form == "embeddings")
     assert set(model.state_dict()) == trained
     model.losses({"image": images(), "caption": CAPTIONS})["loss"].backward()
     table = next(p for n, p in model.named_parameters() if n.endswith(("embed_tokens.weight", "table.weight")))
@@ -168,9 +169,12 @@ def test_captions_hold_no_words_of_images():
     said = model.caption(images(), max_new_tokens=8)
     alone = [model.caption(images()[i : i + 1], max_new_tokens=8)[0] for i in range(3)]
     assert said == alone and model.training
-    with torch.no_grad():
-        model.language_model.network.get_output_embeddings().weight[model.words.offset :] += 10
-    model.caption(images(), max_new_tokens=8)  # would end with words that are no text
+    seen = []
+    write = model.language_model.write
+    model.language_model.write = lambda *args, **kwargs: seen.append(kwargs["constrain"]) or write(*args, **kwargs)
+    model.caption(images(), max_new_tokens=2)
+    scores = seen[0](torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, model.words.size))
+    assert (scores[:, model.words.offset :] == -torch.inf).all() and (scores[:, : model.words.offset] == 0).all()
     assert len(model.answer(images(), ["what?", "who is it?", "x"], max_new_tokens=3)) == 3
     with pytest.raises(ValueError, match="1 questions for 3 images"):
         model.answer(images(), ["what?"])
@@ -185,8 +189,77 @@ def test_pixels_need_a_decoder_only_where_tokens_are_no_pixels():
     assert tiny(tokenizer="dvae_tiny:random").generate_images(["a cat"], seed=0).shape[:2] == (1, 3)
 
 
+@pytest.mark.parametrize(
+    ("captions", "settings", "sentence"),
+    [
+        ("cat", {}, "captions must be a list with one caption per image, got 'cat'"),
+        ([], {}, "captions must be a list"),
+        (["a cat"], {"num_beam": 4, "decoder": "own"}, "num_beam: only a pipeline of diffusers takes settings"),
+        (["a cat"], {}, "give a decoder"),
+    ],
+)
+def test_nothing_is_written_before_a_refusal(captions, settings, sentence):
+    model = tiny()
+    model.language_model.continue_ids = None  # would end with a TypeError
+    if settings.get("decoder") == "own":
+        settings = settings | {"decoder": zoo.create_model("seed_pixels_tiny")}
+    with pytest.raises(ValueError, match=sentence) as caught:
+        model.generate_images(captions, **settings)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="decodes to pixels by itself: leave out decoder"):
+        tiny(tokenizer="dvae_tiny:random").generate_images(["a cat"], "nothing_there")
+
+
+def test_ids_do_not_depend_on_the_precision():
+    model = tiny().eval()
+    many = images(64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = model.encode(many).ids
+    assert torch.equal(inside, model.encode(many).ids)
+
+
+def test_the_image_encoder_of_the_tokenizer_can_be_named():
+    assert tiny(vision="tiny_random").init_args()["vision"] == "tiny_random"
+    with pytest.raises(TypeError, match="DVAE takes no 'vision'"):
+        tiny(tokenizer="dvae_tiny:random", vision="tiny_random")
+
+
+def configs():
+    from transformers import BloomConfig, GPT2Config, GPTNeoXConfig
+
+    return {
+        "gpt2": GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=120, n_positions=128),
+        "bloom": BloomConfig(hidden_size=32, n_layer=1, n_head=2, vocab_size=120),
+        "gpt_neox": GPTNeoXConfig(
+            hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, vocab_size=120,
+            max_position_embeddings=128,
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bloom", "gpt_neox"])
+def test_any_decoder_learns_the_words_of_images(name, tmp_path):
+    """Their parameters have other names, and GPT-2's linear layers another class."""
+    pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    from zoo.tiny_language_models import characters
+
+    AutoModelForCausalLM.from_config(configs()[name]).save_pretrained(tmp_path)
+    characters().save_pretrained(tmp_path)
+    model = tiny(language_model=str(tmp_path)).train()
+    model.losses({"image": images(), "caption": CAPTIONS})["loss"].backward()
+    network = model.language_model.network
+    for table in (network.get_input_embeddings().weight, network.get_output_embeddings().weight):
+        assert table.requires_grad and table.grad[model.words.offset :].abs().sum() > 0
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.LayerNorm)]
+    assert norms and all(p.requires_grad for m in norms for p in m.parameters())
+
+
 def test_refusals():
     model = tiny()
+    with pytest.raises(ValueError, match="the batch has 2 captions for 3 images"):
+        model.losses({"image": images(), "caption": CAPTIONS[:2]})
     for batch, sentence in (
         ({}, "has no 'caption'"),
         ({"caption": ["a", " ", "b"]}, "caption 1 of the batch is empty"),
@@ -194,7 +267,7 @@ def test_refusals():
         with pytest.raises(ValueError, match=sentence):
             model.losses({"image": images()} | batch)
     with pytest.raises(ValueError, match="caption 0 is empty"):
-        model.generate_images([" "])
+        model.generate_images([" "], as_tokens=True)
     with pytest.raises(ValueError, match="has an encoder: take another"):
         tiny(language_model="tiny_t5")
     with pytest.raises(ValueError, match="has no discrete tokens"):

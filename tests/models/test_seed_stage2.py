@@ -1,5 +1,6 @@
 """SEED's tokenizer: causal ids, both de-tokenizers, what is trained, pixels through decoders, weights told apart."""
 
+import jaxtyping
 import pytest
 import torch
 
@@ -228,6 +229,43 @@ def test_published_layout_with_what_inference_does_not_need(tmp_path):
     torch.save(state, tmp_path / "seed_quantizer.pt")
     again = zoo.create_model("seed_stage2_tiny", weights=tmp_path / "seed_quantizer.pt")
     torch.testing.assert_close(dict(again.state_dict()), dict(model.state_dict()))
+
+
+def test_our_own_files_are_not_taken_for_a_first_stage(tmp_path):
+    from zoo.checkpoints.export import save_weights
+
+    path = save_weights(zoo.create_model("seed_stage2_tiny"), tmp_path / "own.safetensors")
+    for other in ({"detokenizer": "reverse_qformer"}, {"vocab_size": 64}, {"num_queries": 3}):
+        with pytest.raises(ValueError, match=r"shapes differ|lacks|shape|not of"):
+            zoo.create_model("seed_stage2_tiny", weights=str(path), **other)
+
+
+def test_layers_of_the_first_stage_are_not_dropped(tmp_path):
+    from zoo.checkpoints.export import save_weights
+
+    path = save_weights(zoo.create_model("seed_stage1_tiny"), tmp_path / "first.safetensors")
+    depth = zoo.create_model("seed_stage1_tiny").hparams["depth"]
+    zoo.create_model("seed_stage2_tiny", depth=depth, weights=str(path))
+    with pytest.raises(ValueError, match="Qformer"):
+        zoo.create_model("seed_stage2_tiny", depth=depth - 1, weights=str(path))
+
+
+def test_settings_that_make_no_model(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside of the tests
+    for settings, sentence in (
+        ({"codebook_init": "kmean"}, "codebook_init cannot be 'kmean'"),
+        ({"num_queries": 0}, "num_queries and reverse_queries must be at least 1"),
+        ({"codec_heads": 5}, "multiple of codec_heads"),
+        ({"reverse_queries": 77}, "77 reverse queries need a reverse Q-Former"),
+    ):
+        with pytest.raises(ValueError, match=sentence) as caught:
+            zoo.create_model("seed_stage2_tiny", **settings)
+        assert "\n" not in str(caught.value)
+    several = zoo.create_model("seed_stage2_tiny", detokenizer="reverse_qformer", reverse_queries=3)
+    with pytest.raises(ValueError, match="training with several reverse queries needs a teacher"):
+        several.losses({"image": torch.rand(2, 3, 32, 32)})
+    with pytest.raises(ValueError, match="has no 'image'"):
+        several.losses({"caption": ["a"]})
 
 
 def test_refusals():

@@ -48,11 +48,12 @@ def convert(state: State, model: nn.Module) -> Converted:
             "this file of a training run holds what was trained and not the frozen Q-Former: load the first stage's "
             "weights into the model first, then save both together"
         )
-    own, kept, ignored = model.state_dict(), {}, []
+    own: State = model.state_dict()
+    kept, ignored = {}, []
     for name, value in state.items():
         ours = f"detokenizer.{name}" if name.startswith(DETOKENIZER) else name
-        if ours in own:
-            kept[ours] = value.float()
+        if ours in own or (name.startswith("Qformer.bert.encoder.") and not TEXT_BRANCH.match(name)):
+            kept[ours] = value.float()  # a layer that this model lacks is then named, and not left out
         elif name not in (POSITIONS, REVERSE_POSITIONS):
             ignored.append(name)
     return Converted(kept, ignored=tuple(ignored))
@@ -60,21 +61,23 @@ def convert(state: State, model: nn.Module) -> Converted:
 
 def matches_first_stage(state: State) -> bool:
     """Queries and a Q-Former by LAVIS's names, without a codebook: SEED's first stage, or BLIP-2's."""
-    return {"query_tokens", "Qformer.bert.embeddings.LayerNorm.weight"} <= state.keys() and not matches(state)
+    wanted = {"query_tokens", "Qformer.bert.embeddings.LayerNorm.weight"}
+    return wanted <= state.keys() and "quantize.embedding.weight" not in state
 
 
 def convert_first_stage(state: State, model: nn.Module) -> Converted:
     """Queries, Q-Former without its text branch, and ``ln_vision``; the codec starts anew."""
-    own = model.state_dict()
     wanted = ("query_tokens", "Qformer.", "ln_vision.")
-    kept = {name: value.float() for name, value in state.items() if name in own and name.startswith(wanted)}
-    text = sum(bool(TEXT_BRANCH.match(name)) for name in state)
+    text = {name for name in state if TEXT_BRANCH.match(name)} | {POSITIONS}
+    kept = {name: v.float() for name, v in state.items() if name.startswith(wanted) and name not in text}
+    text &= state.keys() - {POSITIONS}
+    ignored = tuple(name for name in state if name not in kept and name not in text and name != POSITIONS)
     fresh = dict.fromkeys(
         ("encode_task", "quantize.", "decode_task", "pos_embed", "blocks", "detokenizer."),
         "the first stage has no codes",
     )
-    notes = (f"{text} weights of the first stage's text branch are left out",) if text else ()
-    return Converted(kept, fresh=fresh, notes=notes)
+    notes = (f"{len(text)} weights of the first stage's text branch are left out",) if text else ()
+    return Converted(kept, fresh=fresh, notes=notes, ignored=ignored)
 
 
 PUBLISHED = Format("SEED's tokenizer of AILab-CVC/SEED", matches, convert)

@@ -8,8 +8,9 @@ tokenizer of the zoo (DALL-E's idea, in the same code); LoRA and fully trained e
 to text and text to image, mixed by weight; ids in the vocabulary (SEED-LLaMA) or codes through a linear layer
 (SEED-OPT); captions, answers, and images whose number of ids is guaranteed while they are written.
 Not implemented: interleaved documents with several images, instruction tuning on conversations.
-Deviations: the same learning rate for LoRA and embeddings. In the form of SEED-OPT the codes go through the linear
-layer in both directions.
+Deviations: the same learning rate for LoRA and embeddings. Captions end with a line break and have a length of their
+own, where the released code ends samples with EOS and cuts them at 140 to 200 words in all. In the form of SEED-OPT the
+codes go through the linear layer in both directions.
 
 Equations: SEED, Section 4 image-to-text and text-to-image autoregression -> `SEEDLLM.losses`; SEED-LLaMA, Section 3.3
 multimodal autoregression -> `SEEDLLM.losses` with `learn="all"`.
@@ -32,17 +33,7 @@ from zoo.optim import Optim
 from zoo.registry import register
 from zoo.second_stage import discrete_tokenizer, ids_of
 from zoo.tokens import Tokens, TokenSpec, evaluating
-
-#: trained as a whole beside LoRA: word vectors, output layer, norms
-WHOLE = (
-    "embed_tokens.weight",
-    "table.weight",
-    "lm_head.weight",
-    "norm.weight",
-    "norm.bias",
-    "visual_proj.weight",
-    "visual_proj.bias",
-)
+from zoo.unclip import check_decoder
 
 
 class SEEDLLM(ZooModule):
@@ -50,6 +41,7 @@ class SEEDLLM(ZooModule):
 
     Args:
         tokenizer: whose ids are the words; any discrete one of the registry, SEED's as published.
+        vision: image encoder of the tokenizer, such as ``eva_vit_g:PATH``; None leaves it.
         language_model: a decoder-only one, see :func:`zoo.language_models.language_model`.
         form: ids in the vocabulary (``vocabulary``, SEED-LLaMA), or codes through a linear layer (``embeddings``,
             SEED-OPT); ids are written through the output layer in both.
@@ -71,6 +63,7 @@ class SEEDLLM(ZooModule):
     def __init__(
         self,
         tokenizer: str = "seed2",
+        vision: str | None = None,
         language_model: str = "vicuna_7b",
         form: Literal["vocabulary", "embeddings"] = "vocabulary",
         caption_prompt: str = "a photo of",
@@ -92,7 +85,7 @@ class SEEDLLM(ZooModule):
         self.learn = one_of("learn", learn, ("all", "answer"))
         self.caption_prompt, self.generation_prompt = caption_prompt, generation_prompt
         self.generation_share, self.max_text_tokens = generation_share, max_text_tokens
-        self.add_tower("tokenizer", discrete_tokenizer(tokenizer))
+        self.add_tower("tokenizer", discrete_tokenizer(tokenizer, vision=vision))
         self.spec = self.tokenizer.spec
         language = find_language_model(language_model)
         if language.encoder_decoder:
@@ -113,7 +106,7 @@ class SEEDLLM(ZooModule):
                 network.set_input_embeddings(CodesAsWords(table, self.words, self.spec.dim, self.tokenizer.embed))
         if rank:
             self.add_partly_frozen("language_model", language)
-            add_lora(language, rank, alpha, dropout, also=WHOLE)
+            add_lora(language, rank, alpha, dropout, whole=True)
         else:
             self.language_model = language.requires_grad_(True)
 
@@ -125,8 +118,9 @@ class SEEDLLM(ZooModule):
     # ------------------------------------------------------------------ tokens
 
     def encode(self, images: Shaped[Tensor, "b 3 h w"]) -> Tokens:
-        """Through the tokenizer."""
-        return self.tokenizer.encode(images)
+        """Through the tokenizer, whose ids do not depend on the precision around them."""
+        with torch.autocast(images.device.type, enabled=False):
+            return self.tokenizer.encode(images)
 
     def decode(self, tokens: Tokens) -> Float[Tensor, "b ..."]:
         """Through the tokenizer: pixels, or a generation embedding."""
@@ -174,6 +168,8 @@ class SEEDLLM(ZooModule):
         Raises:
             ValueError: for another number of questions than images.
         """
+        if isinstance(questions, str):
+            questions = [questions]
         if len(questions) != len(images):
             raise ValueError(f"there are {len(questions)} questions for {len(images)} images: give one per image")
         return self._say(self.encode(images), [template.format(question) for question in questions], writing)
@@ -215,8 +211,12 @@ class SEEDLLM(ZooModule):
             decoding: handed to a pipeline.
 
         Raises:
-            ValueError: for an empty caption, or a tokenizer that needs a decoder.
+            ValueError: for an empty caption, no list of them, or a tokenizer that needs a decoder.
         """
+        if isinstance(captions, str) or not captions:
+            raise ValueError(f"captions must be a list with one caption per image, got {captions!r}")
+        if not as_tokens:
+            self._check_decoder(decoder, decoding)
         text = self.language_model.text
         samples: list[list[Piece]] = []
         for i, caption in enumerate(captions):
@@ -237,6 +237,14 @@ class SEEDLLM(ZooModule):
                 return self.tokenizer.decode_pixels(tokens, decoder, **decoding)
             return self.decode(tokens)
 
+    def _check_decoder(self, decoder: Any, decoding: dict[str, Any]) -> None:
+        """Before the ids are written, which takes long."""
+        if self.spec.decodes == "embedding":
+            check_decoder(decoder, decoding)
+        elif decoder is not None or decoding:
+            given = ", ".join(["decoder"] * (decoder is not None) + list(decoding))
+            raise ValueError(f"this tokenizer decodes to pixels by itself: leave out {given}")
+
     def _request(self, caption: str) -> tuple[int, ...]:
         text = self.language_model.text
         prompt = f" {self.generation_prompt}" if self.generation_prompt else ""
@@ -252,6 +260,8 @@ class SEEDLLM(ZooModule):
         if (captions := batch.get("caption")) is None:
             raise ValueError("the batch has no 'caption': SEED's language model learns from images with captions")
         ids = ids_of(batch, self.tokenizer).tolist()
+        if len(captions) != len(ids):
+            raise ValueError(f"the batch has {len(captions)} captions for {len(ids)} images: give one per image")
         samples = []
         for i, (image, caption) in enumerate(zip(ids, captions, strict=True)):
             if not caption.strip():
@@ -324,6 +334,8 @@ register(
     SEEDLLM,
     paper=PAPER,
     recipe="paper/seed_llama_8b_pretrain.yaml",
+    caption_prompt="",
+    generation_prompt="",
     gradient_checkpointing=True,
     optim=Optim(lr=1.5e-4, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.05, warmup_steps=900, min_lr=7.5e-6),
 )

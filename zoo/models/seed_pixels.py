@@ -26,6 +26,7 @@ from zoo.module import Batch, ZooModule
 from zoo.nn.embedding_decoder import EmbeddingDecoder
 from zoo.optim import Optim
 from zoo.registry import class_of, model_from, register
+from zoo.second_stage import images_of
 from zoo.tokens import Segment, Tokens, TokenSpec, as_pixels
 
 
@@ -37,6 +38,7 @@ class SEEDPixels(ZooModule):
         teacher: whose vectors are decoded, see :func:`zoo.image_embedders.image_embedder`.
         tokenizer: learn from the generation embeddings that this SEED tokenizer makes of the images, which are what the
             decoder meets in use; None learns from the teacher's vectors themselves.
+        vision: image encoder of the tokenizer, such as ``eva_vit_g:PATH``; None leaves it.
         widths: channels from 4x4 pixels on, each twice as large as the one before; the last is the image's size.
         hidden: width of the embedding inside.
         noise: standard deviation of the noise on embeddings in training, as a fraction of theirs.
@@ -54,6 +56,7 @@ class SEEDPixels(ZooModule):
         image_size: int = 128,
         teacher: str = "lite0",
         tokenizer: str | None = None,
+        vision: str | None = None,
         widths: tuple[int, ...] = (192, 128, 96, 64, 32, 16),
         hidden: int = 256,
         noise: float = 0.0,
@@ -73,7 +76,12 @@ class SEEDPixels(ZooModule):
         self.add_tower("teacher", image_embedder(teacher, image_size, vision_cache))
         width = self.frozen["teacher"].width
         if tokenizer is not None:
-            self._add_tokenizer(tokenizer, vision_cache)
+            self._add_tokenizer(tokenizer, vision_cache, vision)
+            if (found := self.frozen["tokenizer"].hparams["embedding_width"]) != width:
+                raise ValueError(
+                    f"{tokenizer!r} decodes to vectors of width {found}, those of the teacher {teacher!r} have "
+                    f"{width}: set teacher to what the tokenizer learned from"
+                )
         if perceptual != "none":
             self.add_tower("perceptual", LPIPSLite0())
         self.decoder = EmbeddingDecoder(width, hidden, tuple(widths))
@@ -86,9 +94,10 @@ class SEEDPixels(ZooModule):
         )
         self.load_weights(weights)
 
-    def _add_tokenizer(self, reference: str, cache: int) -> None:
-        takes_cache = "vision_cache" in inspect.signature(class_of(reference)).parameters
-        tokenizer = model_from(reference, **({"vision_cache": cache} if takes_cache else {}))
+    def _add_tokenizer(self, reference: str, cache: int, vision: str | None) -> None:
+        takes = inspect.signature(class_of(reference)).parameters
+        given = {"vision_cache": cache} | ({"vision": vision} if vision else {})
+        tokenizer = model_from(reference, **{name: value for name, value in given.items() if name in takes})
         if tokenizer.spec is None or tokenizer.spec.decodes != "embedding":
             raise ValueError(f"{reference!r} does not decode to an embedding: take a SEED tokenizer")
         self.add_tower("tokenizer", tokenizer)
@@ -122,14 +131,15 @@ class SEEDPixels(ZooModule):
     def _embedding(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         if "tokenizer" in self.frozen:
             tokenizer = self.frozen["tokenizer"]
-            return tokenizer.decode(tokenizer.encode(images))
+            with torch.autocast(images.device.type, enabled=False):  # the ids do not depend on the precision
+                return tokenizer.decode(tokenizer.encode(images))
         return self.frozen["teacher"].embed(images)
 
     # ------------------------------------------------------------------ training
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Squared error, and the perceptual loss, of the images of noisy embeddings."""
-        images = as_pixels(batch["image"], size=self.image_size)
+        images = as_pixels(images_of(batch), size=self.image_size)
         embedding = self._embedding(images)
         if self.training:
             self._measure(embedding)

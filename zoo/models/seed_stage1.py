@@ -30,6 +30,7 @@ from zoo.nn.qformer_masks import causal_mask, itc_mask
 from zoo.nn.ranks import world_size
 from zoo.optim import Optim
 from zoo.registry import register
+from zoo.second_stage import images_of
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
 from zoo.vision_towers import LN_VISION_EPS, vision_tower
 from zoo.wordpiece import WordPiece
@@ -144,9 +145,11 @@ class SEEDStage1(ZooModule):
 
         The batch holds ``image``, ``caption`` and optionally ``image_id``, equal for captions of one image.
         """
-        images = as_pixels(batch["image"], size=self.image_size)
+        images = as_pixels(images_of(batch), size=self.image_size)
         if (captions := batch.get("caption")) is None:
             raise ValueError("the batch has no 'caption': SEED's first stage learns from images with captions")
+        if len(captions) != len(images):
+            raise ValueError(f"the batch has {len(captions)} captions for {len(images)} images: give one per image")
         ids, mask = self.tokenise(captions, full=world_size() > 1)
         shown, written = self.image_vectors(self.causal_embeddings(images)), self.text_vectors(ids, mask)
         ids_of_images = batch.get("image_id")

@@ -24,6 +24,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from zoo.checkpoints import seed
+from zoo.choices import one_of
 from zoo.image_embedders import image_embedder
 from zoo.module import Batch, ZooModule
 from zoo.nn.qformer import QFormer
@@ -33,6 +34,7 @@ from zoo.nn.seed_codec import Detokenizer, codec_blocks, task_layer
 from zoo.nn.vector_quantizer import VectorQuantizer
 from zoo.optim import Optim
 from zoo.registry import Weights, register
+from zoo.second_stage import images_of
 from zoo.tokens import Segment, Tokens, TokenSpec, as_pixels, evaluating
 from zoo.vision_towers import LN_VISION_EPS, vision_tower
 
@@ -110,6 +112,14 @@ class SEEDTokenizer(ZooModule):
         weights: str | None = None,
     ):
         super().__init__(optim)
+        one_of("codebook_init", codebook_init, ("random", "kmeans"))
+        if min(num_queries, reverse_queries) < 1 or width % codec_heads:
+            raise ValueError(
+                f"num_queries and reverse_queries must be at least 1 and width a multiple of codec_heads, got "
+                f"{num_queries}, {reverse_queries}, {width} and {codec_heads}"
+            )
+        if detokenizer == "mlp" and reverse_queries != 1:
+            raise ValueError(f"{reverse_queries} reverse queries need a reverse Q-Former: set detokenizer to that")
         self.image_size, self.causal, self.frozen_eval = image_size, causal, frozen_eval
         self.loss_weights = {"vq": vq_weight, "reconstruction": reconstruction_weight, "generation": generation_weight}
         tower = vision_tower(vision, image_size, vision_cache)
@@ -243,7 +253,7 @@ class SEEDTokenizer(ZooModule):
         """
         if self.teacher is None:
             raise ValueError("SEED's second stage learns from a teacher: set teacher to vision or clip_vit_h14:PATH")
-        images = as_pixels(batch["image"], size=self.image_size)
+        images = as_pixels(images_of(batch), size=self.image_size)
         features = self.frozen["vision"](images)
         target = self.frozen["teacher"].embed(images) if "teacher" in self.frozen else features.mean(1)
         return self.objectives(self._causal(features), target)
@@ -259,6 +269,11 @@ class SEEDTokenizer(ZooModule):
         up = self.decode_task_layer(found.vectors)
         again = self.blocks(up + self.pos_embed)
         made = self._generation(up)
+        if made.shape != target.shape:
+            raise ValueError(
+                f"the generation embedding has shape {tuple(made.shape[1:])} and the teacher's vector "
+                f"{tuple(target.shape[1:])}: training with several reverse queries needs a teacher that is not here"
+            )
         terms = {
             "vq": found.loss,
             "reconstruction": (1 - F.cosine_similarity(again.float(), causal.float(), dim=-1)).mean(),
