@@ -71,11 +71,18 @@ def read_captions(file: Path) -> list[Annotated]:
     if isinstance(content, dict) and "annotations" in content and "images" in content:
         return _coco(content, file)
     if isinstance(content, dict) and "images" in content:
-        return [_karpathy(entry) for entry in content["images"]]
+        return [_karpathy(entry, f"image {i} of {file}") for i, entry in enumerate(content["images"])]
+    if isinstance(content, dict) and "annotations" in content:  # MiniGPT-4's cc_sbu_align
+        content = [
+            {"image": f"{_of(entry, 'image_id', f'annotation {i} of {file}')}.jpg"} | entry
+            for i, entry in enumerate(content["annotations"])
+        ]
     if not isinstance(content, list) or not content:
         raise ValueError(f"{file} holds no captions: it needs records with image and caption, or COCO's layout")
     found: dict[str, Annotated] = {}
     for i, record in enumerate(content):
+        if not isinstance(record, dict):
+            raise ValueError(f"record {i} of {file} is {record!r}: it must be an object with image and caption")
         path, said = _first(record, IMAGE_KEYS), _first(record, CAPTION_KEYS)
         if path is None or said is None:
             raise ValueError(f"record {i} of {file} has no image or no caption: it has {', '.join(map(str, record))}")
@@ -83,28 +90,55 @@ def read_captions(file: Path) -> list[Annotated]:
         if not captions or any(not str(caption).strip() for caption in captions):
             raise ValueError(f"record {i} of {file}, {path}, has an empty caption: remove it")
         key = str(record.get("image_id") or path)
-        found.setdefault(key, Annotated(str(path), key, split=record.get("split"))).captions.extend(map(str, captions))
+        split = _split(record.get("split"), f"record {i} of {file}")
+        found.setdefault(key, Annotated(str(path), key, split=split)).captions.extend(map(str, captions))
     return list(found.values())
 
 
 def _coco(content: dict[str, Any], file: Path) -> list[Annotated]:
-    found = {entry["id"]: Annotated(entry["file_name"], str(entry["id"])) for entry in content["images"]}
-    for annotation in content["annotations"]:
-        if annotation["image_id"] not in found:
-            raise ValueError(f"{file} has a caption of image {annotation['image_id']}, which is not among its images")
-        found[annotation["image_id"]].captions.append(str(annotation["caption"]))
+    found = {}
+    for i, entry in enumerate(content["images"]):
+        where = f"image {i} of {file}"
+        found[_of(entry, "id", where)] = Annotated(_of(entry, "file_name", where), str(entry["id"]))
+    for i, annotation in enumerate(content["annotations"]):
+        where = f"annotation {i} of {file}"
+        if (number := _of(annotation, "image_id", where)) not in found:
+            raise ValueError(f"{file} has a caption of image {number}, which is not among its images")
+        found[number].captions.append(_words(_of(annotation, "caption", where), where))
     kept = [entry for entry in found.values() if entry.captions]
     if not kept:
         raise ValueError(f"{file} has images and no captions of them")
     return kept
 
 
-def _karpathy(entry: dict[str, Any]) -> Annotated:
+def _karpathy(entry: dict[str, Any], where: str) -> Annotated:
+    _of(entry, "filename", where)
     folder = f"{entry['filepath']}/" if entry.get("filepath") else ""
     name = str(entry.get("cocoid", entry.get("imgid", entry["filename"])))
-    captions = [sentence["raw"] for sentence in entry["sentences"]]
-    split = {"restval": "train"}.get(entry.get("split", ""), entry.get("split"))
-    return Annotated(f"{folder}{entry['filename']}", name, captions, split=split)
+    captions = [_words(_of(sentence, "raw", where), where) for sentence in _of(entry, "sentences", where)]
+    if not captions:
+        raise ValueError(f"{where}, {entry['filename']}, has no captions: remove it")
+    return Annotated(f"{folder}{entry['filename']}", name, captions, split=_split(entry.get("split"), where))
+
+
+def _of(entry: Any, key: str, where: str) -> Any:
+    if not isinstance(entry, dict) or entry.get(key) is None:
+        raise ValueError(f"{where} has no {key}: {str(entry)[:80]}")
+    return entry[key]
+
+
+def _words(caption: Any, where: str) -> str:
+    if not str(caption).strip():
+        raise ValueError(f"{where} has an empty caption: remove it")
+    return str(caption)
+
+
+def _split(name: Any, where: str) -> str | None:
+    """The split of a record by our names; COCO's restval is trained on, as usual."""
+    found = {"": None, "restval": "train", "validation": "val", "valid": "val", "dev": "val"}.get(name or "", name)
+    if found not in (None, "train", "val", "test"):
+        raise ValueError(f"{where} is of the split {name!r}: write train, val or test")
+    return found
 
 
 def read_conversations(file: Path) -> list[Annotated]:
@@ -119,14 +153,15 @@ def read_conversations(file: Path) -> list[Annotated]:
         raise ValueError(f"{file} holds no conversations: it needs a list of records with conversations")
     found = []
     for i, record in enumerate(content):
+        if not isinstance(record, dict):
+            raise ValueError(f"record {i} of {file} is {record!r}: it must be an object with conversations")
         turns = record.get("conversations")
         if not turns:
             raise ValueError(f"record {i} of {file} has no conversations: it has {', '.join(map(str, record))}")
         for number, turn in enumerate(turns):
-            if turn.get("from") != ("human", "gpt")[number % 2] or not str(turn.get("value", "")).strip():
-                raise ValueError(
-                    f"turn {number} of record {i} of {file} must be words of {('human', 'gpt')[number % 2]}: {turn}"
-                )
+            wanted = ("human", "gpt")[number % 2]
+            if not isinstance(turn, dict) or turn.get("from") != wanted or not str(turn.get("value", "")).strip():
+                raise ValueError(f"turn {number} of record {i} of {file} must be words of {wanted}: {turn}")
         if len(turns) % 2:
             raise ValueError(f"record {i} of {file} ends with a question: remove it")
         found.append(Annotated(record.get("image"), str(record.get("id", i)), conversation=turns))

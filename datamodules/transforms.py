@@ -21,10 +21,10 @@ from torch import Tensor
 
 from zoo.choices import one_of
 
-TrainTransform = Literal["none", "flip", "shift_scale", "dalle", "beit", "finetune", "blip"]
-EvalTransform = Literal["beit", "dalle", "squash", "pad"]
-TRAIN_TRANSFORMS = ("none", "flip", "shift_scale", "dalle", "beit", "finetune", "blip")
-EVAL_TRANSFORMS = ("beit", "dalle", "squash", "pad")
+TrainTransform = Literal["none", "flip", "shift_scale", "dalle", "beit", "finetune", "blip", "area"]
+EvalTransform = Literal["beit", "dalle", "squash", "pad", "clip"]
+TRAIN_TRANSFORMS = ("none", "flip", "shift_scale", "dalle", "beit", "finetune", "blip", "area")
+EVAL_TRANSFORMS = ("beit", "dalle", "squash", "pad", "clip")
 PADDING = (122, 116, 104)  # LLaVA-1.5: 255 times CLIP's mean, cut off
 Views = dict[str, Tensor]
 Transform = Callable[[Tensor], Views]
@@ -47,7 +47,7 @@ def make_train_transform(
         name: one of ``TRAIN_TRANSFORMS``.
         size: side of ``image``, in pixels.
         token_size: side of ``token_image``; None leaves it out.
-        crop_scale: area of the random crops of ``beit``, ``finetune`` and ``blip``, as a fraction of the image.
+        crop_scale: area of the random crops of ``beit``, ``finetune``, ``blip`` and ``area``: a fraction of the image.
         resting: evaluation transform that ``none`` and ``flip`` start from.
     """
     low, high = crop_scale
@@ -64,6 +64,8 @@ def make_train_transform(
             base = FineTune(size, scale=(low, high))
         case "blip":
             base = RandomArea(size, scale=(low, high))
+        case "area":
+            base = RandomArea(size, scale=(low, high), mirror=False)
         case rest:
             base = make_eval_transform(resting, size)
             base = Flip(base) if rest == "flip" else base
@@ -83,6 +85,8 @@ def make_eval_transform(name: str, size: int, token_size: int | None = None) -> 
             base: Transform = CentreCrop(size, size, "lanczos")
         case "beit":
             base = CentreCrop(size, beit_side(size), "bicubic")
+        case "clip":
+            base = CentreCrop(size, size, "bicubic")
         case whole:
             base = WholeImage(size, padded=whole == "pad")
     return base if token_size is None else WithTokenView(base, token_size)
@@ -275,22 +279,27 @@ class TwoViews:
 class RandomArea:
     """One random-resized crop, bicubic, mirrored half of the time (LAVIS ``blip2_image_train``, scale 0.5 to 1).
 
+    ``area``: never mirrored, where texts say what is left and right (MiniGPT-4's ``blip2_image_train``).
+
     Args:
         size: side of the result, in pixels.
         scale: area of the crop as a fraction of the image.
         ratio: aspect ratio of the crop.
+        mirror: half of the time.
     """
 
     size: int
     scale: tuple[float, float] = (0.5, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    mirror: bool = True
 
     def __call__(self, image: UInt8[Tensor, "3 h w"]) -> Views:
         from torchvision.transforms import RandomResizedCrop
 
         top, left, height, width = RandomResizedCrop.get_params(image, list(self.scale), list(self.ratio))
         crop = image[:, top : top + height, left : left + width]
-        return {"image": random_flip(resize(crop, (self.size, self.size), "bicubic"))}
+        crop = resize(crop, (self.size, self.size), "bicubic")
+        return {"image": random_flip(crop) if self.mirror else crop}
 
 
 @dataclass(frozen=True)

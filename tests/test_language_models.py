@@ -7,9 +7,10 @@ import sys
 import pytest
 import torch
 
-from zoo.language_models import SMOLLM2_PIP, language_model
+from zoo.language_models import SMOLLM2_PIP, TextCodec, language_model
 from zoo.lora import add_lora, merge_lora
 from zoo.nn.splice import IGNORED, Image, Text, splice
+from zoo.tiny_language_models import characters
 
 DECODERS = ["tiny_llama", "tiny_opt"]
 
@@ -178,6 +179,18 @@ def test_unknown_ones(reference, error, sentence):
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="language_dtype cannot be 'int8'"):
         language_model("tiny_llama", "int8")
+
+
+def test_a_tokenizer_without_an_end_and_t5_in_half_precision(tmp_path):
+    from transformers import T5Config
+
+    codec = TextCodec(characters())
+    codec.tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="has no end-of-sequence token"):
+        _ = codec.end
+    T5Config().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="T5 overflows in float16"):
+        language_model(str(tmp_path), "float16")
 
 
 def test_the_package_of_smollm2_is_named_where_it_is_missing(monkeypatch):

@@ -78,8 +78,8 @@ def render(turns: Sequence[Turn], template: TemplateName, end: str, system: str 
             role = ("Human", "Assistant")[i % 2]
             parts += [Part("### ", True), Part(f"{role}: {turn['value']}\n", bool(i % 2))]
         if len(turns) % 2:
-            parts += [Part("### "), Part("Assistant:")]
-        return parts
+            return [*parts, Part("### "), Part("Assistant:")]
+        return [*parts, Part("### ", True)]
     if template == "v1":
         parts.append(Part(f"{system} " if system else ""))
         for i, turn in enumerate(turns):

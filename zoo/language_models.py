@@ -60,6 +60,8 @@ class TextCodec:
     @property
     def end(self) -> int:
         """The end-of-sequence id."""
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer of this language model has no end-of-sequence token: add one to its files")
         return int(self.tokenizer.eos_token_id)
 
     @property
@@ -161,8 +163,8 @@ class LanguageModel(nn.Module):
         count = ((batch.labels[:, 1:] if targets is None else targets) != IGNORED).sum()
         if not count:
             raise ValueError(
-                "no token of this batch is to be predicted: its texts are empty, or max_length cut all answers off; "
-                "raise max_length"
+                "no token of this batch is to be predicted: its texts are empty, or all answers are cut off; "
+                "raise max_length or max_text_tokens"
             )
         return self.score(batch, targets).sum() / count
 
@@ -331,6 +333,8 @@ def _from_folder(folder: Path, dtype: str, random: bool = False) -> LanguageMode
         AutoConfig.from_pretrained(folder, local_files_only=True) if inner is None else AutoConfig.for_model(**inner)
     )
     encoder_decoder = bool(config.is_encoder_decoder)
+    if config.model_type == "t5" and dtype == "float16":
+        raise ValueError("T5 overflows in float16: set language_dtype to bfloat16")
     if encoder_decoder and config.model_type == "t5":
         config.dense_act_fn = "gelu"  # BLIP-2 was trained with exact GELU in place of FlanT5's tanh approximation
     builder = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM

@@ -72,6 +72,8 @@ class ZooModule(pl.LightningModule):
                 f"--trainer.precision={self.trainer.precision} would keep pixels and weights in half precision, where "
                 "ids change: use bf16-mixed"
             )
+        for tower in self.frozen.values():  # FSDP moves registered modules alone
+            tower.to(self.trainer.strategy.root_device)
 
     def on_train_start(self) -> None:
         """Give every rank, and every resumed run, noise of its own: all of them start from the same seed."""
@@ -228,9 +230,54 @@ class ZooModule(pl.LightningModule):
         }
         if (own := self.tokenizer_fingerprint()) is not None:
             checkpoint["zoo"]["tokenizer_fingerprint"] = own
+        if found := self.tower_sketches():
+            checkpoint["zoo"]["towers"] = found
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.warn_of_another_tokenizer(checkpoint.get("zoo"), "the checkpoint")
+        self.warn_of_other_towers(checkpoint.get("zoo"), "the checkpoint")
+
+    def tower_sketches(self) -> dict[str, str]:
+        """Short hashes of the frozen networks whose vectors the weights were trained on, but for untrained ones."""
+        from zoo.token_shards import sketch
+
+        parts = dict(self.frozen)
+        if isinstance(language := getattr(self, "language_model", None), nn.Module):
+            parts["language_model"] = language  # frozen in part
+        found: dict[str, str] = {}
+        for name in ("vision", "language_model", "tokenizer"):
+            reference = str(self.hparams.get(name))
+            spec = getattr(parts.get(name), "spec", None)
+            discrete = name == "tokenizer" and spec is not None and spec.vocab_size
+            if name not in parts or discrete or reference == "None" or reference.endswith("random"):
+                continue
+            if (own := sketch(parts[name])) is not None:
+                found[name] = own
+        return found
+
+    def warn_of_other_towers(self, said: Any, source: str) -> None:
+        """Warn where weights were trained with other frozen networks or another scale of LoRA, which load all the same.
+
+        Args:
+            said: what the checkpoint says about its model.
+            source: name of the checkpoint, for the message.
+        """
+        if not isinstance(said, dict):
+            return
+        stored, args = said.get("towers", {}), said.get("init_args", {})
+        own = self.tower_sketches() if stored else {}
+        for name, theirs in stored.items():
+            if own.get(name, theirs) != theirs:
+                rank_zero_warn(
+                    f"{source} was trained with the {name.replace('_', ' ')} {args.get(name)!r} ({theirs}), and this "
+                    f"model has {self.hparams.get(name)!r} ({own[name]}), whose vectors mean other things: train "
+                    f"further, or set {name} to the one of the checkpoint"
+                )
+        for name in ("lora_rank", "lora_alpha"):
+            if name in args and name in self.hparams and args[name] != self.hparams[name]:
+                rank_zero_warn(
+                    f"{source} was trained with {name} {args[name]}, and this model has {self.hparams[name]}"
+                )
 
     def tokenizer_fingerprint(self) -> str | None:
         """Of the frozen tokenizer whose ids the model predicts; None without one, or for a random one."""

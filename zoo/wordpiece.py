@@ -26,6 +26,11 @@ def clean_caption(caption: str) -> str:
     return " ".join(text.split()[:MAX_WORDS])
 
 
+def clean_question(question: str) -> str:
+    """As :func:`clean_caption`, but the signs are taken out without a space (LAVIS ``BlipQuestionProcessor``)."""
+    return " ".join(re.sub(r"[.!\"()*#:;~]", "", question.lower()).split()[:MAX_WORDS])
+
+
 def minilm_folder() -> Path:
     """Where a pip package keeps MiniLM: six layers of BERT, with the vocabulary of bert-base-uncased.
 

@@ -90,6 +90,35 @@ def test_retrieval_over_the_whole_set(tmp_path, monkeypatch):
     assert seen[-1][2] == 3 and "test/rerank_i2t_r@1" in trainer.callback_metrics
 
 
+def test_retrieval_under_autocast_is_that_without(tmp_path):
+    """In bfloat16 texts would tie, and re-ranking would mix two types."""
+    model = zoo.create_model("blip2_stage1_tiny").eval()
+    images = torch.rand(6, 3, 32, 32)
+    texts = [f"image {i}" for i in range(12)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = model.retrieve(images, texts, rerank=4)
+    assert scores.contrast.dtype == torch.float32
+    assert all(len(row.unique()) == 12 for row in scores.contrast)
+    trainer = run(tmp_path, model, [Retrieval(rerank=4, rerank_in_validation=True)], precision="bf16-mixed")
+    assert "val/rerank_i2t_r@1" in trainer.callback_metrics
+
+
+def test_answers_to_conversations_are_scored(tmp_path):
+    model = zoo.create_model("llava_tiny")
+    callback = Captions(max_new_tokens=2)
+    callback._start(True)
+    data = ToyData(32, num_classes=9)
+    data.setup("fit")
+    batch = next(iter(data.val_dataloader()))
+    said = batch.pop("caption")
+    turns = [[{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": text}] for text in said]
+    trainer = quiet_trainer(tmp_path)
+    callback._add(trainer, model, batch | {"conversation": turns}, 0, None)
+    assert [r["references"] for r in callback._records] == [[text] for text in said]
+    with pytest.raises(ValueError, match="has no 'caption', which Captions needs"):
+        callback._add(trainer, model, batch, 0, None)
+
+
 def test_refusals(tmp_path):
     with pytest.raises(ValueError, match="Toy writes no captions"):
         run(tmp_path, Toy(), [Captions()])

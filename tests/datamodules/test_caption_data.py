@@ -137,6 +137,13 @@ def test_conversations_with_and_without_images(root):
     assert len(batch["conversation"]) == 2 and batch["conversation"][0][0]["from"] == "human"
 
 
+def test_other_names_of_splits_and_minigpt4s_layout(root):
+    content = [{"image": f"{i}.png", "caption": "x", "split": s} for i, s in enumerate(("validation", "dev", ""))]
+    assert [entry.split for entry in read_captions(write(root, content))] == ["val", "val", None]
+    found = read_captions(write(root, {"annotations": [{"image_id": "2", "caption": "a red cat"}]}))
+    assert (found[0].path, found[0].captions) == ("2.jpg", ["a red cat"])
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -150,6 +157,18 @@ def test_conversations_with_and_without_images(root):
         ([{"image": "0.png", "caption": ["a", " "]}], "has an empty caption: remove it"),
         ({"images": [], "annotations": [{"image_id": 4, "caption": "x"}]}, "a caption of image 4, which is not among"),
         ({"images": [{"id": 1, "file_name": "a"}], "annotations": []}, "has images and no captions"),
+        (["a", "b"], "record 0 of .* is 'a': it must be an object"),
+        (
+            {"images": [{"id": 1, "file_name": "a"}], "annotations": [{"caption": "x"}]},
+            "annotation 0 of .* no image_id",
+        ),
+        (
+            {"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "caption": " "}]},
+            "an empty caption",
+        ),
+        ({"images": [{"filename": "a", "sentences": []}]}, "image 0 of .*, a, has no captions"),
+        ({"images": [{"filename": "a", "sentences": [{"raw": ""}]}]}, "has an empty caption"),
+        ([{"image": "a", "caption": "x", "split": "half"}], "split 'half': write train, val or test"),
     ],
 )
 def test_bad_captions(root, content, sentence):
@@ -165,6 +184,8 @@ def test_bad_captions(root, content, sentence):
         ([{"conversations": [{"from": "gpt", "value": "x"}]}], "turn 0 of record 0 of .* must be words of human"),
         ([{"conversations": [{"from": "human", "value": "x"}]}], "record 0 of .* ends with a question"),
         ({}, "holds no conversations"),
+        (["a"], "record 0 of .* is 'a'"),
+        ([{"conversations": ["hello", "you"]}], "turn 0 of record 0"),
     ],
 )
 def test_bad_conversations(root, content, sentence):

@@ -76,6 +76,21 @@ def test_long_texts_are_cut():
     assert batch.labels.shape[1] == 4 + 5
 
 
+def test_cut_off_captions_are_counted_and_not_scored():
+    model = stirred(max_text_tokens=12, prompt="a photo of").eval()
+    long = stirred(max_text_tokens=12, prompt="").eval()
+    found = long.losses({"image": images()[:2], "text_input": ["w" * 40, "w"], "text_output": ["x", "x"]})
+    assert found["answers_cut_off"] == 0.5
+    with pytest.raises(ValueError, match="cuts 2 captions off"):
+        stirred(max_text_tokens=5, prompt="a photo of").log_likelihood(model.image_tokens(images()[:2]), ["a", "b"])
+
+
+def test_questions_are_cleaned():
+    model = stirred()
+    pairs = model._texts({"question": ['What (really) is "this"?'], "answer": ["a cat"]})
+    assert pairs == [("Question: what really is this? Short answer:", "a cat")]
+
+
 def test_prefix_of_an_encoder_decoder_model():
     model = stirred(language_model="tiny_t5", prompt="").train()
     torch.manual_seed(0)

@@ -101,9 +101,9 @@ def test_layouts():
     assert learned == ["a cat</s>", "who knows</s>"]
     text, learned = text_and_learned(MORE, "v0", "S.")
     assert text == (
-        "S.\n\n### Human: <image>\nwhat is this?\n### Assistant: a cat\n### Human: why?\n### Assistant: who knows\n"
+        "S.\n\n### Human: <image>\nwhat is this?\n### Assistant: a cat\n### Human: why?\n### Assistant: who knows\n### "
     )
-    assert learned == ["### ", "### ", "Assistant: a cat\n", "### ", "### ", "Assistant: who knows\n"]
+    assert learned == ["### ", "### ", "Assistant: a cat\n", "### ", "### ", "Assistant: who knows\n", "### "]
     text, learned = text_and_learned(TURNS, "llama_2", "S.")
     assert text == "[INST] <<SYS>>\nS.\n<</SYS>>\n\n<image>\nwhat is this? [/INST] a cat </s>" and learned == [
         "a cat </s>"
@@ -154,7 +154,7 @@ def test_answers_that_are_cut_off_are_counted():
     long = [{"from": "human", "value": "<image>\n" + "x" * 90}, {"from": "gpt", "value": "y"}]
     terms = model.losses({"image": images(), "conversation": [TURNS, long]})
     assert terms["answers_cut_off"] == 0.5 and terms["loss"].isfinite()
-    with pytest.raises(ValueError, match="max_length cut all answers off; raise max_length"):
+    with pytest.raises(ValueError, match="all answers are cut off; raise max_length"):
         model.losses({"image": images(), "conversation": [long, long]})
 
 
@@ -253,6 +253,24 @@ def test_bad_conversations(turns, sentence):
     with pytest.raises(ValueError, match=sentence) as caught:
         check_turns(turns)
     assert "\n" not in str(caught.value)
+
+
+def test_weights_of_another_language_model_are_named(tmp_path, recwarn):
+    from zoo.checkpoints.export import save_weights
+
+    path = str(save_weights(tiny(vision="tiny_random"), tmp_path / "a.safetensors"))
+    tiny(vision="tiny_random", weights=path)
+    assert not [w for w in recwarn if "was trained with" in str(w.message)]
+    with pytest.warns(UserWarning, match="trained with the language model 'tiny_llama'.*this model has 'tiny_opt'"):
+        tiny(vision="tiny_random", language_model="tiny_opt", weights=path)
+
+
+def test_another_scale_of_lora_is_named(tmp_path):
+    from zoo.checkpoints.export import save_weights
+
+    path = str(save_weights(zoo.create_model("llava_lora_tiny"), tmp_path / "a.safetensors"))
+    with pytest.warns(UserWarning, match="trained with lora_alpha 8, and this model has 16"):
+        zoo.create_model("llava_lora_tiny", lora_alpha=16, weights=path)
 
 
 def test_bad_settings_and_batches():

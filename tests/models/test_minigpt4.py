@@ -131,6 +131,22 @@ def test_published_projection_among_other_entries(tmp_path):
         zoo.create_model("minigpt4_tiny", weights=tmp_path / "x.pth")
 
 
+def test_braces_and_signs_in_words():
+    model = zoo.create_model("minigpt4_tiny", system="Use {x}. ").eval()
+    seen = torch.rand(1, 3, 32, 32)
+    assert len(model.answer(seen, ["what is {this}?"], max_new_tokens=2)) == 1
+    with pytest.raises(ValueError, match="a question holds <ImageHere>"):
+        model.answer(seen, ["where is <ImageHere>?"])
+
+
+def test_captions_of_the_first_stage_are_cleaned():
+    for prompts, said in ((None, "a cat"), (("<Img><ImageHere></Img> Say.",), "A cat!")):
+        model = zoo.create_model("minigpt4_tiny", prompts=prompts).eval()
+        batch = model._read(model.image_tokens(torch.rand(1, 3, 32, 32)), ["A cat!"])
+        learned = [i for i in batch.labels[0].tolist() if i != -100]
+        assert learned == list(model.language.text.ids(f"{said}{model.end}"))
+
+
 def test_bad_batches():
     model = tiny()
     for batch, sentence in (

@@ -14,10 +14,24 @@ from zoo.metrics.captions import BLEU, ROUGEL, CaptionMetric, CIDErD
 from zoo.tokens import as_pixels
 
 
+def references_of(batch: dict[str, Any], callback: str) -> list[list[str]]:
+    """All captions of each image of a batch.
+
+    Raises:
+        ValueError: for a batch without any.
+    """
+    if captions := batch.get("captions"):
+        return list(captions)
+    if "caption" not in batch:
+        raise ValueError(f"the batch has no 'caption', which {callback} needs: leave it out, or bring captions")
+    return [[caption] for caption in batch["caption"]]
+
+
 class Captions(Callback):
     """Let models with ``caption`` describe validation and test images, and log CIDEr-D, BLEU-4 and ROUGE-L.
 
-    The references are the ``captions`` of an image, or its one ``caption``. ``captions/step_NNNNNN.png`` shows some
+    The references are the ``captions`` of an image, or its one ``caption``; of conversations, the first answer, for
+    models that answer. ``captions/step_NNNNNN.png`` shows some
     images with what was written (black) and the first reference (grey); ``.jsonl`` beside it holds all. CIDEr-D counts
     its words in the images that are scored, so scores over other numbers of images cannot be compared.
 
@@ -69,9 +83,17 @@ class Captions(Callback):
         if not self._wanted or dataloader_idx > 0 or (room is not None and room < 1):
             return
         images = as_pixels(batch["image"][:room])
-        references = (batch.get("captions") or [[caption] for caption in batch["caption"]])[: len(images)]
+        turns = None if "captions" in batch or "caption" in batch else batch.get("conversation")
+        if turns is not None and hasattr(model, "answer"):  # the first question of each, and its answer
+            asked, references = [turn[:1] for turn in turns], [[turn[1]["value"]] for turn in turns]
+        else:
+            asked, references = None, references_of(batch, "Captions")
+        references = references[: len(images)]
         with trainer.precision_plugin.forward_context():  # callbacks run outside of autocast otherwise
-            written = model.caption(images, **self.writing)
+            if asked is None:
+                written = model.caption(images, **self.writing)
+            else:
+                written = model.answer(images, asked[: len(images)], **self.writing)
         for metric in self.metrics.values():
             metric.to(model.device).update(written, references)
         self._records += [{"caption": c, "references": r} for c, r in zip(written, references, strict=True)]

@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from zoo.callbacks.captions import references_of
 from zoo.retrieval import recalls
 
 
@@ -41,7 +42,7 @@ class Retrieval(Callback):
         if dataloader_idx > 0 or trainer.sanity_checking:
             return
         self._images.append(batch["image"].cpu())
-        self._texts += batch.get("captions") or [[caption] for caption in batch["caption"]]
+        self._texts += references_of(batch, "Retrieval")
         batches = (trainer.num_val_batches if stage == "val" else trainer.num_test_batches)[0]
         # Now and not at the end of the epoch: there the EMA callback may have put the raw weights back already.
         if batch_idx + 1 == batches and len(self._texts) > 1:

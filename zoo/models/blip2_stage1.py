@@ -34,7 +34,7 @@ from zoo.module import Batch, ZooModule
 from zoo.nn.gather import gather_rows, rank
 from zoo.nn.qformer import QFormer, select
 from zoo.nn.qformer_masks import itc_mask, itg_mask, itm_mask
-from zoo.nn.ranks import world_size
+from zoo.nn.ranks import sum_over_ranks, world_size
 from zoo.optim import Optim
 from zoo.registry import Weights, register
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
@@ -263,12 +263,14 @@ class BLIP2Stage1(ZooModule):
             ids, mask = self.tokenise(list(texts))
             queries = self.spec.num_tokens
             found = [self._queries(read(part)).queries for part in embeds.split(batch_size)]
-            shown = [F.normalize(self.vision_proj(queries), dim=-1) for queries in found]
-            written = []
+            firsts = []
             for some, their in zip(ids.split(batch_size), mask.split(batch_size), strict=True):
                 hidden = self.Qformer(text=some, mask=itc_mask(their, queries)[:, :, queries:, queries:]).text
-                written.append(F.normalize(self.text_proj(hidden[:, 0]), dim=-1))
-            contrast = similarities(torch.cat(shown).float(), torch.cat(written).float())
+                firsts.append(hidden[:, 0])
+            with torch.autocast(ids.device.type, enabled=False):  # in 8 bits of precision many texts would tie
+                shown = F.normalize(self.vision_proj(torch.cat(found).float()), dim=-1)
+                written = F.normalize(self.text_proj(torch.cat(firsts).float()), dim=-1)
+                contrast = similarities(shown, written)
             if not rerank:
                 return Scores(contrast, contrast, contrast)
             found = []
@@ -306,6 +308,8 @@ class BLIP2Stage1(ZooModule):
         own = slice(start, start + len(same)) if self.itm_negatives == "local" else slice(None)
         generator = None if self.training else torch.Generator(same.device).manual_seed(0)
         drawn = draw_negatives(i2t[:, own], t2i[:, own], same[:, own], generator)
+        if sum_over_ranks(torch.tensor(drawn is None, dtype=torch.int64, device=same.device)):
+            drawn = None  # on one rank is on all: the others would wait for it
         if drawn is None and self.training:
             raise ValueError(
                 "all captions of a batch belong to one image, so matching has no negative pairs: "

@@ -32,7 +32,7 @@ from zoo.optim import Optim
 from zoo.registry import Weights, register
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
 from zoo.vision_towers import LN_VISION_EPS, vision_tower
-from zoo.wordpiece import clean_caption
+from zoo.wordpiece import clean_caption, clean_question
 
 
 class BLIP2Stage2(ZooModule):
@@ -171,7 +171,7 @@ class BLIP2Stage2(ZooModule):
         """
         if len(questions) != len(images):
             raise ValueError(f"there are {len(questions)} questions for {len(images)} images: give one per image")
-        prompts = [template.format(question) for question in questions]
+        prompts = [template.format(clean_question(question)) for question in questions]
         penalty = -1.0 if self.language.encoder_decoder else 0.0
         defaults = {"num_beams": 5, "max_new_tokens": 10, "length_penalty": penalty}
         return self._write(images, prompts, defaults | writing)
@@ -196,7 +196,9 @@ class BLIP2Stage2(ZooModule):
         ``text_input`` and ``text_output`` (what is given and what is learned).
         """
         tokens = self.image_tokens(batch["image"])
-        return {"loss": self.language.loss(*self._read(tokens, self._texts(batch)))}
+        spliced, targets = self._read(tokens, self._texts(batch))
+        cut = torch.tensor(spliced.cut / len(tokens), device=tokens.device)
+        return {"loss": self.language.loss(spliced, targets), "answers_cut_off": cut}
 
     def log_likelihood(self, tokens: Float[Tensor, "b q d"], captions: Sequence[str]) -> Float[Tensor, " b"]:
         """Logarithm of the probability of each caption given the tokens of its image.
@@ -205,7 +207,10 @@ class BLIP2Stage2(ZooModule):
             tokens: of :meth:`image_tokens`.
             captions: one per image.
         """
-        return -self.language.score(*self._read(tokens, self._texts({"caption": captions}, split=False))).sum(1)
+        batch, targets = self._read(tokens, self._texts({"caption": captions}, split=False))
+        if batch.cut:
+            raise ValueError(f"max_text_tokens cuts {batch.cut} captions off, which leaves nothing to score: raise it")
+        return -self.language.score(batch, targets).sum(1)
 
     def _texts(self, batch: Batch, split: bool = True) -> list[tuple[str, str]]:
         """What is given and what is learned of each text.
@@ -217,7 +222,8 @@ class BLIP2Stage2(ZooModule):
             pairs = list(zip(batch["text_input"], batch["text_output"], strict=True))
         elif "answer" in batch:
             pairs = [
-                (f"Question: {q} Short answer:", a) for q, a in zip(batch["question"], batch["answer"], strict=True)
+                (f"Question: {clean_question(q)} Short answer:", a)
+                for q, a in zip(batch["question"], batch["answer"], strict=True)
             ]
         elif "caption" in batch:
             captions = [clean_caption(c) for c in batch["caption"]]
@@ -246,8 +252,8 @@ class BLIP2Stage2(ZooModule):
             ids, spans = text.ids_and_spans(f"{given} {learned}{self.end}" if given else f"{learned}{self.end}")
             # As published, the start id is learned where no prompt is given.
             flags = [*[not given] * len(text.start), *[end > len(given) for _, end in spans]]
-            samples.append([Image(i), Text((*text.start, *ids)[:most], tuple(flags[:most]))])
-        return splice(samples, tokens, self.language.embed), None
+            samples.append([Image(i), Text((*text.start, *ids), tuple(flags))])
+        return splice(samples, tokens, self.language.embed, max_length=tokens.shape[1] + most), None
 
 
 def _split(caption: str) -> tuple[str, str]:
@@ -273,7 +279,7 @@ register(
     optim=Optim(lr=2e-4, min_lr=1e-6, betas=(0.9, 0.98), warmup_steps=30),
 )  # fmt: skip
 register(
-    "blip2_opt2_7b", BLIP2Stage2, paper=PAPER, recipe="paper/blip2_stage2_coco.yaml", language_dtype="float16",
+    "blip2_opt2_7b", BLIP2Stage2, paper=PAPER, recipe="paper/blip2_stage2_coco.yaml", language_dtype="bfloat16",
     optim=Optim(
         lr=1e-4, min_lr=5e-5, betas=(0.9, 0.98), weight_decay=0.05, warmup_steps=2000, total_steps=80_000
     ),

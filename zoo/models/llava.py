@@ -182,7 +182,9 @@ class LLaVA(ZooModule):
         stop = {"plain": ("\n",), "v0": ("###",), "chatml": ("<|im_end|>",)}.get(self.conversation, ())
         with evaluating(self):
             batch = self._read(self.image_tokens(images), turns, "left")
-            return self.language.write(batch, **{"stop_text": stop} | writing)
+            ids = self.language.text.ids(stop[0]) if stop else ()
+            # a sign that is one word of its own may be special, and is then not in the text
+            return self.language.write(batch, **{"stop_text": stop, "stop": ids if len(ids) == 1 else ()} | writing)
 
     # ------------------------------------------------------------------ training
 
@@ -210,7 +212,10 @@ class LLaVA(ZooModule):
             tokens: of :meth:`image_tokens`.
             captions: one per image.
         """
-        return -self.language.score(self._read(tokens, [self._about(c) for c in captions])).sum(1)
+        batch = self._read(tokens, [self._about(caption) for caption in captions])
+        if batch.cut:
+            raise ValueError(f"max_length cuts {batch.cut} captions off, which leaves nothing to score: raise it")
+        return -self.language.score(batch).sum(1)
 
     def _about(self, caption: str) -> list[Turn]:
         if not caption.strip():

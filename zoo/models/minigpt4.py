@@ -29,6 +29,7 @@ from zoo.registry import register
 from zoo.second_stage import continuous_tokenizer
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
 from zoo.vision_towers import LN_VISION_EPS, vision_tower
+from zoo.wordpiece import clean_caption
 
 HERE = "<ImageHere>"  # where the image stands in a prompt
 PROMPTS = (
@@ -181,9 +182,12 @@ class MiniGPT4(ZooModule):
         """
         if len(questions) != len(images):
             raise ValueError(f"there are {len(questions)} questions for {len(images)} images: give one per image")
-        frame = f"{self.system}{self.template}".replace("{} ###", "{}###")  # no space before the sign, unlike training
+        if any(HERE in question for question in questions):
+            raise ValueError(f"a question holds {HERE}, which stands in front of it already: leave it out")
+        frame = self.template.replace("{} ###", "{}###")  # no space before the sign, unlike training
         samples = [
-            self._around(i, frame.format(f"<Img>{HERE}</Img> {question}")) for i, question in enumerate(questions)
+            self._around(i, self.system + frame.format(f"<Img>{HERE}</Img> {question}"))
+            for i, question in enumerate(questions)
         ]
         return self._write(images, samples, writing)
 
@@ -218,7 +222,9 @@ class MiniGPT4(ZooModule):
         for i, caption in enumerate(captions):
             if not caption.strip():
                 raise ValueError(f"caption {i} of the batch is empty: remove such images")
-            answer = self.language.text.ids(f"{caption.strip()}{self.end}")[: self.max_text_tokens]
+            # the first stage's captions are cleaned, the second's descriptions are not
+            said = clean_caption(caption) if self.prompts is None else caption.strip()
+            answer = self.language.text.ids(f"{said}{self.end}")[: self.max_text_tokens]
             chosen = int(torch.randint(len(self.prompts), ())) if self.prompts and draw and self.training else 0
             prompt = self.prompts[chosen] if self.prompts else None
             samples.append([*self._prompt(i, prompt), Text(answer, True)])
@@ -251,15 +257,15 @@ register(
     end="###", optim=Optim(lr=1e-3, min_lr=1e-5, warmup_steps=30),
 )  # fmt: skip
 register(
-    "minigpt4_vicuna_7b", MiniGPT4, paper=PAPER, recipe="paper/minigpt4_cc_sbu.yaml", language_dtype="float16",
+    "minigpt4_vicuna_7b", MiniGPT4, paper=PAPER, recipe="paper/minigpt4_cc_sbu.yaml", language_dtype="bfloat16",
     optim=Optim(lr=1e-4, min_lr=8e-5, weight_decay=0.05, warmup_steps=5000, total_steps=20_000),
 )  # fmt: skip
 register(
-    "minigpt4_vicuna_7b_align", MiniGPT4, paper=PAPER, recipe="paper/minigpt4_align.yaml", language_dtype="float16",
+    "minigpt4_vicuna_7b_align", MiniGPT4, paper=PAPER, recipe="paper/minigpt4_align.yaml", language_dtype="bfloat16",
     prompts=PROMPTS, end="###", max_text_tokens=160,
     optim=Optim(lr=3e-5, min_lr=1e-5, weight_decay=0.05, warmup_steps=200, total_steps=1000),
 )  # fmt: skip
-register("minigpt4_vicuna_13b", MiniGPT4, paper=PAPER, language_model="vicuna_13b", language_dtype="float16")
+register("minigpt4_vicuna_13b", MiniGPT4, paper=PAPER, language_model="vicuna_13b", language_dtype="bfloat16")
 register(
     "minigpt4_llama2_7b", MiniGPT4, paper=PAPER, tokenizer=None, vision="eva_vit_g", merge=4,
     language_model="llama2_7b", prompts=PROMPTS, template="[INST] {} [/INST] ", end="</s>", max_text_tokens=160,

@@ -32,7 +32,7 @@ from zoo.nn.splice import IGNORED, Piece, Spliced, Text, splice
 from zoo.optim import Optim
 from zoo.registry import register
 from zoo.second_stage import discrete_tokenizer, ids_of
-from zoo.tokens import Tokens, TokenSpec, evaluating
+from zoo.tokens import Tokens, TokenSpec, as_pixels, evaluating
 from zoo.unclip import check_decoder
 
 
@@ -119,6 +119,7 @@ class SEEDLLM(ZooModule):
 
     def encode(self, images: Shaped[Tensor, "b 3 h w"]) -> Tokens:
         """Through the tokenizer, whose ids do not depend on the precision around them."""
+        images = as_pixels(images)
         with torch.autocast(images.device.type, enabled=False):
             return self.tokenizer.encode(images)
 

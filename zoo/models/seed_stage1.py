@@ -174,13 +174,15 @@ class SEEDStage1(ZooModule):
         Args:
             embeddings: of :meth:`causal_embeddings`, or reconstructed from codes.
         """
-        return F.normalize(self.vision_proj(embeddings[:, -1]), dim=-1)
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return F.normalize(self.vision_proj(embeddings[:, -1].float()), dim=-1)
 
     def text_vectors(self, ids: Int[Tensor, "b t"], mask: Int[Tensor, "b t"]) -> Float[Tensor, "b p"]:
         """What is compared with images: the first token, projected, of length 1."""
         queries = self.spec.num_tokens
         hidden = self.Qformer(text=ids, mask=itc_mask(mask, queries)[:, :, queries:, queries:]).text
-        return F.normalize(self.text_proj(hidden[:, 0]), dim=-1)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.normalize(self.text_proj(hidden[:, 0].float()), dim=-1)
 
     @torch.no_grad()
     def retrieve(
