@@ -25,7 +25,7 @@ from zoo.losses.perceptual import LPIPSLite0
 from zoo.module import Batch, ZooModule
 from zoo.nn.embedding_decoder import EmbeddingDecoder
 from zoo.optim import Optim
-from zoo.registry import class_of, model_from, register
+from zoo.registry import Weights, class_of, model_from, register
 from zoo.second_stage import images_of
 from zoo.tokens import Segment, Tokens, TokenSpec, as_pixels
 
@@ -178,4 +178,7 @@ register(
     "seed_pixels_emoji", SEEDPixels, paper=PAPER, recipe="seed_pixels.yaml", tokenizer="seed_stage2_emoji",
     widths=(96, 96, 64, 48, 32, 16), hidden=192, noise=0.1, perceptual="lite0", vision_cache=2000,
     optim=Optim(lr=2e-3, min_lr=2e-5, weight_decay=0.0, warmup_steps=50),
+    weights={
+        "emoji": Weights(file="seed_pixels_emoji.safetensors", note="recipes/seed_pixels.yaml on Twemoji, 128 px"),
+    },
 )  # fmt: skip
