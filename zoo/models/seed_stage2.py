@@ -168,7 +168,7 @@ class SEEDTokenizer(ZooModule):
     # ------------------------------------------------------------------ tokens
 
     def encode(self, images: Shaped[Tensor, "b 3 h w"]) -> Tokens:
-        """Ids, the same number for every image; the first ones stand for what matters most."""
+        """Ids, the same number for every image; each depends on those before it alone."""
         z = self.encode_task_layer(self.causal_embeddings(as_pixels(images, size=self.image_size)))
         return Tokens(self.quantize.encode(z), None, self.spec)
 
