@@ -8,8 +8,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.checkpoints.files import read
-from zoo.nn.efficientnet_lite0 import HEAD_CHANNELS, efficientnet_lite0
-from zoo.vision_towers import CLIP_MEAN, CLIP_STD, VisionTower
+from zoo.nn.efficientnet_lite0 import HEAD_CHANNELS
+from zoo.vision_towers import CLIP_MEAN, CLIP_STD, Lite0Map, VisionTower
 
 CLIP_H = {
     "hidden_size": 1280,
@@ -87,16 +87,8 @@ class _ClipEmbeds(nn.Module):
         return self.model(pixel_values=images).image_embeds[:, None]
 
 
-class _Lite0Pooled(nn.Module):
+class _Lite0Pooled(Lite0Map):
     """The mean over the cells of EfficientNet-Lite0's last feature map."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = efficientnet_lite0()
-
-    def train(self, mode: bool = True) -> "_Lite0Pooled":
-        """Stays in eval mode, with the statistics of its weights."""
-        return super().train(False)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model.forward_features(2 * images - 1).mean((2, 3))[:, None]

@@ -150,6 +150,23 @@ class LanguageModel(nn.Module):
         terms = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
         return terms.view(targets.shape)
 
+    def log_likelihood(
+        self, batch: Spliced, targets: Int[Tensor, "b t"] | None = None, limit: str = "max_length"
+    ) -> Float[Tensor, " b"]:
+        """Logarithm of the probability of what is to be predicted of each sample.
+
+        Args:
+            batch: as for :meth:`score`.
+            targets: likewise.
+            limit: name of the setting that cuts samples off, for the message.
+
+        Raises:
+            ValueError: where nothing of a sample is left, whose probability would be 1.
+        """
+        if batch.cut:
+            raise ValueError(f"{limit} cuts {batch.cut} captions off, which leaves nothing to score: raise it")
+        return -self.score(batch, targets).sum(1)
+
     def loss(self, batch: Spliced, targets: Int[Tensor, "b t"] | None = None) -> Float[Tensor, ""]:
         """Mean cross entropy of all tokens to be predicted, in nats.
 

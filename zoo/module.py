@@ -234,8 +234,17 @@ class ZooModule(pl.LightningModule):
             checkpoint["zoo"]["towers"] = found
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.warn_of_another_tokenizer(checkpoint.get("zoo"), "the checkpoint")
-        self.warn_of_other_towers(checkpoint.get("zoo"), "the checkpoint")
+        self.warn_of_other_parts(checkpoint.get("zoo"), "the checkpoint")
+
+    def warn_of_other_parts(self, said: Any, source: str) -> None:
+        """Warn where weights were trained beside other frozen networks than this model's, which load all the same.
+
+        Args:
+            said: what the checkpoint says about its model.
+            source: name of the checkpoint, for the message.
+        """
+        self.warn_of_another_tokenizer(said, source)
+        self.warn_of_other_towers(said, source)
 
     def tower_sketches(self) -> dict[str, str]:
         """Short hashes of the frozen networks whose vectors the weights were trained on, but for untrained ones."""

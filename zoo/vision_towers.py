@@ -132,7 +132,7 @@ def vision_tower(reference: str, image_size: int, cache: int = 0) -> VisionTower
         raise ValueError(f"image_size {image_size} is not divisible by {stride}, which {name} needs")
     cells = (image_size // stride) ** 2
     if name == "lite0":
-        network = None if on_meta else _LastMap()
+        network = None if on_meta else Lite0Map()
         return VisionTower(network, HEAD_CHANNELS, cells, (0.0,), (1.0,), cache=cache)
     width = int(source or 32)
     return VisionTower(_RandomPatches(width), width, cells, (0.5,), (0.5,), cache=cache)
@@ -204,14 +204,14 @@ class _Blind(nn.Module):
         return images.new_zeros(len(images), 1, 1)
 
 
-class _LastMap(nn.Module):
+class Lite0Map(nn.Module):
     """Cells of EfficientNet-Lite0's last feature map, what its classifier averages."""
 
     def __init__(self) -> None:
         super().__init__()
         self.model = efficientnet_lite0()
 
-    def train(self, mode: bool = True) -> "_LastMap":
+    def train(self, mode: bool = True) -> "Lite0Map":
         """Stays in eval mode, with the statistics of its weights."""
         return super().train(False)
 

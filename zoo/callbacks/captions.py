@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
-from zoo.callbacks.pictures import caption_sheet
+from zoo.callbacks.pictures import caption_sheet, log_picture
 from zoo.metrics.captions import BLEU, ROUGEL, CaptionMetric, CIDErD
 from zoo.tokens import as_pixels
 
@@ -31,9 +30,9 @@ class Captions(Callback):
     """Let models with ``caption`` describe validation and test images, and log CIDEr-D, BLEU-4 and ROUGE-L.
 
     The references are the ``captions`` of an image, or its one ``caption``; of conversations, the first answer, for
-    models that answer. ``captions/step_NNNNNN.png`` shows some
-    images with what was written (black) and the first reference (grey); ``.jsonl`` beside it holds all. CIDEr-D counts
-    its words in the images that are scored, so scores over other numbers of images cannot be compared.
+    models that answer. ``captions/step_NNNNNN.png`` shows some images with what was written (black) and the first
+    reference (grey); ``.jsonl`` beside it holds all. CIDEr-D counts its words in the images that are scored, so scores
+    over other numbers of images cannot be compared.
 
     Args:
         max_images: of a validation epoch and rank; None takes all, as a test does.
@@ -115,13 +114,7 @@ class Captions(Callback):
         lines = [[r["caption"] or "(nothing)", r["references"][0]] for r in self._records[: len(self._pictures)]]
         sheet = caption_sheet(torch.stack(self._pictures), lines)
         sheet.save(path.with_suffix(".png"))
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                from torchvision.transforms.functional import pil_to_tensor
-
-                logger.experiment.add_image(f"{stage}/captions", pil_to_tensor(sheet), trainer.global_step)
-            elif isinstance(logger, WandbLogger):
-                logger.log_image(f"{stage}/captions", [sheet], step=trainer.global_step)
+        log_picture(trainer, f"{stage}/captions", sheet)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(not trainer.sanity_checking and self._validations % self.every_n_validations == 0)

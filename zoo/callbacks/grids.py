@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
-from zoo.callbacks.pictures import image_rows, line_plots
+from zoo.callbacks.pictures import image_rows, line_plots, log_picture
 from zoo.metrics.reconstruction import reconstruct_batch
 from zoo.tokens import as_pixels
 
@@ -93,13 +93,7 @@ class ImageGrids(Callback):
         self._rows = {}
         self.folder.mkdir(parents=True, exist_ok=True)
         picture.save(self.folder / f"step_{trainer.global_step:06d}.png")
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                from torchvision.transforms.functional import pil_to_tensor
-
-                logger.experiment.add_image("val/images", pil_to_tensor(picture), trainer.global_step)
-            elif isinstance(logger, WandbLogger):
-                logger.log_image("val/images", [picture], step=trainer.global_step)
+        log_picture(trainer, "val/images", picture)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or self.folder is None:

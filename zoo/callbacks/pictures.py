@@ -1,14 +1,27 @@
-"""Draw rows of images with their names, and curves, with Pillow alone."""
+"""Draw rows of images with their names, captions and curves, with Pillow alone; show pictures in loggers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 LABEL_HEIGHT = 14
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b")
+
+
+def log_picture(trainer: Trainer, name: str, picture: Any) -> None:
+    """Hand a Pillow image to those of the trainer's loggers that show images."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            from torchvision.transforms.functional import pil_to_tensor
+
+            logger.experiment.add_image(name, pil_to_tensor(picture), trainer.global_step)
+        elif isinstance(logger, WandbLogger):
+            logger.log_image(name, [picture], step=trainer.global_step)
 
 
 def image_rows(rows: Mapping[str, Float[Tensor, "b 3 h w"]], border: int = 2) -> Any:

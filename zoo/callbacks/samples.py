@@ -6,11 +6,10 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from zoo.callbacks.pictures import image_rows
+from zoo.callbacks.pictures import image_rows, log_picture
 from zoo.tokens import as_pixels
 
 STRIPS = 3  # images whose decoding is shown
@@ -97,13 +96,7 @@ class Samples(Callback):
         for name, rows in pictures.items():
             picture = image_rows(rows)
             picture.save(self.folder / f"step_{trainer.global_step:06d}_{name}.png")
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    from torchvision.transforms.functional import pil_to_tensor
-
-                    logger.experiment.add_image(f"val/{name}", pil_to_tensor(picture), trainer.global_step)
-                elif isinstance(logger, WandbLogger):
-                    logger.log_image(f"val/{name}", [picture], step=trainer.global_step)
+            log_picture(trainer, f"val/{name}", picture)
 
     def draw(
         self, model: Any, batch: dict[str, Any], class_names: list[str] | None = None

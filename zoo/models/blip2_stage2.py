@@ -208,9 +208,7 @@ class BLIP2Stage2(ZooModule):
             captions: one per image.
         """
         batch, targets = self._read(tokens, self._texts({"caption": captions}, split=False))
-        if batch.cut:
-            raise ValueError(f"max_text_tokens cuts {batch.cut} captions off, which leaves nothing to score: raise it")
-        return -self.language.score(batch, targets).sum(1)
+        return self.language.log_likelihood(batch, targets, "max_text_tokens")
 
     def _texts(self, batch: Batch, split: bool = True) -> list[tuple[str, str]]:
         """What is given and what is learned of each text.

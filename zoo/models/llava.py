@@ -213,9 +213,7 @@ class LLaVA(ZooModule):
             captions: one per image.
         """
         batch = self._read(tokens, [self._about(caption) for caption in captions])
-        if batch.cut:
-            raise ValueError(f"max_length cuts {batch.cut} captions off, which leaves nothing to score: raise it")
-        return -self.language.score(batch).sum(1)
+        return self.language.log_likelihood(batch)
 
     def _about(self, caption: str) -> list[Turn]:
         if not caption.strip():

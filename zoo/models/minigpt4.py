@@ -215,7 +215,7 @@ class MiniGPT4(ZooModule):
             tokens: of :meth:`image_tokens`.
             captions: one per image.
         """
-        return -self.language.score(self._read(tokens, captions, draw=False)).sum(1)
+        return self.language.log_likelihood(self._read(tokens, captions, draw=False))
 
     def _read(self, tokens: Tensor, captions: Sequence[str], draw: bool = True) -> Any:
         samples = []

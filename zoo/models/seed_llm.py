@@ -293,7 +293,7 @@ class SEEDLLM(ZooModule):
             self._sample(ids, caption, writes=False, learn="answer")
             for ids, caption in zip(tokens.tolist(), captions, strict=True)
         ]
-        return -self.language_model.score(self._splice(samples)).sum(1)
+        return self.language_model.log_likelihood(self._splice(samples))
 
     def image_tokens(self, images: Shaped[Tensor, "b 3 h w"]) -> Int[Tensor, "b n"]:
         """What the language model reads of images: their ids."""
