@@ -117,17 +117,42 @@ class ImageWords:
         return labels >= self.offset
 
 
-def widen(network: Any, words: ImageWords) -> None:
-    """Give a language model of transformers rows for the words of images, about the mean of the others; in place."""
-    old = network.get_input_embeddings().weight
-    mean, spread = old.float().mean(0), old.float().std(0)
+def widen(network: Any, words: ImageWords, codes: Float[Tensor, "n d"] | None = None) -> None:
+    """Give a language model of transformers rows for the words of images; in place.
+
+    Args:
+        network: whose tables of words grow.
+        words: where the new ones are.
+        codes: vectors of all image ids, which the new rows then start from, so that similar ids are similar words; None
+            starts them close to the mean of the others, where they must part first.
+    """
     network.resize_token_embeddings(words.size, mean_resizing=False)
-    generator = torch.Generator().manual_seed(0)
     tables = {id(m.weight): m.weight for m in (network.get_input_embeddings(), network.get_output_embeddings())}
     with torch.no_grad():
         for table in tables.values():
-            noise = torch.randn(words.size - words.offset, old.shape[1], generator=generator)
+            text = table[: words.offset].float()
+            mean, spread = text.mean(0), text.std(0)
+            noise = torch.randn(words.size - words.offset, len(mean), generator=torch.Generator().manual_seed(0))
             table[words.offset :] = (mean + 0.1 * spread * noise.to(mean.device)).to(table.dtype)
+            if codes is not None:
+                weight, bias = words_of_codes(codes, text)
+                table[words.offset : words.begin] = F.linear(codes.to(weight), weight, bias).to(table.dtype)
+
+
+def words_of_codes(
+    codes: Float[Tensor, "n d"], words: Float[Tensor, "v w"]
+) -> tuple[Float[Tensor, "w d"], Float[Tensor, " w"]]:
+    """A linear layer, weight and bias, that puts codes among the words of a language model: with their mean and spread.
+
+    Args:
+        codes: all of a tokenizer; each dimension counts alike, however small its values are.
+        words: of text.
+    """
+    codes, words = codes.float(), words.float()
+    scale = codes.std(0).clamp(min=codes.std() * 1e-3 + 1e-12)
+    directions = torch.randn(words.shape[1], codes.shape[1], generator=torch.Generator().manual_seed(0)).to(codes)
+    weight = words.std(0)[:, None] * directions / codes.shape[1] ** 0.5 / scale
+    return weight, words.mean(0) - weight @ codes.mean(0)
 
 
 class CodesAsWords(nn.Module):
@@ -144,6 +169,11 @@ class CodesAsWords(nn.Module):
         super().__init__()
         self.table, self.words, self._codes = table, words, codes
         self.visual_proj = nn.Linear(width, table.weight.shape[1])
+        # Codes are often tiny: with the usual start all images would look the same to the language model.
+        with torch.no_grad():
+            weight, bias = words_of_codes(codes(torch.arange(words.spec.vocab_size)), table.weight[: words.offset])
+            self.visual_proj.weight.copy_(weight)
+            self.visual_proj.bias.copy_(bias)
 
     @property
     def weight(self) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 import zoo
 from zoo.models.blip2_stage2 import BLIP2Stage2, _split
 from zoo.nn.splice import IGNORED
+from zoo.optim import parameter_groups
 
 CAPTIONS = ["a red cat", "two dogs", "the sun, at night"]
 
@@ -128,6 +129,15 @@ def test_the_image_matters_and_the_language_model_does_not_learn():
     assert (other - model.losses({"image": images(), "caption": CAPTIONS})["loss"]).abs() > 1e-4
 
 
+def test_the_q_former_has_a_learning_rate_of_its_own():
+    model = stirred(bridge_lr=0.2, optim=zoo.Optim(lr=1e-3))
+    groups = parameter_groups(model.named_parameters(), model.optim_settings, scale_of=model.lr_scale)
+    rates = {id(p): g["lr"] for g in groups for p in g["params"]}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert rates[id(parameter)] == pytest.approx(1e-3 if name.startswith("language_projection") else 2e-4)
+
+
 def test_likelihood_of_a_text_is_the_sum_of_its_terms():
     for language in ("tiny_opt", "tiny_t5"):
         model = stirred(language_model=language).eval()
@@ -226,6 +236,8 @@ def test_bad_batches(batch, sentence):
 def test_bad_settings():
     with pytest.raises(ValueError, match="max_text_tokens must be at least 2"):
         zoo.create_model("blip2_stage2_tiny", max_text_tokens=1)
+    with pytest.raises(ValueError, match="bridge_lr must be above 0"):
+        zoo.create_model("blip2_stage2_tiny", bridge_lr=0.0)
     with pytest.raises(ValueError, match="no language model 'opt'"):
         zoo.create_model("blip2_stage2_tiny", language_model="opt")
     assert zoo.BLIP2Stage2 is BLIP2Stage2

@@ -69,6 +69,22 @@ def test_the_tables_are_widened():
     assert (new.mean(0) - old.mean(0)).abs().max() < 0.3 * old.std() and new.std() > 0
 
 
+@pytest.mark.parametrize("tokenizer", ["seed_stage2_tiny:random", "vqvae2_tiny:random", "dvae_tiny:random"])
+def test_new_words_start_from_the_codes(tokenizer):
+    """Like those of text in mean and spread, and as near to each other as the codes are, however small these are."""
+    model = tiny(image_words="codes", tokenizer=tokenizer)
+    table = model.language_model.network.get_input_embeddings().weight.detach().float()
+    text, new = table[: model.words.offset], table[model.words.offset : model.words.begin]
+    torch.testing.assert_close(new.mean(0), text.mean(0), atol=1e-5, rtol=1e-4)
+    assert 0.5 < new.std(0).mean() / text.std(0).mean() < 2
+    codes = model.tokenizer.embed(torch.arange(model.spec.vocab_size)).detach()
+    codes = (codes - codes.mean(0)) / codes.std(0)
+    near = torch.stack([torch.cdist(new, new).flatten(), torch.cdist(codes, codes).flatten()])
+    assert torch.corrcoef(near)[0, 1] > 0.8  # 0.0 from the mean; random directions in a narrow model
+    both = tiny(image_words="codes", form="embeddings", tokenizer=tokenizer).language_model.network
+    torch.testing.assert_close(both.get_input_embeddings()(model.words.offset + torch.arange(len(new))), new)
+
+
 # ---------------------------------------------------------------- what is learned
 
 

@@ -57,6 +57,7 @@ class BLIP2Stage2(ZooModule):
         norm: ``post`` as published, or ``pre``.
         dropout: of hidden states and attention.
         vision_cache: images whose features are kept, for data without augmentation.
+        bridge_lr: learning rate of the Q-Former as a fraction of ``optim.lr``, which the new projection learns with.
         optim: optimizer and schedule; the paper's by default.
         weights: start from these: a registry name or a path, of this or of the first stage.
     """
@@ -82,13 +83,17 @@ class BLIP2Stage2(ZooModule):
         norm: Literal["post", "pre"] = "post",
         dropout: float = 0.1,
         vision_cache: int = 0,
+        bridge_lr: float = 1.0,
         optim: Optim = Optim(lr=1e-4, min_lr=5e-5, betas=(0.9, 0.98), weight_decay=0.05, warmup_steps=2000),
         weights: str | None = None,
     ):
         super().__init__(optim)
         if max_text_tokens < 2:
             raise ValueError(f"max_text_tokens must be at least 2, got {max_text_tokens}")
+        if not bridge_lr > 0:
+            raise ValueError(f"bridge_lr must be above 0, got {bridge_lr}: MiniGPT4 is the model of a frozen Q-Former")
         self.image_size, self.max_text_tokens, self.prompt, self.end = image_size, max_text_tokens, prompt, end
+        self.bridge_lr = bridge_lr
         tower = vision_tower(vision, image_size, vision_cache)
         self.add_tower("vision", tower)
         self.ln_vision = nn.LayerNorm(tower.width, LN_VISION_EPS)
@@ -113,6 +118,9 @@ class BLIP2Stage2(ZooModule):
         if "language_model" not in self.frozen:
             raise ValueError("this model has no language model: set language_model")
         return self.frozen["language_model"]
+
+    def lr_scale(self, name: str) -> float:
+        return self.bridge_lr if name.startswith(("bridge.", "ln_vision.")) else 1.0
 
     # ------------------------------------------------------------------ tokens
 
@@ -273,8 +281,8 @@ register(
 register(
     "blip2_stage2_emoji", BLIP2Stage2, paper=PAPER, recipe="blip2_stage2.yaml", image_size=128, vision="lite0",
     language_model="smollm2_135m", language_dtype="bfloat16", prompt="This emoji shows", max_text_tokens=24,
-    num_queries=8, width=384, depth=6, mlp_width=1536,
-    optim=Optim(lr=2e-4, min_lr=1e-6, betas=(0.9, 0.98), warmup_steps=30),
+    num_queries=8, width=384, depth=6, mlp_width=1536, bridge_lr=0.2,
+    optim=Optim(lr=1e-3, min_lr=1e-5, betas=(0.9, 0.98), warmup_steps=30),
 )  # fmt: skip
 register(
     "blip2_opt2_7b", BLIP2Stage2, paper=PAPER, recipe="paper/blip2_stage2_coco.yaml", language_dtype="bfloat16",

@@ -45,6 +45,8 @@ class SEEDLLM(ZooModule):
         language_model: a decoder-only one, see :func:`zoo.language_models.language_model`.
         form: ids in the vocabulary (``vocabulary``, SEED-LLaMA), or codes through a linear layer (``embeddings``,
             SEED-OPT); ids are written through the output layer in both.
+        image_words: what the new words start from: the tokenizer's ``codes``, so that similar ids are similar words, or
+            the ``mean`` of the words of text.
         caption_prompt: between an image and its caption.
         generation_prompt: between a caption and its image.
         generation_share: of the samples that are text to image; the others are image to text.
@@ -66,6 +68,7 @@ class SEEDLLM(ZooModule):
         vision: str | None = None,
         language_model: str = "vicuna_7b",
         form: Literal["vocabulary", "embeddings"] = "vocabulary",
+        image_words: Literal["mean", "codes"] = "mean",
         caption_prompt: str = "a photo of",
         generation_prompt: str = "Generate an image",
         generation_share: float = 0.5,
@@ -82,6 +85,7 @@ class SEEDLLM(ZooModule):
         if not 0 <= generation_share <= 1:
             raise ValueError(f"generation_share must lie in [0, 1], got {generation_share}")
         self.form = one_of("form", form, ("vocabulary", "embeddings"))
+        self.image_words = one_of("image_words", image_words, ("mean", "codes"))
         self.learn = one_of("learn", learn, ("all", "answer"))
         self.caption_prompt, self.generation_prompt = caption_prompt, generation_prompt
         self.generation_share, self.max_text_tokens = generation_share, max_text_tokens
@@ -100,7 +104,8 @@ class SEEDLLM(ZooModule):
         network = language.network
         self.words = ImageWords(0 if network is None else network.get_input_embeddings().weight.shape[0], self.spec)
         if network is not None:
-            widen(network, self.words)
+            codes = self.tokenizer.embed(torch.arange(self.spec.vocab_size)) if self.image_words == "codes" else None
+            widen(network, self.words, codes)
             if self.form == "embeddings":
                 table = network.get_input_embeddings()
                 network.set_input_embeddings(CodesAsWords(table, self.words, self.spec.dim, self.tokenizer.embed))
@@ -328,7 +333,8 @@ register("seed_llm_tiny", SEEDLLM, paper=PAPER, **TINY)
 register(
     "seed_llm_emoji", SEEDLLM, paper=PAPER, recipe="seed_llm.yaml", tokenizer="seed_stage2_emoji",
     language_model="smollm2_135m", caption_prompt="This emoji shows", generation_prompt="Draw it", learn="answer",
-    max_text_tokens=24, optim=Optim(lr=5e-4, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.01, warmup_steps=30),
+    max_text_tokens=24, image_words="codes",
+    optim=Optim(lr=5e-4, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.01, warmup_steps=30),
 )  # fmt: skip
 register(
     "seed_llama_8b",
