@@ -1,10 +1,11 @@
 """Bridges compared: the same images, captions, language model, steps and batches; only what stands between differs.
 
-    python benchmarks/bridges.py --steps 600 --out benchmarks/results/bridges
+    python benchmarks/bridges.py --steps 400 --out benchmarks/results/bridges
 
 Every bridge is trained from its random start on ``EmojiData`` and measured on held-out concepts and on the other
-drawing style: CIDEr-D of its captions, and how often the likelihood of the language model finds the right caption.
-``blind`` sees nothing: what a soft prompt alone reaches. Records and captions go to the folder; finished bridges are
+drawing style: CIDEr-D of its captions, and, on the style of training, how often the likelihood of the language model
+finds the right caption. ``blind`` and ``blind_lora`` see nothing: what is reached by a soft prompt alone, and by a
+language model that is itself fine-tuned on the captions. Records and captions go to the folder; finished bridges are
 not trained again.
 """
 
@@ -29,6 +30,9 @@ PATCHES = COMMON | {"vision": "lite0", "max_length": 128}
 #: bridge -> preset and its arguments
 BRIDGES: dict[str, tuple[str, dict[str, Any]]] = {
     "blind": ("blip2_stage2_emoji", QUERIES | {"vision": "blind", "depth": 2}),
+    "blind_lora": (
+        "llava_emoji", PATCHES | {"vision": "blind", "tuning": "lora", "lora_rank": 16, "lora_alpha": 32},
+    ),
     "linear": ("llava_emoji", PATCHES | {"projector_depth": 1}),
     "mlp": ("llava_emoji", PATCHES | {"projector_depth": 2}),
     "q_former": ("blip2_stage2_emoji", QUERIES | {"vision": "lite0", "depth": 4}),
@@ -71,7 +75,7 @@ def train(name: str, steps: int, batch: int, lr: float, folder: Path, language_m
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bridges", nargs="*", default=list(BRIDGES), choices=list(BRIDGES))
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
@@ -97,6 +101,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
             command = ["--model", f"ckpt:{checkpoint}", "--data", "EmojiData", "--split", options.split]
             command += ["--data.style", style, "--data.image_size", str(size)]
             command += ["--num-images", str(options.num_images)] if options.num_images else []
+            command += ["--no-likelihood"] if style != STYLES[0] else []  # each image with each caption: minutes
             record = vision_language.main(command)
             training = {"steps": options.steps, "batch": options.batch, "lr": options.lr, "seed": options.seed}
             record |= {"benchmark": "bridges", "model": f"{name}, {options.steps} steps"}

@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--no-likelihood", action="store_true", help="leave out retrieval by likelihood, n x n texts")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--picture", type=Path, help="sheet of the best captions and of some without a right word")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options, rest = parser.parse_known_args(arguments)
 
@@ -47,6 +48,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         data.setup("test")
         images, texts = collect(data.view(options.split), options.num_images)
         metrics, samples = measure(model, images, texts, options)
+        if options.picture:
+            good_and_bad(images, samples, options.seed).save(options.picture)
     except (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError, RuntimeError) as error:
         parser.exit(2, f"error: {error}\n")
     record = {
@@ -123,6 +126,32 @@ def measure(
     metrics["chance_r@1"] = float(belongs.double().mean())
     shown = [{"caption": c, "references": r} for c, r in zip(written, texts, strict=False)]
     return metrics, shown
+
+
+def good_and_bad(images: torch.Tensor, samples: list[dict[str, Any]], seed: int, each: int = 15) -> Any:
+    """A sheet of the captions nearest to a reference, best first, and then of some, drawn, without a right word.
+
+    Raises:
+        ValueError: for a model that wrote nothing.
+    """
+    from zoo.callbacks.pictures import caption_sheet
+    from zoo.metrics.captions import ROUGEL
+    from zoo.tokens import as_pixels
+
+    if not samples:
+        raise ValueError("the model writes no captions: leave out --picture")
+    scores = []
+    for sample in samples:
+        metric = ROUGEL()
+        metric.update([sample["caption"]], [sample["references"]])
+        scores.append(float(metric.compute()))
+    order = sorted(range(len(samples)), key=lambda i: -scores[i])
+    good = [i for i in order if scores[i] > 0][:each]
+    wrong = [i for i in order if scores[i] == 0]
+    picked = torch.randperm(len(wrong), generator=torch.Generator().manual_seed(seed))[:each]
+    shown = good + [wrong[i] for i in picked.tolist()]
+    lines = [[samples[i]["caption"] or "(nothing)", samples[i]["references"][0]] for i in shown]
+    return caption_sheet(as_pixels(images[shown]), lines, columns=5, width=150)
 
 
 if __name__ == "__main__":

