@@ -216,8 +216,12 @@ def test_lora_folder(tmp_path):
     others = {f"base_model.model.model.{n}": v for n, v in state.items() if "lora_" not in n}
     save_file(lora, tmp_path / "adapter_model.safetensors")
     torch.save(others, tmp_path / "non_lora_trainables.bin")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8, "peft_type": "LORA"}))
     again = zoo.create_model("llava_lora_tiny", weights=tmp_path)
     torch.testing.assert_close(dict(again.state_dict()), state)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 256}))
+    with pytest.warns(UserWarning, match="trained with lora_alpha 256, and this model has 8"):
+        zoo.create_model("llava_lora_tiny", weights=tmp_path)
 
 
 def test_a_whole_published_model(tmp_path):

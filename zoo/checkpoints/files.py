@@ -83,6 +83,19 @@ def _read_folder(folder: Path, classes: tuple[str, ...]) -> dict[str, Tensor]:
     )
 
 
+def adapter_settings(folder: Path) -> dict[str, Any] | None:
+    """What peft's ``adapter_config.json`` says of the LoRA beside it, in the form of our own checkpoints; None without it.
+
+    The scale of LoRA is in no tensor: with another one the weights load and mean other things.
+    """
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        return None
+    config = json.loads(file.read_text(encoding="utf-8"))
+    names = {"lora_rank": "r", "lora_alpha": "lora_alpha"}
+    return {"init_args": {ours: config[theirs] for ours, theirs in names.items() if theirs in config}}
+
+
 def _read_safetensors(path: Path) -> Checkpoint:
     from safetensors import SafetensorError, safe_open
 

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from zoo import registry
-from zoo.checkpoints.files import Checkpoint, read
+from zoo.checkpoints.files import Checkpoint, adapter_settings, read
 from zoo.checkpoints.format import Converted
 from zoo.module import ZooModule
 
@@ -77,7 +77,7 @@ def _put(model: ZooModule, checkpoint: Checkpoint) -> None:
     _check(model, converted, checkpoint, layout)
     model.load_state_dict(converted.state, strict=False)  # strictness is _check's
     model.set_absent(converted.absent)
-    model.warn_of_other_parts(checkpoint.zoo, str(checkpoint.path))
+    model.warn_of_other_parts(checkpoint.zoo or adapter_settings(checkpoint.path), str(checkpoint.path))
     _report(checkpoint.path, layout, converted)
 
 
