@@ -84,7 +84,7 @@ def _read_folder(folder: Path, classes: tuple[str, ...]) -> dict[str, Tensor]:
 
 
 def adapter_settings(folder: Path) -> dict[str, Any] | None:
-    """What peft's ``adapter_config.json`` says of the LoRA beside it, in the form of our own checkpoints; None without it.
+    """What peft's ``adapter_config.json`` says of the LoRA beside it, as our own checkpoints say it; None without it.
 
     The scale of LoRA is in no tensor: with another one the weights load and mean other things.
     """
