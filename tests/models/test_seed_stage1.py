@@ -5,7 +5,7 @@ import torch
 
 import zoo
 from zoo.losses.contrastive import same_image
-from zoo.models.seed_stage1 import SEEDStage1
+from zoo.models.seed_stage1 import SEEDStage1, query_overlap
 from zoo.nn.qformer import QFormer
 
 CAPTIONS = ["a red cat", "two dogs", "a tree", "sun"]
@@ -63,6 +63,27 @@ def test_contrast_is_that_of_the_last_query():
     assert same_image(4, None, torch.device("cpu")).sum() == 4
 
 
+def test_queries_that_repeat_each_other_are_counted_and_parted():
+    torch.manual_seed(0)
+    one = torch.randn(64, 1, 24)
+    assert query_overlap(one.expand(64, 4, 24)).item() == pytest.approx(1)
+    assert query_overlap(one.expand(64, 4, 24) + torch.randn(1, 4, 24)).item() == pytest.approx(1, abs=1e-4)
+    assert query_overlap(torch.randn(64, 4, 24)).item() == pytest.approx(1 / 24, rel=0.2)
+    assert query_overlap(one) == 0
+    batch = {"image": torch.rand(8, 3, 32, 32), "caption": [f"picture {i}" for i in range(8)]}
+    plain, parted = (zoo.create_model("seed_stage1_tiny", diversity_weight=w) for w in (0.0, 2.0))
+    parted.load_state_dict(plain.state_dict())
+    loss, terms = plain.losses(batch)["loss"], parted.losses(batch)
+    assert terms["loss"].item() == pytest.approx(loss.item() + 2 * terms["query_overlap"].item(), rel=1e-5)
+    before = terms["query_overlap"].item()
+    optimizer = torch.optim.Adam(parted.parameters(), lr=1e-2)
+    for _ in range(30):
+        optimizer.zero_grad()
+        parted.losses(batch)["loss"].backward()
+        optimizer.step()
+    assert parted.losses(batch)["query_overlap"] < 0.5 * before
+
+
 def test_one_image_in_a_batch_is_no_trouble():
     terms = stirred().losses({"image": images(1), "caption": CAPTIONS[:1]})
     assert terms["loss"].isfinite() and terms["i2t_recall"] == 1
@@ -99,6 +120,8 @@ def test_narrow_networks_of_the_queries():
 
 
 def test_refusals():
+    with pytest.raises(ValueError, match="diversity_weight must not be negative"):
+        zoo.create_model("seed_stage1_tiny", diversity_weight=-1.0)
     model = stirred()
     with pytest.raises(ValueError, match="has no 'caption'"):
         model.losses({"image": images()})

@@ -7,7 +7,8 @@ Implemented: any number of queries, causal or not; contrast of the last query wi
 smoothed; retrieval; starting from BLIP-2's first stage, LAVIS's or ours, or from a BERT.
 Not implemented: the matching and captioning losses, which are switched off in the released training.
 Deviations: causality is a setting; the published code derives it from a count of 32, and any other count silently loses
-it. The learning rate follows one warm-up and one cosine over steps.
+it. The learning rate follows one warm-up and one cosine over steps. A penalty on queries that repeat each other
+(``diversity_weight``, 0 by default) is ours.
 
 Equations: Section 3.2 causal Q-Former -> `zoo.nn.qformer_masks.causal_mask`, `SEEDStage1.causal_embeddings`; Section
 3.2.1 contrast -> `SEEDStage1.losses`.
@@ -36,6 +37,20 @@ from zoo.vision_towers import LN_VISION_EPS, vision_tower
 from zoo.wordpiece import WordPiece
 
 
+def query_overlap(embeddings: Float[Tensor, "b q d"]) -> Float[Tensor, ""]:
+    """How much the queries repeat each other: mean squared cosine of two queries of an image, each less its mean.
+
+    1 where all queries say the same of an image, whose tokens are then copies of one; 0 where no two have a direction
+    in common. Ours, not of the paper.
+    """
+    count = embeddings.shape[1]
+    if count < 2:
+        return embeddings.new_zeros(())
+    said = F.normalize(embeddings - embeddings.mean(0), dim=-1)
+    squares = (said @ said.transpose(1, 2)).square()
+    return (squares.sum((1, 2)) - squares.diagonal(dim1=1, dim2=2).sum(1)).mean() / (count * (count - 1))
+
+
 class SEEDStage1(ZooModule):
     """Images to causal query embeddings, learned from captions.
 
@@ -58,6 +73,8 @@ class SEEDStage1(ZooModule):
         temperature: divisor of the similarities at the start; it is learned.
         min_temperature: lower bound of it in use; 0 for none, as published.
         label_smoothing: of the contrast.
+        diversity_weight: of a penalty on queries that say the same of an image, see :func:`query_overlap`. The contrast
+            sees the last query alone: without it, and not started from BLIP-2's queries, all may end as copies of it.
         text_init: start the Q-Former from a BERT: ``minilm`` or a folder; None does not.
         vision_cache: images whose features are kept, for data without augmentation.
         optim: optimizer and schedule; the released ones by default.
@@ -86,6 +103,7 @@ class SEEDStage1(ZooModule):
         temperature: float = 0.07,
         min_temperature: float = 1e-3,
         label_smoothing: float = 0.1,
+        diversity_weight: float = 0.0,
         text_init: str | None = None,
         vision_cache: int = 0,
         optim: Optim = Optim(lr=3e-5, min_lr=3e-6, weight_decay=0.05, warmup_steps=2000),
@@ -97,7 +115,9 @@ class SEEDStage1(ZooModule):
         if num_queries < 1 or temperature <= 0:
             raise ValueError(f"num_queries and temperature must be positive, got {num_queries} and {temperature}")
         self.image_size, self.max_text_tokens, self.label_smoothing = image_size, max_text_tokens, label_smoothing
-        self.causal, self.min_temperature = causal, min_temperature
+        if diversity_weight < 0:
+            raise ValueError(f"diversity_weight must not be negative, got {diversity_weight}")
+        self.causal, self.min_temperature, self.diversity_weight = causal, min_temperature, diversity_weight
         self.words = WordPiece(vocabulary)
         tower = vision_tower(vision, image_size, vision_cache)
         self.add_tower("vision", tower)
@@ -151,7 +171,8 @@ class SEEDStage1(ZooModule):
         if len(captions) != len(images):
             raise ValueError(f"the batch has {len(captions)} captions for {len(images)} images: give one per image")
         ids, mask = self.tokenise(captions, full=world_size() > 1)
-        shown, written = self.image_vectors(self.causal_embeddings(images)), self.text_vectors(ids, mask)
+        embeddings = self.causal_embeddings(images)
+        shown, written = self.image_vectors(embeddings), self.text_vectors(ids, mask)
         ids_of_images = batch.get("image_id")
         numbers = None if ids_of_images is None else image_numbers(ids_of_images).to(ids.device)
         same = same_image(len(ids), numbers, ids.device)
@@ -160,9 +181,11 @@ class SEEDStage1(ZooModule):
             loss, i2t, t2i = contrastive_loss(
                 shown.float()[:, None], written.float(), temperature, same, self.label_smoothing, gather_gradient=False
             )
+            overlap = query_overlap(embeddings.float())
         own = torch.arange(len(ids), device=ids.device)
         return {
-            "loss": loss,
+            "loss": loss + self.diversity_weight * overlap if self.diversity_weight else loss,
+            "query_overlap": overlap.detach(),
             "i2t_recall": same[own, i2t.argmax(1)].float().mean(),
             "t2i_recall": same[own, t2i.argmax(1)].float().mean(),
             "temperature": temperature.detach(),
@@ -229,8 +252,8 @@ register(
 )  # fmt: skip
 register(
     "seed_stage1_emoji", SEEDStage1, paper=PAPER, recipe="seed_stage1.yaml", image_size=128, vision="lite0",
-    max_text_tokens=24, num_queries=16, width=384, depth=3, mlp_width=1536, query_mlp_width=384, max_positions=64,
-    cross_every=3, projection_width=128, text_init="minilm",
-    optim=Optim(lr=2e-4, min_lr=1e-6, warmup_steps=50),
+    max_text_tokens=24, num_queries=16, width=384, depth=3, mlp_width=1536, query_mlp_width=128, max_positions=64,
+    cross_every=2, projection_width=128, text_init="minilm",
+    optim=Optim(lr=3e-4, min_lr=1e-6, warmup_steps=50),
 )  # fmt: skip
 register("seed_stage1_vit_g", SEEDStage1, paper=PAPER, recipe="paper/seed_stage1_coco.yaml")
