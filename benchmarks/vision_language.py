@@ -150,7 +150,7 @@ def good_and_bad(images: torch.Tensor, samples: list[dict[str, Any]], seed: int,
     wrong = [i for i in order if scores[i] == 0]
     picked = torch.randperm(len(wrong), generator=torch.Generator().manual_seed(seed))[:each]
     shown = good + [wrong[i] for i in picked.tolist()]
-    lines = [[samples[i]["caption"] or "(nothing)", samples[i]["references"][0]] for i in shown]
+    lines = [[samples[i]["caption"], samples[i]["references"][0]] for i in shown]
     return caption_sheet(as_pixels(images[shown]), lines, columns=5, width=150)
 
 

@@ -111,7 +111,7 @@ class Captions(Callback):
         path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in self._records), encoding="utf-8")
         if not self._pictures:
             return
-        lines = [[r["caption"] or "(nothing)", r["references"][0]] for r in self._records[: len(self._pictures)]]
+        lines = [[r["caption"], r["references"][0]] for r in self._records[: len(self._pictures)]]
         sheet = caption_sheet(torch.stack(self._pictures), lines)
         sheet.save(path.with_suffix(".png"))
         log_picture(trainer, f"{stage}/captions", sheet)

@@ -59,7 +59,7 @@ def caption_sheet(
 
     Args:
         images: clamped to [0, 1].
-        lines: of each image; long ones are broken.
+        lines: of each image; long ones are broken, and empty ones say that there is nothing.
         columns: images per row.
         width: of a column in pixels.
     """
@@ -68,7 +68,8 @@ def caption_sheet(
     from PIL import Image, ImageDraw, ImageFont
 
     font, letters = ImageFont.load_default(11), width // 6
-    broken = [[(i, part) for i, line in enumerate(some) for part in wrap(line, letters)[:4]] for some in lines]
+    wrapped = [[wrap(line or "(nothing)", letters)[:4] for line in some] for some in lines]
+    broken = [[(i, part) for i, parts in enumerate(some) for part in parts] for some in wrapped]
     height = images.shape[-2] + 14 * max(map(len, broken), default=0) + 12
     rows = -(-len(images) // columns)
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
