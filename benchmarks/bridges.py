@@ -1,6 +1,6 @@
 """Bridges compared: the same images, captions, language model, steps and batches; only what stands between differs.
 
-    python benchmarks/bridges.py --steps 400 --out benchmarks/results/bridges
+    python benchmarks/bridges.py --steps 300 --out benchmarks/results
 
 Every bridge is trained from its random start on ``EmojiData`` and measured on held-out concepts and on the other
 drawing style: CIDEr-D of its captions, and, on the style of training, how often the likelihood of the language model
@@ -76,7 +76,7 @@ def train(name: str, steps: int, batch: int, lr: float, folder: Path, language_m
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bridges", nargs="*", default=list(BRIDGES), choices=list(BRIDGES))
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
