@@ -89,6 +89,10 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.network, self.width, self.encoder_decoder = network, width, encoder_decoder
         self._text = text
+        if getattr(network, "generation_config", None) is not None:
+            from transformers import GenerationConfig
+
+            network.generation_config = GenerationConfig()  # rules of its folder would mix with those of each call
 
     @property
     def text(self) -> TextCodec:
@@ -245,6 +249,8 @@ class LanguageModel(nn.Module):
         """
         if not self.encoder_decoder and not batch.mask[:, -1].all():
             raise ValueError("texts go on at their end: splice(..., side='left') to generate")
+        if min(num_beams, max_new_tokens) < 1:
+            raise ValueError(f"num_beams and max_new_tokens must be positive, got {num_beams} and {max_new_tokens}")
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
         config = GenerationConfig(

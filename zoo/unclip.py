@@ -1,5 +1,6 @@
 """Pixels of a generation embedding: through our own small decoder, or diffusers' unCLIP pipeline from a folder."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,33 @@ def check_decoder(decoder: Any, settings: dict[str, Any]) -> None:
     own = isinstance(decoder, str) or hasattr(decoder, "images_of")
     if own and settings:
         raise ValueError(f"{', '.join(settings)}: only a pipeline of diffusers takes settings, this decoder has none")
-    if not own and (not callable(decoder) or not hasattr(decoder, "image_noising_scheduler")):
+    if not own and not (callable(decoder) and "image_embeds" in inspect.signature(decoder.__call__).parameters):
         raise ValueError(
             f"a {type(decoder).__name__} cannot draw generation embeddings: give a model with images_of, or a "
             "StableUnCLIPImg2ImgPipeline"
         )
+
+
+def find_decoder(decoder: Any, settings: dict[str, Any], shape: tuple[int, ...], device: torch.device) -> Any:
+    """What draws generation embeddings of that shape: of a name its model, everything else as it is.
+
+    Raises:
+        ValueError: without a decoder, for one of another width or kind, or for settings that it does not take.
+    """
+    check_decoder(decoder, settings)
+    if isinstance(decoder, str):
+        decoder = model_from(decoder).eval().to(device)
+        check_decoder(decoder, settings)
+    if not hasattr(decoder, "images_of"):
+        wanted = decoder.image_normalizer.mean.shape[-1]
+        if shape != (wanted,):
+            raise ValueError(f"the pipeline wants vectors of width {wanted}, these are {shape}")
+    elif (spec := getattr(decoder, "spec", None)) is not None and shape != (spec.dim,):
+        raise ValueError(
+            f"this decoder draws vectors of width {spec.dim}, these are {shape}: take the tokenizer that it "
+            "was trained with"
+        )
+    return decoder
 
 
 @torch.no_grad()
@@ -59,22 +82,16 @@ def pixels_of_embedding(
     """Images in [0, 1] of generation embeddings.
 
     Args:
-        embedding: one vector per image.
+        embedding: one vector per image, or 77 of SEED-1, which no decoder here draws.
         decoder: see :meth:`zoo.models.seed_stage2.SEEDTokenizer.decode_pixels`.
         settings: of a pipeline; by default no noise on the embedding, 20 steps and guidance 10, as published.
 
     Raises:
         ValueError: without a decoder, or for one of another width or kind.
     """
-    check_decoder(decoder, settings)
-    if isinstance(decoder, str):
-        decoder = model_from(decoder).eval().to(embedding.device)
-        check_decoder(decoder, settings)
+    decoder = find_decoder(decoder, settings, tuple(embedding.shape[1:]), embedding.device)
     if hasattr(decoder, "images_of"):
         return decoder.images_of(embedding)
-    wanted = decoder.image_normalizer.mean.shape[-1]
-    if embedding.shape[1:] != (wanted,):
-        raise ValueError(f"the pipeline wants vectors of width {wanted}, these are {tuple(embedding.shape[1:])}")
     defaults = {"prompt": [""] * len(embedding), "noise_level": 0, "num_inference_steps": 20, "guidance_scale": 10.0}
     found = decoder(image_embeds=embedding.to(decoder.unet.dtype), output_type="pt", **(defaults | settings)).images
     return torch.as_tensor(found).float().clamp(0, 1)

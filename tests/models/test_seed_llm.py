@@ -1,5 +1,7 @@
 """SEED's language model: one vocabulary, both tasks, guaranteed images, both forms, any tokenizer, refusals."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -212,6 +214,9 @@ def test_pixels_need_a_decoder_only_where_tokens_are_no_pixels():
         ([], {}, "captions must be a list"),
         (["a cat"], {"num_beam": 4, "decoder": "own"}, "num_beam: only a pipeline of diffusers takes settings"),
         (["a cat"], {}, "give a decoder"),
+        (["a cat"], {"decoder": "seed_pixel_tiny"}, "seed_pixel_tiny"),
+        (["a cat"], {"decoder": "wide"}, r"draws vectors of width 24, these are \(16,\)"),
+        (["a cat"], {"as_tokens": True, "num_beam": 4}, "there is no setting num_beam of writing tokens"),
     ],
 )
 def test_nothing_is_written_before_a_refusal(captions, settings, sentence):
@@ -219,6 +224,10 @@ def test_nothing_is_written_before_a_refusal(captions, settings, sentence):
     model.language_model.continue_ids = None  # would end with a TypeError
     if settings.get("decoder") == "own":
         settings = settings | {"decoder": zoo.create_model("seed_pixels_tiny")}
+    if settings.get("decoder") == "wide":
+        other = zoo.create_model("seed_pixels_tiny")
+        other.spec = dataclasses.replace(other.spec, dim=24)
+        settings = {"decoder": other}
     with pytest.raises(ValueError, match=sentence) as caught:
         model.generate_images(captions, **settings)
     assert "\n" not in str(caught.value)
@@ -272,8 +281,37 @@ def test_any_decoder_learns_the_words_of_images(name, tmp_path):
     assert norms and all(p.requires_grad for m in norms for p in m.parameters())
 
 
+def test_words_for_images_that_are_there_already_are_not_doubled(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    from zoo.tiny_language_models import characters
+
+    AutoModelForCausalLM.from_config(configs()["gpt2"]).save_pretrained(tmp_path)
+    tokenizer = characters()
+    tokenizer.add_tokens(["<img_00000>", "<img_00001>"])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has words for images already, <img_00000> and so on"):
+        tiny(language_model=str(tmp_path))
+
+
+def test_rules_of_the_folder_do_not_mix_with_those_of_a_call(tmp_path):
+    """A forced last token would stand in the place of EOI."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    from zoo.tiny_language_models import characters
+
+    network = AutoModelForCausalLM.from_config(configs()["gpt2"])
+    network.generation_config = GenerationConfig(forced_eos_token_id=3, no_repeat_ngram_size=1)
+    network.save_pretrained(tmp_path)
+    characters().save_pretrained(tmp_path)
+    model = tiny(language_model=str(tmp_path))
+    assert model.generate_images(["a cat"], as_tokens=True, top_p=None).ids.shape == (1, 4)
+
+
 def test_refusals():
     model = tiny()
+    with pytest.raises(ValueError, match="num_beams and max_new_tokens must be positive, got 0 and 30"):
+        model.caption(images(), num_beams=0)
     with pytest.raises(ValueError, match="the batch has 2 captions for 3 images"):
         model.losses({"image": images(), "caption": CAPTIONS[:2]})
     for batch, sentence in (

@@ -240,6 +240,39 @@ def test_our_own_files_are_not_taken_for_a_first_stage(tmp_path):
             zoo.create_model("seed_stage2_tiny", weights=str(path), **other)
 
 
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"codec_depth": 2}, "blocks"),
+        ({"detokenizer": "reverse_qformer", "reverse_depth": 5}, "Reverse_Qformer"),
+    ],
+)
+def test_published_files_of_another_depth_are_refused(tmp_path, settings, name):
+    state = {n.removeprefix("detokenizer."): v for n, v in stirred(**settings).state_dict().items()}
+    torch.save(state, tmp_path / "seed.pt")
+    zoo.create_model("seed_stage2_tiny", weights=tmp_path / "seed.pt", **settings)
+    fewer = {key: value - 1 if isinstance(value, int) else value for key, value in settings.items()}
+    with pytest.raises(ValueError, match=name):
+        zoo.create_model("seed_stage2_tiny", weights=tmp_path / "seed.pt", **fewer)
+
+
+def test_the_tokenizers_file_is_no_first_stage(tmp_path):
+    state = {n.removeprefix("detokenizer."): v for n, v in stirred().state_dict().items()}
+    torch.save(stirred("seed_stage1_tiny").state_dict() | state, tmp_path / "seed_quantizer.pt")
+    for other in ("seed_stage1_tiny", "blip2_stage2_tiny"):
+        with pytest.raises(ValueError, match="SEED's tokenizer of AILab-CVC/SEED") as caught:
+            zoo.create_model(other, weights=tmp_path / "seed_quantizer.pt")
+        assert "\n" not in str(caught.value)
+
+
+def test_ids_do_not_depend_on_the_precision():
+    model = stirred().eval()
+    many = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = model.encode(many).ids
+    assert torch.equal(inside, model.encode(many).ids)
+
+
 def test_layers_of_the_first_stage_are_not_dropped(tmp_path):
     from zoo.checkpoints.export import save_weights
 
@@ -272,6 +305,12 @@ def test_refusals():
     model = stirred()
     with pytest.raises(ValueError, match=r"ids must lie in 0..31, got 0..99: take the image"):
         model.decode(Tokens(torch.tensor([[0, 1, 2, 99]]), None, model.spec))
+    with pytest.raises(ValueError, match=r"ids must lie in 0..31, got -1..3"):
+        model.embed(torch.tensor([-1, 3]))
+    other = Tokens(torch.zeros(2, 1, dtype=torch.int64), None, zoo.create_model("seed_stage2_tiny", num_queries=1).spec)
+    for decode in (model.decode, model.reconstruct_causal):
+        with pytest.raises(ValueError, match="an image has 4 ids, these are 1"):
+            decode(other)
     with pytest.raises(ValueError, match="learns from a teacher: set teacher"):
         zoo.create_model("seed_stage2_tiny", teacher=None).losses({"image": images()})
     with pytest.raises(ValueError, match="have width 16: set embedding_width to that"):

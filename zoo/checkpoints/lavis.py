@@ -41,7 +41,9 @@ def matches_stage2(state: State) -> bool:
 
 def matches_first(state: State) -> bool:
     """A Q-Former by LAVIS's names without one: LAVIS's first stage, and ours, which keeps the names."""
-    return {"query_tokens", "Qformer.bert.embeddings.LayerNorm.weight"} <= state.keys() and not matches_stage2(state)
+    wanted = {"query_tokens", "Qformer.bert.embeddings.LayerNorm.weight"}
+    seed = "quantize.embedding.weight" in state  # SEED's tokenizer keeps these names too
+    return wanted <= state.keys() and not seed and not matches_stage2(state)
 
 
 def convert_stage2(state: State, model: nn.Module) -> Converted:

@@ -95,7 +95,7 @@ def _convert(model: ZooModule, checkpoint: Checkpoint) -> tuple[str, Converted]:
     if names_equal or (checkpoint.zoo or {}).get("class") == _name(type(model)):
         return "ours", Converted(dict(state), absent=said)
     shared = len(state.keys() & own.keys())
-    if shared > len(own) / 2:  # ours with a few other names: say which
+    if shared > len(own) / 2 and not _of_another(model, checkpoint):  # ours with a few other names: say which
         return "ours", Converted(dict(state))
     raise ValueError(_unknown(model, checkpoint))
 
@@ -105,15 +105,21 @@ def _unknown(model: ZooModule, checkpoint: Checkpoint) -> str:
     if checkpoint.zoo is not None:
         whose = f"it is a checkpoint of {checkpoint.zoo.get('class')}; "
     else:
-        for cls in {preset.cls for preset in registry.presets().values()} - {type(model)}:
-            if layout := next((f for f in cls.formats if f.matches(checkpoint.state)), None):
-                whose = f"it looks like '{layout.name}', which {cls.__name__} reads; "
-                break
+        whose = _of_another(model, checkpoint)
     readable = ", ".join(["our own checkpoints", *(f"'{layout.name}'" for layout in model.formats)])
     return (
         f"{checkpoint.path} is not for {type(model).__name__}: {whose}it holds {_some(checkpoint.state)}, "
         f"and {type(model).__name__} reads {readable}"
     )
+
+
+def _of_another(model: ZooModule, checkpoint: Checkpoint) -> str:
+    """Which other model reads a foreign file, or nothing."""
+    if checkpoint.zoo is None:
+        for cls in {preset.cls for preset in registry.presets().values()} - {type(model)}:
+            if layout := next((f for f in cls.formats if f.matches(checkpoint.state)), None):
+                return f"it looks like '{layout.name}', which {cls.__name__} reads; "
+    return ""
 
 
 def _check(model: ZooModule, converted: Converted, checkpoint: Checkpoint, layout: str) -> None:

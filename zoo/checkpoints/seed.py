@@ -16,6 +16,8 @@ REVERSE_POSITIONS = "Reverse_Qformer.bert.embeddings.position_ids"
 TEXT_BRANCH = re.compile(
     r"Qformer\.(cls\.|bert\.embeddings\.(word|position)_|bert\.encoder\.layer\.\d+\.(intermediate|output)\.)"
 )
+#: what a model of another depth has more of
+LAYERS = ("Qformer.bert.encoder.", "Reverse_Qformer.bert.encoder.", "blocks.", "blocks_image.")
 SEED1 = ("distill_text_proj.", "blocks_text.", "pos_embed_text")
 
 
@@ -45,14 +47,15 @@ def convert(state: State, model: nn.Module) -> Converted:
         )
     if "query_tokens" not in state:
         raise ValueError(
-            "this file of a training run holds what was trained and not the frozen Q-Former: load the first stage's "
-            "weights into the model first, then save both together"
+            "this file of a training run holds what was trained and not the frozen Q-Former: copy query_tokens, "
+            "Qformer.* and ln_vision.* of the first stage's file into it"
         )
     own: State = model.state_dict()
     kept, ignored = {}, []
     for name, value in state.items():
         ours = f"detokenizer.{name}" if name.startswith(DETOKENIZER) else name
-        if ours in own or (name.startswith("Qformer.bert.encoder.") and not TEXT_BRANCH.match(name)):
+        layer = name.startswith(LAYERS) and not TEXT_BRANCH.match(name.removeprefix("Reverse_"))
+        if ours in own or layer:
             kept[ours] = value.float()  # a layer that this model lacks is then named, and not left out
         elif name not in (POSITIONS, REVERSE_POSITIONS):
             ignored.append(name)

@@ -33,7 +33,9 @@ from zoo.optim import Optim
 from zoo.registry import register
 from zoo.second_stage import discrete_tokenizer, ids_of
 from zoo.tokens import Tokens, TokenSpec, as_pixels, evaluating
-from zoo.unclip import check_decoder
+from zoo.unclip import find_decoder
+
+FIRST_WORD = "<img_00000>"  # of SEED-LLaMA's published tokenizers
 
 
 class SEEDLLM(ZooModule):
@@ -94,6 +96,11 @@ class SEEDLLM(ZooModule):
         language = find_language_model(language_model)
         if language.encoder_decoder:
             raise ValueError(f"SEED writes images with a decoder, and {language_model!r} has an encoder: take another")
+        if language.network is not None and FIRST_WORD in language.text.tokenizer.get_vocab():
+            raise ValueError(
+                f"{language_model!r} has words for images already, {FIRST_WORD} and so on (SEED-LLaMA's weights), and "
+                "this model would add others: take the language model that they were trained from"
+            )
         self._add_language(language, lora_rank, lora_alpha, lora_dropout)
         if gradient_checkpointing and language.network is not None:
             enable = getattr(language.network, "activation_checkpointing_enable", None)
@@ -221,8 +228,10 @@ class SEEDLLM(ZooModule):
         """
         if isinstance(captions, str) or not captions:
             raise ValueError(f"captions must be a list with one caption per image, got {captions!r}")
+        if as_tokens and decoding:
+            raise ValueError(f"there is no setting {', '.join(decoding)} of writing tokens")
         if not as_tokens:
-            self._check_decoder(decoder, decoding)
+            decoder = self._decoder(decoder, decoding)
         text = self.language_model.text
         samples: list[list[Piece]] = []
         for i, caption in enumerate(captions):
@@ -243,11 +252,13 @@ class SEEDLLM(ZooModule):
                 return self.tokenizer.decode_pixels(tokens, decoder, **decoding)
             return self.decode(tokens)
 
-    def _check_decoder(self, decoder: Any, decoding: dict[str, Any]) -> None:
-        """Before the ids are written, which takes long."""
+    def _decoder(self, decoder: Any, decoding: dict[str, Any]) -> Any:
+        """Found before the ids are written, which takes long."""
         if self.spec.decodes == "embedding":
-            check_decoder(decoder, decoding)
-        elif decoder is not None or decoding:
+            blank = torch.zeros(1, self.spec.num_tokens, dtype=torch.long, device=self.device)
+            shape = tuple(self.tokenizer.decode(Tokens(blank, None, self.spec)).shape[1:])
+            return find_decoder(decoder, decoding, shape, self.device)
+        if decoder is not None or decoding:
             given = ", ".join(["decoder"] * (decoder is not None) + list(decoding))
             raise ValueError(f"this tokenizer decodes to pixels by itself: leave out {given}")
 
@@ -333,7 +344,7 @@ register("seed_llm_tiny", SEEDLLM, paper=PAPER, **TINY)
 register(
     "seed_llm_emoji", SEEDLLM, paper=PAPER, recipe="seed_llm.yaml", tokenizer="seed_stage2_emoji",
     language_model="smollm2_135m", caption_prompt="This emoji shows", generation_prompt="Draw it", learn="answer",
-    max_text_tokens=24, image_words="codes",
+    max_text_tokens=24, lora_dropout=0.0, image_words="codes",
     optim=Optim(lr=5e-4, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.01, warmup_steps=30),
 )  # fmt: skip
 register(

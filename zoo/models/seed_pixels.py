@@ -176,7 +176,7 @@ register(
 )  # fmt: skip
 register(
     "seed_pixels_emoji", SEEDPixels, paper=PAPER, recipe="seed_pixels.yaml", tokenizer="seed_stage2_emoji",
-    widths=(96, 96, 64, 48, 32, 16), hidden=192, noise=0.1, perceptual="lite0", vision_cache=2000,
+    widths=(80, 80, 64, 48, 32, 16), hidden=192, noise=0.1, perceptual="lite0", vision_cache=2000,
     optim=Optim(lr=2e-3, min_lr=2e-5, weight_decay=0.0, warmup_steps=50),
     weights={
         "emoji": Weights(file="seed_pixels_emoji.safetensors", note="recipes/seed_pixels.yaml on Twemoji, 128 px"),

@@ -252,8 +252,8 @@ register(
 )  # fmt: skip
 register(
     "seed_stage1_emoji", SEEDStage1, paper=PAPER, recipe="seed_stage1.yaml", image_size=128, vision="lite0",
-    max_text_tokens=24, num_queries=16, width=384, depth=3, mlp_width=1536, query_mlp_width=384, max_positions=64,
-    cross_every=3, projection_width=128, text_init="minilm",
-    optim=Optim(lr=2e-4, min_lr=1e-6, warmup_steps=50),
+    max_text_tokens=24, num_queries=16, width=384, depth=3, mlp_width=1536, query_mlp_width=128, max_positions=64,
+    cross_every=2, dropout=0.0, projection_width=128, diversity_weight=0.1, text_init="minilm",
+    optim=Optim(lr=3e-4, min_lr=1e-6, warmup_steps=50),
 )  # fmt: skip
 register("seed_stage1_vit_g", SEEDStage1, paper=PAPER, recipe="paper/seed_stage1_coco.yaml")

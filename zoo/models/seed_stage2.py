@@ -169,8 +169,10 @@ class SEEDTokenizer(ZooModule):
 
     def encode(self, images: Shaped[Tensor, "b 3 h w"]) -> Tokens:
         """Ids, the same number for every image; each depends on those before it alone."""
-        z = self.encode_task_layer(self.causal_embeddings(as_pixels(images, size=self.image_size)))
-        return Tokens(self.quantize.encode(z), None, self.spec)
+        images = as_pixels(images, size=self.image_size)
+        with torch.autocast(images.device.type, enabled=False):  # ids do not depend on the precision around them
+            z = self.encode_task_layer(self.causal_embeddings(images))
+            return Tokens(self.quantize.encode(z), None, self.spec)
 
     def decode(self, tokens: Tokens, prefix: int | None = None) -> Float[Tensor, "b ..."]:
         """The generation embedding: what an image decoder is conditioned on, one vector per image (77 in SEED-1).
@@ -185,7 +187,12 @@ class SEEDTokenizer(ZooModule):
         return self._generation(self._up(tokens.ids, prefix))
 
     def embed(self, ids: Int[Tensor, "b *n"]) -> Float[Tensor, "b *n d"]:
-        """The codes."""
+        """The codes.
+
+        Raises:
+            ValueError: for ids that are no codes.
+        """
+        self._check(ids)
         return self.quantize.embed(ids)
 
     def causal_embeddings(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b q d"]:
@@ -229,17 +236,25 @@ class SEEDTokenizer(ZooModule):
     def _up(self, ids: Int[Tensor, "b n"] | None, prefix: int | None = None) -> Float[Tensor, "b n d"]:
         if ids is None:
             raise ValueError("these tokens have no ids, and SEED decodes codes")
-        if not torch.compiler.is_compiling() and ids.numel() and not 0 <= ids.min() <= ids.max() < self.spec.vocab_size:
+        if ids.shape[1] != self.spec.num_tokens:
             raise ValueError(
-                f"ids must lie in 0..{self.spec.vocab_size - 1}, got {int(ids.min())}..{int(ids.max())}: take the "
-                "image ids of a language model less their offset"
+                f"an image has {self.spec.num_tokens} ids, these are {ids.shape[1]}: decode all of them, "
+                "with prefix=m for what the first m say"
             )
+        self._check(ids)
         codes = self.quantize.embed(ids)
         if prefix is not None:
             if not 1 <= prefix <= self.spec.num_tokens:
                 raise ValueError(f"prefix must lie in 1..{self.spec.num_tokens}, got {prefix}")
             codes = torch.cat([codes[:, :prefix], self.quantize.codebook.mean(0).expand_as(codes[:, prefix:])], dim=1)
         return self.decode_task_layer(codes)
+
+    def _check(self, ids: Int[Tensor, "b *n"]) -> None:
+        if not torch.compiler.is_compiling() and ids.numel() and not 0 <= ids.min() <= ids.max() < self.spec.vocab_size:
+            raise ValueError(
+                f"ids must lie in 0..{self.spec.vocab_size - 1}, got {int(ids.min())}..{int(ids.max())}: take the "
+                "image ids of a language model less their offset"
+            )
 
     def _generation(self, up: Float[Tensor, "b n d"]) -> Float[Tensor, "b ..."]:
         return self.detokenizer(self.blocks_image(up + self.pos_embed_image))
@@ -301,9 +316,9 @@ register(
 )  # fmt: skip
 register(
     "seed_stage2_emoji", SEEDTokenizer, paper=PAPER, recipe="seed_stage2.yaml", image_size=128, vision="lite0",
-    num_queries=16, width=384, depth=3, mlp_width=384, cross_every=3, vocab_size=512, code_width=16,
-    codebook_init="kmeans", restart_threshold=0.2, codec_depth=1, codec_heads=6, codec_mlp_ratio=1.0, teacher="vision",
-    embedding_width=1280, generation_weight=5.0,
+    num_queries=16, width=384, depth=3, mlp_width=128, cross_every=2, vocab_size=512, code_width=16,
+    codebook_init="kmeans", restart_threshold=1.0, codec_depth=1, codec_heads=6, codec_mlp_ratio=0.5, teacher="vision",
+    embedding_width=1280, reconstruction_weight=4.0, generation_weight=10.0,
     optim=Optim(lr=1e-3, min_lr=1e-5, weight_decay=0.01, warmup_steps=50),
     weights={
         "emoji": Weights(file="seed_stage2_emoji.safetensors", note="recipes/seed_stage2.yaml on Twemoji, 128 px"),
