@@ -144,6 +144,14 @@ def test_thirty_two_causal_tokens_as_published(stage, thirty_two):
     assert tokens.ids.shape == (2, 32) and not torch.equal(embeddings[0], embeddings[1])
 
 
+def test_beit_refuses_what_is_no_grid(thirty_two):
+    with pytest.raises(
+        ValueError, match="BEiT predicts a grid of ids, and 'seed_stage2_of_32:random' does not make"
+    ) as e:
+        zoo.create_model("beit_tiny", tokenizer=f"{thirty_two}:random")
+    assert "\n" not in str(e.value)
+
+
 @pytest.mark.parametrize("tokenizer", ["vqgan_tiny", "vqvae2_tiny", "seed_stage2_tiny"])
 def test_codes_stand_before_the_language_model_too(tokenizer):
     torch.manual_seed(0)

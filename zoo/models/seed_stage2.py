@@ -318,7 +318,7 @@ register(
     "seed_stage2_emoji", SEEDTokenizer, paper=PAPER, recipe="seed_stage2.yaml", image_size=128, vision="lite0",
     num_queries=16, width=384, depth=3, mlp_width=128, cross_every=2, vocab_size=512, code_width=16,
     codebook_init="kmeans", restart_threshold=1.0, codec_depth=1, codec_heads=6, codec_mlp_ratio=0.5, teacher="vision",
-    embedding_width=1280, reconstruction_weight=4.0, generation_weight=10.0,
+    embedding_width=1280, reconstruction_weight=4.0, generation_weight=10.0, vision_cache=2000,
     optim=Optim(lr=1e-3, min_lr=1e-5, weight_decay=0.01, warmup_steps=50),
     weights={
         "emoji": Weights(file="seed_stage2_emoji.safetensors", note="recipes/seed_stage2.yaml on Twemoji, 128 px"),
