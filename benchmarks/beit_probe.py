@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     beit = model_from(options.model).eval()
     data = EmojiData(
         image_size=beit.image_size,
-        token_image_size=beit.grid[0] * beit.token_factor,
+        token_image_size=beit.view_size[0],
         batch_size=options.batch_size,
         train_transform="shift_scale",
         seed=0,
@@ -110,7 +110,7 @@ def frequency_baselines(train_ids: Tensor, ids: Tensor, hidden: Tensor) -> dict[
 
 @torch.no_grad()
 def masked_token_accuracy(beit: BEiT, train: Iterable[dict], test: Iterable[dict], masks: int) -> dict[str, float]:
-    """Accuracy and cross entropy at hidden patches, over several fixed masks per image, and the baselines."""
+    """Accuracy and cross entropy of what is hidden, over several fixed masks per image, and the baselines."""
     train_ids = torch.cat([beit.tokenize(batch) for batch in train])
     right = count = 0
     nats, ids, hidden = 0.0, [], []
@@ -120,9 +120,12 @@ def masked_token_accuracy(beit: BEiT, train: Iterable[dict], test: Iterable[dict
             torch.stack([beit.draw_mask(random.Random(f"{i} {r}")) for i in batch["index"].tolist()])
             for r in range(masks)
         ]
-        hidden.append(torch.stack(drawn).flatten(2))
-        for mask in drawn:
-            n = int(mask.sum())
+        counted = torch.stack(drawn).flatten(2)
+        if beit.vit.sequence is not None:  # whose tokens are all predicted
+            counted = torch.ones(masks, *ids[-1].shape, dtype=torch.bool)
+        hidden.append(counted)
+        for mask, some in zip(drawn, counted, strict=True):
+            n = int(some.sum())
             terms = beit.losses(batch | {"ids": ids[-1], "mask": mask})
             right, count = right + terms["accuracy"].item() * n, count + n
             nats += terms["loss"].item() * n

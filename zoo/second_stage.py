@@ -83,7 +83,7 @@ def view_ids_of(batch: Batch, tokenizer: Any, spec: TokenSpec, size: tuple[int, 
     Args:
         batch: with ``image``.
         tokenizer: fully convolutional where ``size`` is not its own.
-        spec: with one grid: of the model that predicts the ids.
+        spec: of the model that predicts the ids.
         size: height and width of the tokenizer's view.
 
     Raises:
@@ -96,8 +96,8 @@ def view_ids_of(batch: Batch, tokenizer: Any, spec: TokenSpec, size: tuple[int, 
         if view.ndim == 4 and tuple(view.shape[-2:]) != size:
             height, width = view.shape[-2:]
             raise ValueError(
-                f"batch['token_image'] is {height}x{width}, this model needs {size[0]}x{size[1]} for its grid of "
-                f"{spec.grid_shape} tokens: set data.token_image_size to {size[1]}"
+                f"batch['token_image'] is {height}x{width}, this model needs {size[0]}x{size[1]} for its "
+                f"{_layout([s.shape for s in spec.segments])} tokens: set data.token_image_size to {size[1]}"
             )
         view = as_pixels(view)
     else:

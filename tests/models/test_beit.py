@@ -167,7 +167,7 @@ def test_default_mask_counts_are_the_papers():
     with torch.device("meta"):
         base = zoo.create_model("beit_base_patch16_224", tokenizer="dvae_openai:random")
     assert (base.draw_mask.num_masked, base.draw_mask.min_block, base.grid) == (75, 16, (14, 14))
-    assert base.token_factor == 8  # a 112 px view for 14x14 tokens
+    assert base.view_size == (112, 112)  # for 14x14 tokens
 
 
 # ---------------------------------------------------------------------- tokens
@@ -256,7 +256,7 @@ def test_bad_settings_are_named():
         zoo.create_model("beit_tiny", image_size=30)
     with pytest.raises(ValueError, match="width 32 is not divisible by heads 5"):
         zoo.create_model("beit_tiny", heads=5)
-    with pytest.raises(ValueError, match="does not make one"):
+    with pytest.raises(ValueError, match="has no discrete tokens"):
         zoo.create_model("beit_tiny", tokenizer="beit_classifier_tiny:random")
     for value, message in (
         ({"num_masked": 0}, "1..16.*got 0"),

@@ -21,7 +21,7 @@ from zoo.nn.relative_position import EXTRA, resize_table
 PREFIX = "vit."
 SHARED = "rel_pos_bias.relative_position_bias_table"
 PER_BLOCK = re.compile(r"blocks\.\d+\.attn\.relative_position_bias_table")
-PRETRAINING_ONLY = ("mask_token", "lm_head.")
+PRETRAINING_ONLY = ("mask_token", "lm_head.", "sequence.")
 INDEX = "relative_position_index"  # a buffer of unilm's; it follows from the grid
 
 

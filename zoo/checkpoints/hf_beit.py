@@ -107,9 +107,9 @@ def save_hf(model: nn.Module, folder: str | Path, names: Names = "v5") -> Path:
         ValueError: for a model that transformers has no class for.
     """
     vit = getattr(model, "vit", None)
-    if vit is None or not isinstance(vit, nn.Module) or (vit.lm_head is None and vit.head is None):
+    if not isinstance(vit, nn.Module) or vit.sequence is not None or (vit.lm_head is None and vit.head is None):
         raise ValueError(
-            f"transformers has no BEiT class for this {type(model).__name__}: only BEiT and classifiers fit"
+            f"transformers has no BEiT class for this {type(model).__name__}: only classifiers and BEiT on a grid fit"
         )
     if names not in ("v5", "v4"):
         raise ValueError(f"names is 'v5' or 'v4', not {names!r}")

@@ -2,20 +2,21 @@
 
 arXiv:2106.08254 v2. Official code: microsoft/unilm ``beit/`` (commit 768a3c8, MIT).
 
-Implemented: masked image modelling on the tokens of any grid tokenizer (Section 2), blockwise and uniform masks, both
-published networks (absolute positions; relative position bias with LayerScale), the initialisation, fine-tuning with
-layer-wise learning rates, mixup and cutmix, linear probes of all blocks, raw feature maps for segmentation.
+Implemented: masked image modelling on the tokens of any discrete tokenizer (Section 2), blockwise and uniform masks,
+both published networks (absolute positions; relative position bias with LayerScale), the initialisation, fine-tuning
+with layer-wise learning rates, mixup and cutmix, linear probes of all blocks, raw feature maps for segmentation.
 Not implemented: the segmentation heads, the two-stage intermediate fine-tuning script (run fine-tuning twice).
-Deviations: the tokenizer's view is a second Lanczos resize of the crop only under ``train_transform: beit``; other
-transforms and evaluation reduce ``image`` itself by a Lanczos filter, and where a batch has no ``token_image``, the
-model reduces ``image`` by antialiased bicubic interpolation. Masks are drawn in the model, not in the data workers;
-validation masks depend on the image only, so that the number does not jitter.
+Deviations: ids that belong to no patch, as SEED's, are predicted by a decoder layer of ours. The tokenizer's view is
+a second Lanczos resize of the crop only under ``train_transform: beit``; other transforms and evaluation reduce
+``image`` itself by a Lanczos filter, and without ``token_image`` the model reduces ``image`` by antialiased bicubic
+interpolation. Masks are drawn in the model, not in the data workers; validation masks depend on the image only.
 
 Equations: Algorithm 1 -> `nn.masking.BlockwiseMask`; Section 2.3 input -> `nn.beit_vit.BeitViT.embed_patches`;
 Section 2.3 prediction -> `BeitViT.masked_logits`; Eq. 1 -> `BEiT.losses`; Section 2.5 initialisation ->
 `BeitViT.reset_parameters`.
 """
 
+import math
 import random
 from functools import partial
 from typing import Any, Literal, get_args
@@ -35,8 +36,8 @@ from zoo.nn.masking import BlockwiseMask, random_mask
 from zoo.nn.normalisation import STATISTICS, Normalisation, normalise
 from zoo.nn.relative_position import ResizeMethod
 from zoo.optim import Optim
-from zoo.registry import Weights, model_from, register
-from zoo.second_stage import class_labels, images_of, view_ids_of
+from zoo.registry import Weights, register
+from zoo.second_stage import allowed_ids, class_labels, discrete_tokenizer, images_of, view_ids_of
 from zoo.tokens import Tokens, TokenSpec, as_pixels, evaluating
 
 
@@ -54,7 +55,8 @@ class BEiT(ZooModule):
         absolute_positions: learned position embeddings (the paper's main tables).
         relative_positions: attention bias ``shared`` by all blocks (the released models), ``per_block`` or ``none``.
         drop_path: stochastic depth of the last block.
-        tokenizer: whose tokens are predicted; anything in the registry with one grid, e.g. ``dvae_openai:PATH``.
+        tokenizer: whose tokens are predicted; anything discrete in the registry, e.g. ``dvae_openai:PATH``. Of one
+            without one grid (sequences, pyramids) all tokens are predicted, from the patches that are not hidden.
         vocab_size: expected size of its vocabulary; None takes what it has.
         num_masked: patches to hide per image; None scales the paper's 75 of 14x14.
         min_block: smallest hidden block in patches; None scales the paper's 16 of 14x14.
@@ -92,10 +94,8 @@ class BEiT(ZooModule):
         weights: str | None = None,
     ):
         super().__init__(optim)
-        self.add_tower("tokenizer", model_from(tokenizer))
+        self.add_tower("tokenizer", discrete_tokenizer(tokenizer))
         spec = self.tokenizer.spec
-        if spec is None or spec.grid_shape is None or not spec.vocab_size:
-            raise ValueError(f"BEiT predicts a grid of ids, and {tokenizer!r} does not make one: take a grid tokenizer")
         if vocab_size not in (None, spec.vocab_size):
             raise ValueError(
                 f"vocab_size is {vocab_size}, but the tokenizer {tokenizer!r} has {spec.vocab_size} ids: "
@@ -106,13 +106,13 @@ class BEiT(ZooModule):
         self.decay_convention = one_of("decay_convention", decay_convention, ("unilm", "timm"))
         self.vit = BeitViT(
             image_size, patch_size, width, depth, heads, mlp_ratio, layer_scale, absolute_positions, relative_positions,
-            drop_path, vocab_size=spec.vocab_size, init="pretraining", grad_checkpointing=grad_checkpointing,
+            drop_path, spec.vocab_size, 0 if spec.grid_shape else spec.num_tokens, init="pretraining",
+            grad_checkpointing=grad_checkpointing,
         )  # fmt: skip
         self.grid = self.vit.grid
-        self.spec = spec.with_grid(self.grid)
-        #: pixels of the tokenizer's view per patch, 8 for DALL-E's
-        self.token_factor = self.tokenizer.image_size // spec.grid_shape[0]
-        patches = self.spec.num_tokens
+        self.spec = spec.with_grid(self.grid) if spec.grid_shape else spec
+        self.register_buffer("allowed", allowed_ids(self.spec), persistent=False)
+        patches = math.prod(self.grid)
         num_masked = max(1, round(patches * 75 / 196)) if num_masked is None else num_masked
         min_block = max(1, round(patches * 16 / 196)) if min_block is None else min_block
         if masking not in ("blockwise", "random"):
@@ -127,18 +127,27 @@ class BEiT(ZooModule):
         """The frozen tokenizer."""
         return self.frozen["tokenizer"]
 
+    @property
+    def view_size(self) -> tuple[int, int]:
+        """Height and width of what the tokenizer sees: for a grid, as many tokens as BEiT has patches."""
+        side = self.tokenizer.image_size
+        if self.vit.sequence is not None:
+            return side, side
+        factor = side // self.tokenizer.spec.grid_shape[0]  # pixels per token, 8 for DALL-E's
+        return self.grid[0] * factor, self.grid[1] * factor
+
     # ------------------------------------------------------------------ tokens
 
     @torch.no_grad()
     def encode(self, images: Shaped[Tensor, "b 3 h w"], mask: Bool[Tensor, "b gh gw"] | None = None) -> Tokens:
-        """The ids that BEiT believes to stand at each patch.
+        """The ids that BEiT believes to stand at each patch, or to be the image's sequence.
 
         Args:
             images: in [0, 1] or uint8.
             mask: patches that it must not look at; None shows all.
         """
         logits = self.vit.token_logits(self.network_view(images), None if mask is None else self.flat(mask, images))
-        return Tokens(logits.argmax(-1), None, self.spec)
+        return Tokens(self._possible(logits).argmax(-1), None, self.spec)
 
     def decode(self, tokens: Tokens) -> Float[Tensor, "b ..."]:
         """Through the tokenizer, hence at its scale (112 pixels for 14x14 tokens of DALL-E's)."""
@@ -149,8 +158,7 @@ class BEiT(ZooModule):
 
     def tokenize(self, batch: Batch) -> Int[Tensor, "b n"]:
         """The tokenizer's ids of a batch: precomputed ``ids``, else of ``token_image``, else of the image resized."""
-        size = (self.grid[0] * self.token_factor, self.grid[1] * self.token_factor)
-        return view_ids_of(batch, self.tokenizer, self.spec, size)
+        return view_ids_of(batch, self.tokenizer, self.spec, self.view_size)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tokens:
         return self.encode(batch["image"])
@@ -158,11 +166,18 @@ class BEiT(ZooModule):
     # ------------------------------------------------------------------ training
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Eq. 1: mean cross entropy in nats over the hidden patches of the whole batch; visible ones do not count."""
+        """Eq. 1: mean cross entropy in nats over the hidden patches of the whole batch; visible ones do not count.
+
+        Of a sequence every token counts, since each may speak of what is hidden.
+        """
         images = images_of(batch)
         mask = self.flat(self.masks(batch), images)
-        target = self.tokenize(batch)[mask]
+        target = self.tokenize(batch)
         logits = self.vit(self.network_view(images), mask).float()
+        if self.vit.sequence is None:
+            target = target[mask]
+        else:
+            logits, target = self._possible(logits).flatten(0, 1), target.flatten()
         return {
             "loss": F.cross_entropy(logits, target),
             "accuracy": (logits.detach().argmax(-1) == target).float().mean(),
@@ -209,9 +224,11 @@ class BEiT(ZooModule):
     def complete(self, images: Shaped[Tensor, "b 3 h w"], mask: Bool[Tensor, "b gh gw"]) -> Tokens:
         """Tokens of a partly hidden image: BEiT's prediction where it is hidden, the tokenizer's ids elsewhere.
 
-        ``decode(complete(images, mask))`` is the reconstruction under a mask.
+        ``decode(complete(images, mask))`` is the reconstruction under a mask. A sequence is predicted as a whole.
         """
         predicted = self.encode(images, mask)
+        if self.vit.sequence is not None:
+            return predicted
         ids = torch.where(self.flat(mask, images), predicted.ids, self.tokenize({"image": images}))
         return Tokens(ids, None, self.spec)
 
@@ -233,10 +250,13 @@ class BEiT(ZooModule):
             if self.spec.decodes != "pixels":
                 return rows
             target = Tokens(self.tokenize(batch), None, self.spec)
-            under_mask = torch.where(self.flat(mask, images), self.encode(images, mask).ids, target.ids)
+            under_mask = self.encode(images, mask)
+            if self.vit.sequence is None:
+                ids = torch.where(self.flat(mask, images), under_mask.ids, target.ids)
+                under_mask = Tokens(ids, None, self.spec)
             tokens = {
                 "tokenizer": target,
-                "predicted_under_mask": Tokens(under_mask, None, self.spec),
+                "predicted_under_mask": under_mask,
                 "predicted_from_all": self.encode(images),
             }
             return rows | {name: self._enlarge(self.decode(t)) for name, t in tokens.items()}
@@ -248,6 +268,10 @@ class BEiT(ZooModule):
                 f"masks must be bool of shape {(len(images), *self.grid)}, got {mask.dtype} {tuple(mask.shape)}"
             )
         return rearrange(mask, "b gh gw -> b (gh gw)")
+
+    def _possible(self, logits: Float[Tensor, "b n v"]) -> Float[Tensor, "b n v"]:
+        """Without the ids of other codebooks than the position's."""
+        return logits if self.allowed is None else logits.masked_fill(~self.allowed, -torch.inf)
 
     def _draw(self, rng: random.Random) -> Bool[Tensor, "gh gw"]:
         for _ in range(100):

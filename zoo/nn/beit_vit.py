@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from zoo.nn.relative_position import RelativePositionBias, position_bias, relative_position_index, table_rows
+from zoo.nn.sequence_decoder import SequenceDecoder
 from zoo.nn.stochastic_depth import add_branch, draw_depth
 
 EPS = 1e-6  # of every LayerNorm; transformers' BeitConfig defaults to 1e-12 and differs by 1e-3 in the logits
@@ -194,6 +195,7 @@ class BeitViT(nn.Module):
         relative_positions: bias of the attention, one table ``shared`` by all blocks, one ``per_block``, or ``none``.
         drop_path: stochastic depth of the last block, growing linearly from 0 at the first.
         vocab_size: of the tokenizer; 0 builds neither ``mask_token`` nor ``lm_head``.
+        sequence_length: of tokenizers whose ids belong to no patch: the head predicts that many; 0 for one per patch.
         num_classes: of the classifier; 0 builds none.
         pool: a classifier looks at the ``mean`` of the patches (normalised by ``fc_norm``) or at the ``cls`` token.
         init: truncated normal cut at one sigma (``pretraining``), or practically uncut with PyTorch's own
@@ -217,6 +219,7 @@ class BeitViT(nn.Module):
         relative_positions: Literal["shared", "per_block", "none"] = "shared",
         drop_path: float = 0.0,
         vocab_size: int = 0,
+        sequence_length: int = 0,
         num_classes: int = 0,
         pool: Literal["mean", "cls"] = "mean",
         init: Literal["pretraining", "finetuning"] = "pretraining",
@@ -248,6 +251,7 @@ class BeitViT(nn.Module):
         mean_pool = bool(num_classes) and pool == "mean"
         self.norm = nn.Identity() if mean_pool else nn.LayerNorm(width, eps=EPS)
         self.fc_norm = nn.LayerNorm(width, eps=EPS) if mean_pool else None
+        self.sequence = SequenceDecoder(sequence_length, width, heads, mlp_ratio, EPS) if sequence_length else None
         self.lm_head = nn.Linear(width, vocab_size) if vocab_size else None
         self.head = nn.Linear(width, num_classes) if num_classes else None
         self.reset_parameters()
@@ -309,25 +313,28 @@ class BeitViT(nn.Module):
 
     def token_logits(
         self, x: Float[Tensor, "b 3 h w"], mask: Bool[Tensor, "b n"] | None = None
-    ) -> Float[Tensor, "b n v"]:
-        """Logits at every patch, hidden or not."""
+    ) -> Float[Tensor, "b _ v"]:
+        """Logits at every patch, hidden or not, or of every token of the sequence."""
         if self.lm_head is None:
             raise ValueError("this network predicts no tokens: build it with vocab_size")
-        return self.lm_head(self.forward_features(x, mask)[:, 1:])
+        features = self.forward_features(x, mask)
+        return self.lm_head(features[:, 1:] if self.sequence is None else self.sequence(features))
 
     def forward(
         self, x: Float[Tensor, "b 3 h w"], mask: Bool[Tensor, "b n"] | None = None
-    ) -> Float[Tensor, "b c"] | Float[Tensor, "m v"] | Float[Tensor, "b n v"]:
+    ) -> Float[Tensor, "b c"] | Float[Tensor, "m v"] | Float[Tensor, "b _ v"]:
         """What training asks for, and hence what is compiled: class logits of a classifier, else token logits.
 
         Args:
             x: normalised pixels.
-            mask: True where a patch is hidden; the logits are then those of :meth:`masked_logits`, else of
-                :meth:`token_logits`.
+            mask: True where a patch is hidden; the logits are then those of :meth:`masked_logits`, but without a mask
+                and for a sequence those of :meth:`token_logits`.
         """
         if self.head is not None:
             return self.head(self.pooled(self.forward_features(x)))
-        return self.token_logits(x) if mask is None else self.masked_logits(x, mask)
+        if mask is None or self.sequence is not None:
+            return self.token_logits(x, mask)
+        return self.masked_logits(x, mask)
 
     def pooled(self, tokens: Float[Tensor, "b m d"]) -> Float[Tensor, "b d"]:
         """The feature under the classifier: normalised mean of the patches, or the class token."""
