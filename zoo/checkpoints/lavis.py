@@ -18,13 +18,19 @@ TEXT_BRANCH = re.compile(
     r"Qformer\.(cls\.|bert\.embeddings\.(word|position)|bert\.encoder\.layer\.\d+\.(intermediate|output)\.)"
 )
 HEADS = ("vision_proj.", "text_proj.", "itm_head.", "temp")
+SEED_CODEC = ("encode_task_layer.", "decode_task_layer.")  # SEED's tokenizer keeps LAVIS's names beside these
+
+
+def has_codec(state: State) -> bool:
+    """Whether it is SEED's tokenizer."""
+    return any(name.startswith(SEED_CODEC) for name in state)
 
 
 def matches_stage1(state: State) -> bool:
     """A Q-Former by LAVIS's names, with anything that only LAVIS's files hold."""
-    return "Qformer.bert.embeddings.LayerNorm.weight" in state and (
-        POSITIONS in state or any(name.startswith((*TOWERS, *PROJECTIONS)) for name in state)
-    )
+    if "Qformer.bert.embeddings.LayerNorm.weight" not in state or has_codec(state):
+        return False
+    return POSITIONS in state or any(name.startswith((*TOWERS, *PROJECTIONS)) for name in state)
 
 
 def convert_stage1(state: State, model: nn.Module) -> Converted:
@@ -42,8 +48,7 @@ def matches_stage2(state: State) -> bool:
 def matches_first(state: State) -> bool:
     """A Q-Former by LAVIS's names without one: LAVIS's first stage, and ours, which keeps the names."""
     wanted = {"query_tokens", "Qformer.bert.embeddings.LayerNorm.weight"}
-    seed = "quantize.embedding.weight" in state  # SEED's tokenizer keeps these names too
-    return wanted <= state.keys() and not seed and not matches_stage2(state)
+    return wanted <= state.keys() and not has_codec(state) and not matches_stage2(state)
 
 
 def convert_stage2(state: State, model: nn.Module) -> Converted:

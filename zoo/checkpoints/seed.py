@@ -1,7 +1,7 @@
 """SEED's published tokenizer (``seed_quantizer.pt``) and what else bears that name, told apart.
 
-370 entries of ``seed_quantizer.pt`` are the tokenizer, without its image encoder; others in it (the Q-Former's text
-branch, projections) are reported as unused.
+370 entries of ``seed_quantizer.pt`` are the tokenizer, without its image encoder, and all are demanded (one only counts
+positions and is not kept); others in it (the Q-Former's text branch, projections) are reported as unused.
 """
 
 import re
@@ -9,7 +9,7 @@ import re
 from torch import nn
 
 from zoo.checkpoints.format import Converted, Format, State
-from zoo.checkpoints.lavis import POSITIONS
+from zoo.checkpoints.lavis import POSITIONS, has_codec
 
 DETOKENIZER = ("image_down.", "distill_image_proj.", "reverse_tokens", "Reverse_Qformer.")
 REVERSE_POSITIONS = "Reverse_Qformer.bert.embeddings.position_ids"
@@ -22,34 +22,35 @@ SEED1 = ("distill_text_proj.", "blocks_text.", "pos_embed_text")
 
 
 def matches(state: State) -> bool:
-    """Any file with SEED's codec around a codebook."""
-    return {"quantize.embedding.weight", "encode_task_layer.0.weight"} <= state.keys() and not any(
-        name.startswith("detokenizer.") for name in state
-    )
+    """Any file with the layers around SEED's codebook, less our own."""
+    return has_codec(state) and not any(name.startswith("detokenizer.") for name in state)
 
 
 def convert(state: State, model: nn.Module) -> Converted:
     """The same names, the de-tokenizer's below ``detokenizer``.
 
     Raises:
-        ValueError: for SEED-1, for the other de-tokenizer, or for a file without its Q-Former.
+        ValueError: for SEED-1, for the other de-tokenizer, or for a file without its Q-Former or positions.
     """
     if any(name.startswith(SEED1) for name in state):
         raise ValueError(
             "these weights are of SEED-1 (July 2023), which decodes to 77 text embeddings: SEED-2's file is "
             "seed_quantizer.pt, a later one"
         )
-    kind = "mlp" if "image_down.0.weight" in state else "reverse_qformer"
+    kind = "mlp" if any(name.startswith("image_down.") for name in state) else "reverse_qformer"
     if kind != model.detokenizer.kind:
         raise ValueError(
             f"these weights have the {kind} de-tokenizer, this model {model.detokenizer.kind}: set detokenizer to "
             f"{kind}"
         )
-    if "query_tokens" not in state:
+    if not any(name.startswith("Qformer.") for name in state):
         raise ValueError(
             "this file of a training run holds what was trained and not the frozen Q-Former: copy query_tokens, "
             "Qformer.* and ln_vision.* of the first stage's file into it"
         )
+    counted = (POSITIONS,) if kind == "mlp" else (POSITIONS, REVERSE_POSITIONS)
+    if lacking := [name for name in counted if name not in state]:
+        raise ValueError(f"this file is not whole: it lacks {' and '.join(lacking)}, so take the published one again")
     own: State = model.state_dict()
     kept, ignored = {}, []
     for name, value in state.items():
@@ -65,7 +66,7 @@ def convert(state: State, model: nn.Module) -> Converted:
 def matches_first_stage(state: State) -> bool:
     """Queries and a Q-Former by LAVIS's names, without a codebook: SEED's first stage, or BLIP-2's."""
     wanted = {"query_tokens", "Qformer.bert.embeddings.LayerNorm.weight"}
-    return wanted <= state.keys() and "quantize.embedding.weight" not in state
+    return wanted <= state.keys() and not has_codec(state)
 
 
 def convert_first_stage(state: State, model: nn.Module) -> Converted:
