@@ -304,7 +304,7 @@ def language_model(reference: str, dtype: str = "float32") -> LanguageModel:
     on_meta = torch.get_default_device().type == "meta"
     if name in TINY and not source:
         text = TextCodec(characters(t5=name == "tiny_t5"))
-        network = tiny_network(name, len(text.tokenizer))
+        network = tiny_network(name, len(text.tokenizer)).to(getattr(torch, dtype))
         return LanguageModel(network, text, TINY_WIDTH, name == "tiny_t5")
     if name == SMOLLM2:
         if on_meta:

@@ -1,6 +1,9 @@
 """LoRA (Hu et al. 2021, arXiv:2106.09685) in a language model, by peft."""
 
-from torch import nn
+from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 from zoo.language_models import LanguageModel
 
@@ -13,7 +16,8 @@ def add_lora(language: LanguageModel, rank: int, alpha: int, dropout: float, who
         rank: of the matrices.
         alpha: their products are scaled by ``alpha / rank``.
         dropout: in front of them.
-        whole: train word vectors (with what else makes vectors of words), output layer and norms as they are.
+        whole: train word vectors (with what else makes vectors of words), output layer and norms as they are. What is
+            trained is float32 whatever the rest is, and changes to the rest's type and back where they meet.
 
     Raises:
         ModuleNotFoundError: with the pip line.
@@ -40,12 +44,32 @@ def add_lora(language: LanguageModel, rank: int, alpha: int, dropout: float, who
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), bias="none",
         fan_in_fan_out=all(isinstance(m, Conv1D) for m in targets.values()),
     )  # fmt: skip
+    rest = next(iter(targets.values())).weight.dtype
+    if whole and rest != torch.float32:
+        for module in (head, *norms):
+            module.register_forward_pre_hook(_to_float)
+        for module in (table, *norms):
+            module.register_forward_hook(_Returned(rest))
     inject_adapter_in_model(config, network)
     for name, parameter in network.named_parameters():
         trained = ".lora_" in name or id(parameter) in as_they_are
         parameter.requires_grad_(trained)
         if trained:
             parameter.data = parameter.data.float()
+
+
+def _to_float(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (args[0].float(), *args[1:])
+
+
+class _Returned:
+    """A hook that gives what a module returns another type."""
+
+    def __init__(self, dtype: torch.dtype):
+        self.dtype = dtype
+
+    def __call__(self, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output.to(self.dtype)
 
 
 def merge_lora(language: LanguageModel) -> None:

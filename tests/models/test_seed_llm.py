@@ -329,3 +329,34 @@ def test_refusals():
     with pytest.raises(ValueError, match=r"generation_share must lie in \[0, 1\]"):
         tiny(generation_share=2.0)
     assert zoo.SEEDLLM is SEEDLLM and IGNORED == -100
+
+
+@pytest.mark.parametrize("form", ["vocabulary", "embeddings"])
+def test_frozen_weights_may_be_of_half_the_size(form):
+    """In bfloat16 what is trained is float32, and losses are those of float32 nearly, with and without autocast."""
+    whole, half = (tiny(form=form, language_dtype=dtype).train() for dtype in ("float32", "bfloat16"))
+    for model in (whole, half):
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "lora_B" in name:
+                    parameter.copy_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    kinds = {(p.dtype, p.requires_grad) for p in half.language_model.parameters()}
+    assert kinds == {(torch.float32, True), (torch.bfloat16, False)}
+    batch = {"image": images(), "caption": CAPTIONS}
+    wanted = whole.eval().losses(batch)
+    for autocast in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            found = half.eval().losses(batch)
+        for name, value in wanted.items():
+            assert found[name].item() == pytest.approx(value.item(), rel=0.02), name
+            assert found[name].item() != value.item(), "computed in bfloat16"
+        half.zero_grad()
+        found["loss"].backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in half.parameters() if p.requires_grad)
+    assert half.generate_images(CAPTIONS, as_tokens=True, seed=0).ids.shape == (3, 4)
+    assert len(half.caption(images(), max_new_tokens=3)) == 3
+
+
+def test_a_language_model_trained_as_a_whole_stays_float32():
+    model = tiny(language_dtype="bfloat16", lora_rank=0)
+    assert {p.dtype for p in model.language_model.parameters()} == {torch.float32}

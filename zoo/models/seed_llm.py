@@ -45,6 +45,7 @@ class SEEDLLM(ZooModule):
         tokenizer: whose ids are the words; any discrete one of the registry, SEED's as published.
         vision: image encoder of the tokenizer, such as ``eva_vit_g:PATH``; None leaves it.
         language_model: a decoder-only one, see :func:`zoo.language_models.language_model`.
+        language_dtype: of its weights that are frozen beside LoRA; what is trained is float32.
         form: ids in the vocabulary (``vocabulary``, SEED-LLaMA), or codes through a linear layer (``embeddings``,
             SEED-OPT); ids are written through the output layer in both.
         image_words: what the new words start from: the tokenizer's ``codes``, so that similar ids are similar words, or
@@ -69,6 +70,7 @@ class SEEDLLM(ZooModule):
         tokenizer: str = "seed2",
         vision: str | None = None,
         language_model: str = "vicuna_7b",
+        language_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         form: Literal["vocabulary", "embeddings"] = "vocabulary",
         image_words: Literal["mean", "codes"] = "mean",
         caption_prompt: str = "a photo of",
@@ -93,7 +95,7 @@ class SEEDLLM(ZooModule):
         self.generation_share, self.max_text_tokens = generation_share, max_text_tokens
         self.add_tower("tokenizer", discrete_tokenizer(tokenizer, vision=vision))
         self.spec = self.tokenizer.spec
-        language = find_language_model(language_model)
+        language = find_language_model(language_model, language_dtype if lora_rank else "float32")
         if language.encoder_decoder:
             raise ValueError(f"SEED writes images with a decoder, and {language_model!r} has an encoder: take another")
         if language.network is not None and FIRST_WORD in language.text.tokenizer.get_vocab():
@@ -352,6 +354,7 @@ register(
     SEEDLLM,
     paper=PAPER,
     recipe="paper/seed_llama_8b_pretrain.yaml",
+    language_dtype="bfloat16",
     caption_prompt="",
     generation_prompt="",
     gradient_checkpointing=True,
