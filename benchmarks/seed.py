@@ -1,8 +1,9 @@
 """What SEED's tokens keep, and both directions of its language model, on held-out images; pictures on request.
 
     python benchmarks/seed.py --tokenizer ckpt:runs/seed_stage2/last.ckpt --first ckpt:runs/seed_stage1/last.ckpt \
-        --llm ckpt:runs/seed_llm/last.ckpt --decoder ckpt:runs/seed_pixels/last.ckpt --data EmojiData \
-        --data.image_size 128 --pictures docs/images --out benchmarks/results/seed_emoji.json
+        --data EmojiData --data.image_size 128
+    python benchmarks/seed.py --tokenizer seed_stage2_emoji --llm ckpt:runs/seed_llm/last.ckpt \
+        --decoder seed_pixels_emoji --data EmojiData --data.image_size 128 --pictures docs/images
 
 Tokenizer: codes in use, how near the generation embedding is to the teacher's vector, and from how many first tokens
 on. First stage: retrieval by its embeddings, and by those reconstructed from the codes. Language model: captions, and
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     try:
         tokenizer = model_from(options.tokenizer).eval()
         others = {n: model_from(r).eval() for n in ("first", "llm", "decoder") if (r := getattr(options, n))}
+        check_tokenizers(tokenizer, others, options)
         data = _data_class(options.data, given)(**({"image_size": tokenizer.image_size} | given))
         data.prepare_data()
         data.setup("test")
@@ -79,6 +81,17 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         write(record, options.out)
         print(f"protocol and values: {options.out}")
     return record
+
+
+def check_tokenizers(tokenizer: Any, others: dict[str, Any], options: argparse.Namespace) -> None:
+    """Refuse a language model that writes ids of another tokenizer, which would mean other codes here."""
+    from zoo.token_shards import fingerprint
+
+    if "llm" in others and fingerprint(others["llm"].tokenizer) != fingerprint(tokenizer):
+        raise ValueError(
+            f"{options.llm} writes the ids of the tokenizer {others['llm'].hparams['tokenizer']!r}, whose weights are "
+            f"not those of {options.tokenizer!r}: set --tokenizer to it"
+        )
 
 
 @torch.no_grad()

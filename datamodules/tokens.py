@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset
 
 from datamodules.base import Sample, Split, ZooDataModule
-from zoo.token_shards import HEADER, check_length, check_tokenizer, read_header, read_shards
+from zoo.token_shards import HEADER, caption_in, check_length, check_tokenizer, read_header, read_shards
 
 
 class TokenDataset(Dataset):
@@ -37,11 +37,13 @@ class TokenDataset(Dataset):
             sample["label"] = int(shard["label"][row])
         if "image" in shard:
             sample["image"] = shard["image"][row]
+        if "caption_ends" in shard:
+            sample["caption"] = caption_in(shard, row)
         return sample
 
 
 class TokenData(ZooDataModule):
-    """Token shards written by ``lightning predict``: ``ids``, ``index``, where stored ``label``, ``image``.
+    """Token shards of ``lightning predict``: ``ids``, ``index``, where stored ``label``, ``image``, ``caption``.
 
     When it feeds a model that holds a tokenizer (``model.frozen["tokenizer"]``), that tokenizer must be the one that
     wrote the shards, down to its weights, and the model must have a position for each token.

@@ -1,5 +1,6 @@
 """Language models by name, for the models that put image tokens into one: transformers' networks and tokenizers."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -89,6 +90,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.network, self.width, self.encoder_decoder = network, width, encoder_decoder
         self._text = text
+        self.merged = False  # LoRA into weights that no checkpoint of ours holds
         if getattr(network, "generation_config", None) is not None:
             from transformers import GenerationConfig
 
@@ -128,11 +130,28 @@ class LanguageModel(nn.Module):
                 inputs_embeds=embeds, attention_mask=mask.long(), decoder_input_ids=written, use_cache=False
             )
             return found.logits
+        self.check_length(embeds.shape[1])
         found = self.network(
             inputs_embeds=embeds, attention_mask=mask.long(), position_ids=positions, use_cache=False,
             logits_to_keep=0 if keep is None else keep,
         )  # fmt: skip
         return found.logits
+
+    def check_length(self, length: int) -> None:
+        """Refuse sequences that are longer than what the network was made for.
+
+        Args:
+            length: words and vectors together.
+
+        Raises:
+            ValueError: naming both numbers.
+        """
+        limit = None if self.encoder_decoder else getattr(self.network.config, "max_position_embeddings", None)
+        if limit is not None and length > limit:
+            raise ValueError(
+                f"{length} words and image tokens are more than the {limit} positions of this language model: take "
+                "fewer tokens per image, shorter texts, or another language model"
+            )
 
     def score(self, batch: Spliced, targets: Int[Tensor, "b t"] | None = None) -> Float[Tensor, "b t"]:
         """Cross entropy, in nats, of each token to be predicted; 0 elsewhere.
@@ -245,12 +264,17 @@ class LanguageModel(nn.Module):
             seed: of sampling; None goes on with torch's state.
 
         Raises:
-            ValueError: for right padding.
+            ValueError: for right padding, for more than the network has positions for, or settings that exclude others.
         """
         if not self.encoder_decoder and not batch.mask[:, -1].all():
             raise ValueError("texts go on at their end: splice(..., side='left') to generate")
         if min(num_beams, max_new_tokens) < 1:
             raise ValueError(f"num_beams and max_new_tokens must be positive, got {num_beams} and {max_new_tokens}")
+        if top_p is not None and num_beams > 1:
+            raise ValueError(f"{num_beams} beams are a search without chance: set top_p to None, or num_beams to 1")
+        if not 0 < temperature < math.inf or (top_p is None and temperature != 1):
+            raise ValueError(f"temperature is positive, and 1 where nothing is sampled (top_p), got {temperature}")
+        self.check_length(batch.embeds.shape[1] + max_new_tokens)
         from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
         config = GenerationConfig(

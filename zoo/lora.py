@@ -73,7 +73,10 @@ class _Returned:
 
 
 def merge_lora(language: LanguageModel) -> None:
-    """Add the low-rank matrices to the weights that they stand beside, and take them away; in place."""
+    """Add the low-rank matrices to the weights that they stand beside, and take them away; in place.
+
+    For export and faster writing: the model that holds the language model cannot be saved afterwards.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, module in list(language.network.named_modules()):
@@ -81,3 +84,4 @@ def merge_lora(language: LanguageModel) -> None:
             module.merge()
             parent, _, child = name.rpartition(".")
             setattr(language.network.get_submodule(parent), child, module.get_base_layer())
+    language.merged = True

@@ -40,6 +40,8 @@ class ZooModule(pl.LightningModule):
         self.frozen: dict[str, nn.Module] = {}
         #: prefix of parameters that the loaded weights do not hold -> why
         self.absent: dict[str, str] = {}
+        #: prefix of parameters that the loaded weights left as they were, to be trained -> why
+        self.fresh: dict[str, str] = {}
         self.started_from_weights = False
         self._fingerprint: tuple[tuple[int, ...], str] | None = None
         self.save_hyperparameters()
@@ -223,6 +225,8 @@ class ZooModule(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         from zoo import __version__
 
+        if getattr(getattr(self, "language_model", None), "merged", False):
+            raise ValueError("LoRA was merged into weights that are not saved: save the model before merging")
         checkpoint["zoo"] = {
             "class": f"{type(self).__module__}.{type(self).__qualname__}",
             "init_args": self.init_args(),

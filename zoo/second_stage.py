@@ -24,7 +24,7 @@ def discrete_tokenizer(reference: str, **overrides: Any) -> Any:
         overrides: constructor arguments; those that are None are left as they are.
 
     Raises:
-        ValueError: for one without ids, or one that does not take the overrides.
+        ValueError: for one without ids, one that does not take the overrides, or weights without its codes.
         TypeError: for a reference that is no string.
     """
     given = {name: value for name, value in overrides.items() if value is not None}
@@ -33,7 +33,22 @@ def discrete_tokenizer(reference: str, **overrides: Any) -> Any:
     tokenizer = model_from(reference, **given)
     if tokenizer.spec is None or not tokenizer.spec.vocab_size:
         raise ValueError(f"{reference!r} has no discrete tokens that could be predicted: take a tokenizer with ids")
+    refuse_fresh(tokenizer, reference)
     return tokenizer
+
+
+def refuse_fresh(tokenizer: Any, reference: str) -> None:
+    """Refuse a tokenizer of which a part would stay random for ever, as nobody trains it.
+
+    Raises:
+        ValueError: naming the parts, and why the weights had none.
+    """
+    fresh = getattr(tokenizer, "fresh", {})
+    if parts := [name for name in fresh if not name.startswith(tuple(tokenizer.training_only))]:
+        raise ValueError(
+            f"{reference!r} is no whole tokenizer: {fresh[parts[0]]}, so {', '.join(parts)} would stay "
+            "random; train it first, or take other weights"
+        )
 
 
 def continuous_tokenizer(reference: str, **overrides: Any) -> Any:

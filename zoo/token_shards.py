@@ -2,7 +2,8 @@
 
 A folder per split (``train/``, ``val/``) holds ``header.json`` and shards ``tokens-RANK-NNNNN.safetensors`` with
 ``ids`` (int32, ``n`` images x tokens), ``index`` (int64, the image's place in its data set) and, where known,
-``label`` (int64) and ``image`` (uint8). The header is written last: a folder without one is an unfinished dump.
+``label`` (int64), ``image`` (uint8) and captions (``caption_bytes``, UTF-8 one after the other, and ``caption_ends``,
+where each ends in bytes). The header is written last: a folder without one is an unfinished dump.
 It says which tokenizer the ids belong to, down to its weights, so that they are never read by another.
 """
 
@@ -44,10 +45,10 @@ def fingerprint(module: nn.Module) -> str:
 def sketch(module: nn.Module) -> str | None:
     """Twelve digits of a hash of a few frozen values, rounded to bfloat16: tells networks apart at no cost.
 
-    None for a module without frozen parameters.
+    None for a module without frozen parameters, or with some in float16, from which bfloat16 rounds to other values.
     """
     frozen = [(name, p) for name, p in module.named_parameters() if not p.requires_grad and p.ndim > 1]
-    if not frozen:
+    if not frozen or any(p.dtype == torch.float16 for _, p in frozen):
         return None
     digest = hashlib.sha256()
     for name, value in (frozen[0], frozen[len(frozen) // 2], frozen[-1]):
@@ -193,6 +194,7 @@ def write_shard(
     number: int = 0,
     label: Int[Tensor, " n"] | None = None,
     image: UInt8[Tensor, "n 3 h w"] | None = None,
+    caption: Sequence[str] | None = None,
 ) -> Path:
     """Write one shard.
 
@@ -204,6 +206,7 @@ def write_shard(
         number: of the shard, counted from 0 by each process.
         label: class of each image.
         image: the images themselves, for models that read pixels too.
+        caption: of each image, for models that read and write text.
 
     Returns:
         The file.
@@ -213,12 +216,23 @@ def write_shard(
         tensors["label"] = label.to(torch.int64)
     if image is not None:
         tensors["image"] = image
+    if caption is not None:
+        encoded = [text.encode() for text in caption]
+        tensors["caption_bytes"] = torch.tensor(list(b"".join(encoded)), dtype=torch.uint8)
+        tensors["caption_ends"] = torch.tensor([len(text) for text in encoded]).cumsum(0)
     path = Path(folder) / f"tokens-{rank}-{number:05d}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part)
     os.replace(part, path)
     return path
+
+
+def caption_in(shard: dict[str, Tensor], row: int) -> str:
+    """The caption of one image of a shard that has captions."""
+    ends = shard["caption_ends"]
+    start = int(ends[row - 1]) if row else 0
+    return bytes(shard["caption_bytes"][start : int(ends[row])].tolist()).decode()
 
 
 def read_shards(folder: str | Path) -> list[dict[str, Tensor]]:

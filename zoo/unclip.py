@@ -46,7 +46,8 @@ def check_decoder(decoder: Any, settings: dict[str, Any]) -> None:
     own = isinstance(decoder, str) or hasattr(decoder, "images_of")
     if own and settings:
         raise ValueError(f"{', '.join(settings)}: only a pipeline of diffusers takes settings, this decoder has none")
-    if not own and not (callable(decoder) and "image_embeds" in inspect.signature(decoder.__call__).parameters):
+    takes = callable(decoder) and "image_embeds" in inspect.signature(decoder.__call__).parameters
+    if not own and not (takes and hasattr(decoder, "image_normalizer")):
         raise ValueError(
             f"a {type(decoder).__name__} cannot draw generation embeddings: give a model with images_of, or a "
             "StableUnCLIPImg2ImgPipeline"
@@ -93,5 +94,7 @@ def pixels_of_embedding(
     if hasattr(decoder, "images_of"):
         return decoder.images_of(embedding)
     defaults = {"prompt": [""] * len(embedding), "noise_level": 0, "num_inference_steps": 20, "guidance_scale": 10.0}
-    found = decoder(image_embeds=embedding.to(decoder.unet.dtype), output_type="pt", **(defaults | settings)).images
+    device = getattr(decoder, "_execution_device", decoder.unet.device)  # the U-Net's, but for one that is offloaded
+    vectors = embedding.to(device, decoder.unet.dtype)
+    found = decoder(image_embeds=vectors, output_type="pt", **(defaults | settings)).images
     return torch.as_tensor(found).float().clamp(0, 1)

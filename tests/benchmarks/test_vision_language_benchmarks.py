@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 import zoo
+from zoo.checkpoints.export import save_weights
 
 
 @pytest.fixture
@@ -79,9 +80,16 @@ def test_a_model_without_text_is_refused(vision_language, captions, capsys):
     assert "VQGAN neither writes captions nor retrieves" in capsys.readouterr().err
 
 
-def test_seed_end_to_end(seed, captions, tmp_path):
+def test_seed_end_to_end(seed, captions, tmp_path, capsys):
+    torch.manual_seed(5)  # main begins with seed 0
+    tokenizer = f"ckpt:{save_weights(zoo.create_model('seed_stage2_tiny'), tmp_path / 'tokenizer.safetensors')}"
+    llm = zoo.create_model("seed_llm_tiny", tokenizer=tokenizer)
+    llm = f"ckpt:{save_weights(llm, tmp_path / 'llm.safetensors')}"
+    with pytest.raises(SystemExit):
+        seed.main(["--tokenizer", "seed_stage2_tiny:random", "--llm", llm, *captions, "--data.image_size", "32"])
+    assert "whose weights are not those of 'seed_stage2_tiny:random': set --tokenizer to it" in capsys.readouterr().err
     record = seed.main([
-        "--tokenizer", "seed_stage2_tiny:random", "--first", "seed_stage1_tiny:random", "--llm", "seed_llm_tiny:random",
+        "--tokenizer", tokenizer, "--first", "seed_stage1_tiny:random", "--llm", llm,
         "--decoder", "seed_pixels_tiny:random", *captions, "--data.image_size", "32", "--candidates", "5",
         "--pictures", str(tmp_path / "pictures"), "--out", str(tmp_path / "seed.json"),
     ])  # fmt: skip

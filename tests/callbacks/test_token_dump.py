@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_tokenizer import RandomImageData, RandomImages, TinyTokenizer, quiet_trainer
+from torch.utils.data import DataLoader
 
 import zoo
 from datamodules import EmojiData
@@ -159,3 +160,26 @@ def test_the_documented_commands_train_beit_on_shards(run_cli):
         assert code == 0, err
     assert "2 steps" in out and Path("runs/beit/last.ckpt").exists()
     assert read_header("tokens/train")["count"] == read_header("tokens/val")["count"] > 0
+
+
+class Captioned(RandomImages):
+    def __getitem__(self, i):
+        return super().__getitem__(i) | {"caption": f"Bär no. {i}" * (i % 3)}  # some are empty, some of many bytes
+
+
+class CaptionedData(RandomImageData):
+    def predict_dataloader(self):
+        return DataLoader(Captioned(22, 16, 0), batch_size=8)
+
+
+def test_captions_come_back(tmp_path):
+    model = TinyTokenizer()
+    for split in ("train", "val"):
+        quiet_trainer(tmp_path, callbacks=[TokenDump(str(tmp_path), split, shard_size=10)]).predict(
+            model, CaptionedData()
+        )
+    tokens = TokenData(str(tmp_path), batch_size=22)
+    tokens.setup("fit")
+    batch = next(iter(tokens.val_dataloader()))
+    assert batch["caption"] == [f"Bär no. {i}" * (i % 3) for i in range(22)]
+    assert torch.equal(batch["ids"], model.encode(RandomImages(22, 16, 0).images).ids)

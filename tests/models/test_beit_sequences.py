@@ -34,6 +34,8 @@ def test_every_token_counts_and_hidden_patches_are_not_seen(beit, batch):
     torch.testing.assert_close(terms["loss"], -chosen.mean())
     assert terms["accuracy"].item() == (logits.argmax(-1) == ids).float().mean().item()
     assert terms["masked"].item() == 0.5
+    with pytest.raises(ValueError, match="predicts no token per patch"):
+        beit.vit.masked_logits(beit.network_view(batch["image"]), mask.flatten(1))
 
     other = batch["image"].clone()
     other[:, :, :16] = 255 - other[:, :, :16]

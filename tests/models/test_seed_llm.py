@@ -360,3 +360,98 @@ def test_frozen_weights_may_be_of_half_the_size(form):
 def test_a_language_model_trained_as_a_whole_stays_float32():
     model = tiny(language_dtype="bfloat16", lora_rank=0)
     assert {p.dtype for p in model.language_model.parameters()} == {torch.float32}
+
+
+# ---------------------------------------------------------------- settings that exclude each other
+
+
+@pytest.mark.parametrize(
+    ("writing", "sentence"),
+    [
+        ({"num_beams": 4}, "4 beams are a search without chance: set top_p to None"),
+        ({"temperature": 0.0}, "temperature is positive"),
+        ({"top_p": None, "temperature": 2.0}, "and 1 where nothing is sampled"),
+    ],
+)
+def test_ways_of_writing_that_exclude_each_other(writing, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        tiny().generate_images(["a cat"], as_tokens=True, **writing)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"max_text_tokens": 0}, "max_text_tokens must be at least 1, got 0"),
+        ({"lora_alpha": 0}, "lora_alpha at least 1, got 4 and 0"),
+        ({"language_dtype": "fp16", "lora_rank": 0}, "language_dtype"),
+        ({"max_text_tokens": 2040}, r"words and image tokens are more than the 256 positions"),
+    ],
+)
+def test_settings_that_make_no_language_model(settings, sentence, monkeypatch):
+    import jaxtyping
+
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside of the tests
+    with pytest.raises(ValueError, match=sentence) as caught:
+        tiny(**settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_longer_than_the_positions_is_refused_while_writing():
+    model = tiny().eval()
+    with pytest.raises(ValueError, match="are more than the 256 positions"):
+        model.caption(images(1), max_new_tokens=2048)
+
+
+def test_questions_may_stand_before_and_behind_the_image():
+    model = tiny().eval()
+    seen = []
+    embed = model.language_model.embed
+    model.language_model.embed = lambda ids: (seen.append(ids.flatten().tolist()), embed(ids))[1]
+    model.answer(images(1), ["what {is} it?"], template="USER: {image}{}\nASSISTANT:", max_new_tokens=1)
+    text = model.language_model.text
+    words = model.words.span(model.encode(images(1)).ids[0].tolist())
+    wanted = [*text.start, *text.ids("USER: "), *words, *text.ids(" what {is} it?\nASSISTANT:")]
+    assert wanted in seen
+    for template in ("Answer:", "{} {}", "{image}{image}{}"):
+        with pytest.raises(ValueError, match="template needs one "):
+            model.answer(images(1), ["what?"], template=template)
+    with pytest.raises(ValueError, match="there are no images to speak of"):
+        model.caption(images(1)[:0])
+
+
+def test_a_merged_model_is_not_saved_without_what_it_learned(tmp_path):
+    from zoo.checkpoints.export import save_weights
+    from zoo.lora import merge_lora
+
+    model = tiny()
+    save_weights(model, tmp_path / "before.safetensors")
+    merge_lora(model.language_model)
+    with pytest.raises(ValueError, match="save the model before merging"):
+        save_weights(model, tmp_path / "after.safetensors")
+
+
+@pytest.mark.parametrize("stage", ["seed_llm_tiny", "maskgit_tiny", "seed_pixels_tiny"])
+def test_a_first_stage_is_no_tokenizer(stage, tmp_path):
+    from zoo.checkpoints.export import save_weights
+
+    path = save_weights(zoo.create_model("seed_stage1_tiny"), tmp_path / "first.safetensors")
+    with pytest.raises(ValueError, match="no whole tokenizer: the first stage has no codes, so encode_task") as caught:
+        zoo.create_model(stage, tokenizer=f"seed_stage2_tiny:{path}")
+    assert "\n" not in str(caught.value)
+
+
+def test_token_shards_with_captions_train_it(tmp_path):
+    from datamodules import TokenData
+    from zoo.token_shards import make_header, write_header, write_shard
+
+    model = tiny()
+    ids = model.encode(images()).ids
+    for split in ("train", "val"):
+        write_shard(tmp_path / split, ids, torch.arange(3), caption=CAPTIONS)
+        write_header(tmp_path / split, make_header(model.tokenizer, split=split, count=3))
+    data = TokenData(str(tmp_path), batch_size=3)
+    data.setup("fit")
+    batch = next(iter(data.val_dataloader()))
+    model.eval()
+    torch.testing.assert_close(model.losses(batch), model.losses({"image": images(), "caption": CAPTIONS}))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import zoo
+from zoo import registry
 from zoo.models.seed_pixels import SEEDPixels
 
 
@@ -74,3 +75,14 @@ def test_refusals():
     with pytest.raises(ValueError, match="have no embeddings"):
         model.decode(zoo.Tokens(torch.zeros(1, 1, dtype=torch.int64), None, model.spec))
     assert zoo.SEEDPixels is SEEDPixels
+
+
+def test_a_tokenizer_that_decodes_to_many_vectors_is_refused():
+    first = "seed_stage2_of_77"
+    settings = zoo.model_info("seed_stage2_tiny").init_args | {"detokenizer": "reverse_qformer", "reverse_queries": 77}
+    zoo.register(first, zoo.SEEDTokenizer, paper="none", **settings)
+    try:
+        with pytest.raises(ValueError, match="decodes to 77 vectors per image, and this decoder draws one"):
+            tiny(tokenizer=f"{first}:random")
+    finally:
+        del registry._PRESETS[first]

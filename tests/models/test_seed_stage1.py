@@ -96,6 +96,8 @@ def test_retrieval_of_images_and_of_embeddings():
     with torch.no_grad():
         given = model.eval().retrieve(None, CAPTIONS[:3], embeddings=model.causal_embeddings(images()))
     torch.testing.assert_close(given.contrast, scores.contrast, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="give images, or embeddings in their place"):
+        model.retrieve(None, CAPTIONS[:3])
 
 
 def test_from_blip2(tmp_path):

@@ -109,6 +109,12 @@ def test_without_a_decoder_one_sentence_says_what_to_give():
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="a Linear cannot draw generation embeddings"):
         model.decode_pixels(model.encode(images()), torch.nn.Linear(2, 2))
+
+    class OfAnotherKind:  # as Kandinsky's decoders, which have no image_normalizer
+        def __call__(self, image_embeds=None): ...
+
+    with pytest.raises(ValueError, match="a OfAnotherKind cannot draw generation embeddings"):
+        model.decode_pixels(model.encode(images()), OfAnotherKind())
     with pytest.raises(zoo.NotInvertible):
         zoo.reconstruct(model, images())
     with pytest.raises(ValueError, match="draws vectors of width 16, these are"):

@@ -44,7 +44,7 @@ class TokenDump(BasePredictionWriter):
         self.folder = Path(out_dir) / split
         self.split, self.with_images, self.shard_size = split, with_images, shard_size
         self.model, self.overwrite = model, overwrite
-        self._parts: list[dict[str, Tensor]] = []
+        self._parts: list[dict[str, Any]] = []
         self._waiting = self._shards = self._count = 0
         self._spec: TokenSpec | None = None
 
@@ -84,7 +84,7 @@ class TokenDump(BasePredictionWriter):
         if not isinstance(prediction, Tokens) or prediction.ids is None:
             raise TypeError(f"predict_step of {type(pl_module).__name__} must return Tokens with ids")
         self._spec = prediction.spec
-        part = {"ids": prediction.ids.to("cpu", torch.int32)}
+        part: dict[str, Any] = {"ids": prediction.ids.to("cpu", torch.int32)}
         if "index" in batch:
             part["index"] = batch["index"].cpu()
         elif batch_indices is not None:
@@ -95,6 +95,8 @@ class TokenDump(BasePredictionWriter):
             part["label"] = batch["label"].cpu()
         if self.with_images:
             part["image"] = quantise(batch["image"]).cpu()
+        if "caption" in batch:
+            part["caption"] = list(batch["caption"])
         self._parts.append(part)
         self._waiting += len(part["ids"])
         while self._waiting >= self.shard_size:
@@ -111,7 +113,7 @@ class TokenDump(BasePredictionWriter):
             print(f"{int(total):,} images x {header['num_tokens']} tokens in {self.folder}")
 
     def _write(self, trainer: Trainer, size: int) -> None:
-        waiting = {key: torch.cat([part[key] for part in self._parts]) for key in self._parts[0]}
+        waiting = {key: _joined([part[key] for part in self._parts]) for key in self._parts[0]}
         write_shard(
             self.folder,
             rank=trainer.global_rank,
@@ -122,3 +124,8 @@ class TokenDump(BasePredictionWriter):
         self._waiting -= size
         self._count += size
         self._shards += 1
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Tensors, or captions, one after the other."""
+    return torch.cat(parts) if isinstance(parts[0], Tensor) else [text for part in parts for text in part]

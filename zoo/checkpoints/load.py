@@ -77,6 +77,7 @@ def _put(model: ZooModule, checkpoint: Checkpoint) -> None:
     _check(model, converted, checkpoint, layout)
     model.load_state_dict(converted.state, strict=False)  # strictness is _check's
     model.set_absent(converted.absent)
+    model.fresh = dict(converted.fresh)
     model.warn_of_other_parts(checkpoint.zoo or adapter_settings(checkpoint.path), str(checkpoint.path))
     _report(checkpoint.path, layout, converted)
 

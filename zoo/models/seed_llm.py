@@ -88,6 +88,11 @@ class SEEDLLM(ZooModule):
         super().__init__(optim)
         if not 0 <= generation_share <= 1:
             raise ValueError(f"generation_share must lie in [0, 1], got {generation_share}")
+        if max_text_tokens < 1:
+            raise ValueError(f"max_text_tokens must be at least 1, got {max_text_tokens}")
+        if lora_rank < 0 or lora_alpha < 1:
+            raise ValueError(f"lora_rank must be 0 or more, lora_alpha at least 1, got {lora_rank} and {lora_alpha}")
+        one_of("language_dtype", language_dtype, ("float32", "bfloat16", "float16"))
         self.form = one_of("form", form, ("vocabulary", "embeddings"))
         self.image_words = one_of("image_words", image_words, ("mean", "codes"))
         self.learn = one_of("learn", learn, ("all", "answer"))
@@ -103,6 +108,11 @@ class SEEDLLM(ZooModule):
                 f"{language_model!r} has words for images already, {FIRST_WORD} and so on (SEED-LLaMA's weights), and "
                 "this model would add others: take the language model that they were trained from"
             )
+        if language.network is not None:
+            text = language.text
+            prompt = max(len(text.ids(f" {given}")) for given in (caption_prompt, generation_prompt))
+            ends = 3  # BOI, EOI, and the line break behind a caption
+            language.check_length(len(text.start) + max_text_tokens + prompt + self.spec.num_tokens + ends)
         self._add_language(language, lora_rank, lora_alpha, lora_dropout)
         if gradient_checkpointing and language.network is not None:
             enable = getattr(language.network, "activation_checkpointing_enable", None)
@@ -165,36 +175,44 @@ class SEEDLLM(ZooModule):
             prompt: behind each image; None takes ``caption_prompt``.
             writing: as for :meth:`caption`.
         """
-        prompts = [self.caption_prompt if prompt is None else prompt] * len(tokens)
+        prompts = [("", self.caption_prompt if prompt is None else prompt)] * len(tokens)
         return self._say(tokens, prompts, writing)
 
     @torch.no_grad()
     def answer(
         self, images: Shaped[Tensor, "b 3 h w"], questions: Sequence[str], template: str = "{} Answer:", **writing: Any
     ) -> list[str]:
-        """Answer one question per image.
+        r"""Answer one question per image.
 
         Args:
             images: in [0, 1] or uint8, of the tokenizer's size.
             questions: one per image.
-            template: of what stands behind the image.
+            template: ``{}`` stands for the question, ``{image}`` for the image, which comes first where it is left out;
+                ``"USER: {image}{}\nASSISTANT:"`` is that of SEED-LLaMA's published 8B.
             writing: as for :meth:`caption`.
 
         Raises:
-            ValueError: for another number of questions than images.
+            ValueError: for another number of questions than images, or a template without a question.
         """
+        before, _, after = template.rpartition("{image}")
+        if template.count("{}") != 1 or "{image}" in before:
+            raise ValueError(f"template needs one {{}} for the question and at most one {{image}}, got {template!r}")
         if isinstance(questions, str):
             questions = [questions]
         if len(questions) != len(images):
             raise ValueError(f"there are {len(questions)} questions for {len(images)} images: give one per image")
-        return self._say(self.encode(images), [template.format(question) for question in questions], writing)
+        prompts = [(before.replace("{}", question), after.replace("{}", question)) for question in questions]
+        return self._say(self.encode(images), prompts, writing)
 
-    def _say(self, tokens: Tokens, prompts: Sequence[str], writing: dict[str, Any]) -> list[str]:
+    def _say(self, tokens: Tokens, prompts: Sequence[tuple[str, str]], writing: dict[str, Any]) -> list[str]:
         text = self.language_model.text
-        samples: list[list[Piece]] = [
-            [Text((*text.start, *self.words.span(ids), *text.ids(f" {prompt}" if prompt else "")))]
-            for ids, prompt in zip(self._ids(tokens), prompts, strict=True)
-        ]
+        samples: list[list[Piece]] = []
+        for ids, (before, after) in zip(self._ids(tokens), prompts, strict=True):
+            words = text.ids(before) if before else ()
+            behind = text.ids(f" {after}") if after else ()
+            samples.append([Text((*text.start, *words, *self.words.span(ids), *behind))])
+        if not samples:
+            raise ValueError("there are no images to speak of: give at least one")
         with evaluating(self):
             batch = self._splice(samples, "left")
             return self.language_model.write(batch, stop=text.ids("\n")[-1:], constrain=self.words.only_text, **writing)
@@ -219,7 +237,7 @@ class SEEDLLM(ZooModule):
             decoder: for tokenizers that decode to an embedding, see
                 :meth:`zoo.models.seed_stage2.SEEDTokenizer.decode_pixels`.
             as_tokens: return :class:`Tokens` instead.
-            num_beams: of the beam search, which is without chance: 4 and ``top_p=None`` as published.
+            num_beams: of the beam search, which is without chance and needs ``top_p=None``: 4 as published.
             top_p: sample from the most likely ids of this total probability; None takes the best.
             temperature: divides the logits of sampling.
             seed: of sampling.

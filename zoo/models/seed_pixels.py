@@ -26,7 +26,7 @@ from zoo.module import Batch, ZooModule
 from zoo.nn.embedding_decoder import EmbeddingDecoder
 from zoo.optim import Optim
 from zoo.registry import Weights, class_of, model_from, register
-from zoo.second_stage import images_of
+from zoo.second_stage import images_of, refuse_fresh
 from zoo.tokens import Segment, Tokens, TokenSpec, as_pixels
 
 
@@ -100,6 +100,9 @@ class SEEDPixels(ZooModule):
         tokenizer = model_from(reference, **{name: value for name, value in given.items() if name in takes})
         if tokenizer.spec is None or tokenizer.spec.decodes != "embedding":
             raise ValueError(f"{reference!r} does not decode to an embedding: take a SEED tokenizer")
+        if (count := tokenizer.hparams.get("reverse_queries", 1)) != 1:
+            raise ValueError(f"{reference!r} decodes to {count} vectors per image, and this decoder draws one")
+        refuse_fresh(tokenizer, reference)
         self.add_tower("tokenizer", tokenizer)
 
     # ------------------------------------------------------------------ tokens

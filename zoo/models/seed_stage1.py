@@ -227,7 +227,8 @@ class SEEDStage1(ZooModule):
         """
         with evaluating(self):
             if embeddings is None:
-                assert images is not None
+                if images is None:
+                    raise ValueError("nothing to compare the texts with: give images, or embeddings in their place")
                 parts = as_pixels(images, size=self.image_size).split(batch_size)
                 embeddings = torch.cat([self.causal_embeddings(part) for part in parts])
             ids, mask = self.tokenise(list(texts))

@@ -304,8 +304,8 @@ class BeitViT(nn.Module):
 
         Nothing behind the last attention is computed for tokens whose prediction nobody asks for.
         """
-        if self.lm_head is None:
-            raise ValueError("this network predicts no tokens: build it with vocab_size")
+        if self.lm_head is None or self.sequence is not None:
+            raise ValueError("this network predicts no token per patch: build it with vocab_size, not sequence_length")
         x, bias = self.embed_patches(x, mask), self.shared_bias()
         for block in self.blocks[:-1]:
             x = self._run(block, x, bias)
