@@ -1,11 +1,14 @@
 """SEED's language model: one vocabulary, both tasks, guaranteed images, both forms, any tokenizer, refusals."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
+from tiny_tokenizer import quiet_trainer
 
 import zoo
+from zoo.callbacks.captions import Captions
 from zoo.image_words import ImageWords
 from zoo.models.seed_llm import SEEDLLM
 from zoo.nn.splice import IGNORED
@@ -455,3 +458,9 @@ def test_token_shards_with_captions_train_it(tmp_path):
     batch = next(iter(data.val_dataloader()))
     model.eval()
     torch.testing.assert_close(model.losses(batch), model.losses({"image": images(), "caption": CAPTIONS}))
+    trainer = quiet_trainer(tmp_path, max_steps=1, callbacks=[Captions(max_new_tokens=3)])
+    trainer.fit(model, TokenData(str(tmp_path), batch_size=3))
+    assert "val/cider_d" in trainer.callback_metrics
+    written = next(tmp_path.rglob("captions/*.jsonl")).read_text().splitlines()
+    assert [json.loads(line)["references"][0] for line in written] == CAPTIONS
+    assert not list(tmp_path.rglob("captions/*.png"))

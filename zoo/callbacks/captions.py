@@ -10,7 +10,8 @@ from torch import Tensor
 
 from zoo.callbacks.pictures import caption_sheet, log_picture
 from zoo.metrics.captions import BLEU, ROUGEL, CaptionMetric, CIDErD
-from zoo.tokens import as_pixels
+from zoo.second_stage import images_of
+from zoo.tokens import Tokens, as_pixels
 
 
 def references_of(batch: dict[str, Any], callback: str) -> list[list[str]]:
@@ -31,8 +32,8 @@ class Captions(Callback):
 
     The references are the ``captions`` of an image, or its one ``caption``; of conversations, the first answer, for
     models that answer. ``captions/step_NNNNNN.png`` shows some images with what was written (black) and the first
-    reference (grey); ``.jsonl`` beside it holds all. CIDEr-D counts its words in the images that are scored, so scores
-    over other numbers of images cannot be compared.
+    reference (grey), unless token shards came without images; ``.jsonl`` beside it holds all. CIDEr-D counts its words
+    in the images that are scored, so scores over other numbers of images cannot be compared.
 
     Args:
         max_images: of a validation epoch and rank; None takes all, as a test does.
@@ -81,7 +82,10 @@ class Captions(Callback):
         room = None if most is None else most - len(self._records)
         if not self._wanted or dataloader_idx > 0 or (room is not None and room < 1):
             return
-        images = as_pixels(batch["image"][:room])
+        if "image" not in batch and "ids" in batch and hasattr(model, "caption_tokens"):  # shards without images
+            self._add_tokens(trainer, model, batch, room)
+            return
+        images = as_pixels(images_of(batch)[:room])
         turns = None if "captions" in batch or "caption" in batch else batch.get("conversation")
         if turns is not None and hasattr(model, "answer"):  # the first question of each, and its answer
             asked, references = [turn[:1] for turn in turns], [[turn[1]["value"]] for turn in turns]
@@ -93,11 +97,20 @@ class Captions(Callback):
                 written = model.caption(images, **self.writing)
             else:
                 written = model.answer(images, asked[: len(images)], **self.writing)
+        self._record(model, written, references)
+        missing = self.num_pictures - len(self._pictures)
+        self._pictures += list(images[: max(0, missing)].float().cpu())
+
+    def _add_tokens(self, trainer: Trainer, model: Any, batch: Any, room: int | None) -> None:
+        tokens = Tokens(batch["ids"][:room], None, model.spec)
+        with trainer.precision_plugin.forward_context():
+            written = model.caption_tokens(tokens, **self.writing)
+        self._record(model, written, references_of(batch, "Captions")[: len(tokens)])
+
+    def _record(self, model: Any, written: list[str], references: list[list[str]]) -> None:
         for metric in self.metrics.values():
             metric.to(model.device).update(written, references)
         self._records += [{"caption": c, "references": r} for c, r in zip(written, references, strict=True)]
-        missing = self.num_pictures - len(self._pictures)
-        self._pictures += list(images[: max(0, missing)].float().cpu())
 
     def _log(self, stage: str, trainer: Trainer, model: Any) -> None:
         if not self._wanted or not self._records:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from zoo.callbacks.captions import references_of
 from zoo.retrieval import recalls
+from zoo.second_stage import images_of
 
 
 class Retrieval(Callback):
@@ -41,7 +42,7 @@ class Retrieval(Callback):
     def _add(self, trainer: Trainer, model: Any, batch: Any, batch_idx: int, dataloader_idx: int, stage: str) -> None:
         if dataloader_idx > 0 or trainer.sanity_checking:
             return
-        self._images.append(batch["image"].cpu())
+        self._images.append(images_of(batch).cpu())
         self._texts += references_of(batch, "Retrieval")
         batches = (trainer.num_val_batches if stage == "val" else trainer.num_test_batches)[0]
         # Now and not at the end of the epoch: there the EMA callback may have put the raw weights back already.
