@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--decoder", help="model that draws generation embeddings, for pictures")
     parser.add_argument("--data", required=True, help="class in datamodules; its arguments follow as --data.KEY VALUE")
     parser.add_argument("--candidates", type=int, default=100, help="held-out images among which one is to be found")
-    parser.add_argument("--num-beams", type=int, default=4, help="of text to image")
+    parser.add_argument("--num-beams", type=int, default=1, help="of text to image; 4 as published, 1 is greedy")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--pictures", type=Path, help="folder for the pictures")
     parser.add_argument("--out", type=Path, help="JSON file to write")
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             "cosines": "of vectors less the mean over the candidates",
             "found": "nearest of the candidates' teacher vectors, by that cosine; ties count as misses",
             "prefix": "the mean of all codes stands for the tokens behind the first m",
-            "text_to_image": f"{options.num_beams} beams",
+            "text_to_image": "greedy" if options.num_beams == 1 else f"{options.num_beams} beams",
             "models": {name: getattr(options, name) for name in ("first", "llm", "decoder")},
             "curves": curves,
             "written": made,
