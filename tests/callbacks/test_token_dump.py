@@ -149,17 +149,29 @@ def test_shards_without_images_are_refused_by_a_model_that_reads_pixels(tmp_path
             call(batch)
 
 
-def test_the_documented_commands_train_beit_on_shards(run_cli):
-    """Those of docs/data.md, with fewer steps."""
+@pytest.mark.parametrize(
+    ("name", "first", "settings"),
+    [
+        ("beit", 0, []),
+        (
+            "seed_llm",
+            3,
+            ["--model.language_model=tiny_llama", "--trainer.val_check_interval=2", "--trainer.precision=32"],
+        ),
+    ],
+)
+def test_the_documented_commands_train_second_stages_on_shards(run_cli, name, first, settings):
+    """Those of docs/data.md, with fewer steps and a small language model."""
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text().partition("## TokenData")[2]
     commands = [shlex.split(line.strip())[1:] for line in page.splitlines() if line.startswith("    lightning ")]
-    assert [command[0] for command in commands] == ["predict", "predict", "fit"]
-    for command in commands:
-        short = "--trainer.max_steps=2" if command[0] == "fit" else "--trainer.limit_predict_batches=2"
-        code, out, err = run_cli(*command, short, "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false")
+    assert [command[0] for command in commands] == ["predict", "predict", "fit"] * 2
+    for command in commands[first : first + 3]:
+        short = ["--trainer.max_steps=2", *settings] if command[0] == "fit" else ["--trainer.limit_predict_batches=2"]
+        code, out, err = run_cli(*command, *short, "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false")
         assert code == 0, err
-    assert "2 steps" in out and Path("runs/beit/last.ckpt").exists()
-    assert read_header("tokens/train")["count"] == read_header("tokens/val")["count"] > 0
+    assert "2 steps" in out and Path(f"runs/{name}/last.ckpt").exists()
+    folders = [Path(part.partition("=")[2]) for part in commands[first] if "out_dir" in part]
+    assert read_header(folders[0] / "train")["count"] == read_header(folders[0] / "val")["count"] > 0
 
 
 class Captioned(RandomImages):

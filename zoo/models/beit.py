@@ -115,8 +115,7 @@ class BEiT(ZooModule):
         patches = math.prod(self.grid)
         num_masked = max(1, round(patches * 75 / 196)) if num_masked is None else num_masked
         min_block = max(1, round(patches * 16 / 196)) if min_block is None else min_block
-        if masking not in ("blockwise", "random"):
-            raise ValueError(f"masking is 'blockwise' or 'random', not {masking!r}")
+        one_of("masking", masking, ("blockwise", "random"))
         blockwise = BlockwiseMask(self.grid, num_masked, min_block)
         self.draw_mask = blockwise if masking == "blockwise" else partial(random_mask, self.grid, num_masked)
         self._rng: random.Random | None = None
