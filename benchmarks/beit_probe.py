@@ -120,9 +120,8 @@ def masked_token_accuracy(beit: BEiT, train: Iterable[dict], test: Iterable[dict
             torch.stack([beit.draw_mask(random.Random(f"{i} {r}")) for i in batch["index"].tolist()])
             for r in range(masks)
         ]
-        counted = torch.stack(drawn).flatten(2)
-        if beit.vit.sequence is not None:  # whose tokens are all predicted
-            counted = torch.ones(masks, *ids[-1].shape, dtype=torch.bool)
+        every = torch.ones(masks, *ids[-1].shape, dtype=torch.bool)  # of a sequence all tokens are predicted
+        counted = torch.stack(drawn).flatten(2) if beit.vit.sequence is None else every
         hidden.append(counted)
         for mask, some in zip(drawn, counted, strict=True):
             n = int(some.sum())

@@ -1,5 +1,6 @@
 """LoRA (Hu et al. 2021, arXiv:2106.09685) in a language model, by peft."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def add_lora(language: LanguageModel, rank: int, alpha: int, dropout: float, who
         for module in (head, *norms):
             module.register_forward_pre_hook(_to_float)
         for module in (table, *norms):
-            module.register_forward_hook(_Returned(rest))
+            module.register_forward_hook(partial(_returned, rest))
     inject_adapter_in_model(config, network)
     for name, parameter in network.named_parameters():
         trained = ".lora_" in name or id(parameter) in as_they_are
@@ -62,14 +63,8 @@ def _to_float(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (args[0].float(), *args[1:])
 
 
-class _Returned:
-    """A hook that gives what a module returns another type."""
-
-    def __init__(self, dtype: torch.dtype):
-        self.dtype = dtype
-
-    def __call__(self, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return output.to(self.dtype)
+def _returned(dtype: torch.dtype, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    return output.to(dtype)
 
 
 def merge_lora(language: LanguageModel) -> None:
@@ -84,4 +79,4 @@ def merge_lora(language: LanguageModel) -> None:
             module.merge()
             parent, _, child = name.rpartition(".")
             setattr(language.network.get_submodule(parent), child, module.get_base_layer())
-    language.merged = True
+            language.merged = True

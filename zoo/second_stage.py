@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from zoo.module import Batch
@@ -43,10 +43,9 @@ def refuse_fresh(tokenizer: Any, reference: str) -> None:
     Raises:
         ValueError: naming the parts, and why the weights had none.
     """
-    fresh = getattr(tokenizer, "fresh", {})
-    if parts := [name for name in fresh if not name.startswith(tuple(tokenizer.training_only))]:
+    if parts := [name for name in tokenizer.fresh if not name.startswith(tokenizer.training_only)]:
         raise ValueError(
-            f"{reference!r} is no whole tokenizer: {fresh[parts[0]]}, so {', '.join(parts)} would stay "
+            f"{reference!r} is no whole tokenizer: {tokenizer.fresh[parts[0]]}, so {', '.join(parts)} would stay "
             "random; train it first, or take other weights"
         )
 
@@ -264,3 +263,8 @@ def allowed_ids(spec: TokenSpec) -> Bool[Tensor, "n k"] | None:
     ids = torch.arange(spec.vocab_size)
     rows = [((ids >= s.offset) & (ids < s.offset + s.size)).expand(s.num_tokens, -1) for s in spec.segments]
     return torch.cat(rows)
+
+
+def keep_allowed(logits: Float[Tensor, "*b n k"], allowed: Bool[Tensor, "n k"] | None) -> Float[Tensor, "*b n k"]:
+    """Logits of all positions, without the ids that may not stand there; ``allowed`` is of :func:`allowed_ids`."""
+    return logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)

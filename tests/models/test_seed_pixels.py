@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import zoo
-from zoo import registry
+from zoo.checkpoints.export import save_weights
 from zoo.models.seed_pixels import SEEDPixels
 
 
@@ -77,12 +77,8 @@ def test_refusals():
     assert zoo.SEEDPixels is SEEDPixels
 
 
-def test_a_tokenizer_that_decodes_to_many_vectors_is_refused():
-    first = "seed_stage2_of_77"
-    settings = zoo.model_info("seed_stage2_tiny").init_args | {"detokenizer": "reverse_qformer", "reverse_queries": 77}
-    zoo.register(first, zoo.SEEDTokenizer, paper="none", **settings)
-    try:
-        with pytest.raises(ValueError, match="decodes to 77 vectors per image, and this decoder draws one"):
-            tiny(tokenizer=f"{first}:random")
-    finally:
-        del registry._PRESETS[first]
+def test_a_tokenizer_that_decodes_to_many_vectors_is_refused(tmp_path):
+    many = zoo.create_model("seed_stage2_tiny", detokenizer="reverse_qformer", reverse_queries=77)
+    path = save_weights(many, tmp_path / "many.safetensors")
+    with pytest.raises(ValueError, match="decodes to 77 vectors per image, and this decoder draws one"):
+        tiny(tokenizer=f"ckpt:{path}")

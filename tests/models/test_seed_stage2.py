@@ -244,6 +244,20 @@ def test_published_layout_with_what_inference_does_not_need(tmp_path):
     torch.testing.assert_close(dict(again.state_dict()), dict(model.state_dict()))
 
 
+@pytest.mark.parametrize("kind", ["mlp", "reverse_qformer"])
+def test_every_entry_of_a_file_is_demanded(kind, tmp_path):
+    """One after the other is taken out of a small file in the published layout."""
+    model = zoo.create_model("seed_stage2_tiny", detokenizer=kind)
+    state, path = published(model), tmp_path / "seed_quantizer.pt"
+    torch.save(state, path)
+    model.load_weights(str(path))
+    for name in state:
+        torch.save({other: value for other, value in state.items() if other != name}, path)
+        with pytest.raises(ValueError) as caught:
+            model.load_weights(str(path))
+        assert "\n" not in str(caught.value) and name in str(caught.value).replace("detokenizer.", "")
+
+
 def test_our_own_files_are_not_taken_for_a_first_stage(tmp_path):
     from zoo.checkpoints.export import save_weights
 

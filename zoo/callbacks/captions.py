@@ -82,35 +82,25 @@ class Captions(Callback):
         room = None if most is None else most - len(self._records)
         if not self._wanted or dataloader_idx > 0 or (room is not None and room < 1):
             return
-        if "image" not in batch and "ids" in batch and hasattr(model, "caption_tokens"):  # shards without images
-            self._add_tokens(trainer, model, batch, room)
-            return
-        images = as_pixels(images_of(batch)[:room])
+        shards = "image" not in batch and "ids" in batch and hasattr(model, "caption_tokens")  # without images
+        seen = Tokens(batch["ids"][:room], None, model.spec) if shards else as_pixels(images_of(batch)[:room])
         turns = None if "captions" in batch or "caption" in batch else batch.get("conversation")
         if turns is not None and hasattr(model, "answer"):  # the first question of each, and its answer
             asked, references = [turn[:1] for turn in turns], [[turn[1]["value"]] for turn in turns]
         else:
             asked, references = None, references_of(batch, "Captions")
-        references = references[: len(images)]
+        references = references[: len(seen)]
         with trainer.precision_plugin.forward_context():  # callbacks run outside of autocast otherwise
-            if asked is None:
-                written = model.caption(images, **self.writing)
+            if asked is not None:
+                written = model.answer(seen, asked[: len(seen)], **self.writing)
             else:
-                written = model.answer(images, asked[: len(images)], **self.writing)
-        self._record(model, written, references)
-        missing = self.num_pictures - len(self._pictures)
-        self._pictures += list(images[: max(0, missing)].float().cpu())
-
-    def _add_tokens(self, trainer: Trainer, model: Any, batch: Any, room: int | None) -> None:
-        tokens = Tokens(batch["ids"][:room], None, model.spec)
-        with trainer.precision_plugin.forward_context():
-            written = model.caption_tokens(tokens, **self.writing)
-        self._record(model, written, references_of(batch, "Captions")[: len(tokens)])
-
-    def _record(self, model: Any, written: list[str], references: list[list[str]]) -> None:
+                written = (model.caption_tokens if shards else model.caption)(seen, **self.writing)
         for metric in self.metrics.values():
             metric.to(model.device).update(written, references)
         self._records += [{"caption": c, "references": r} for c, r in zip(written, references, strict=True)]
+        if isinstance(seen, Tensor):
+            missing = self.num_pictures - len(self._pictures)
+            self._pictures += list(seen[: max(0, missing)].float().cpu())
 
     def _log(self, stage: str, trainer: Trainer, model: Any) -> None:
         if not self._wanted or not self._records:

@@ -37,7 +37,7 @@ from zoo.nn.normalisation import STATISTICS, Normalisation, normalise
 from zoo.nn.relative_position import ResizeMethod
 from zoo.optim import Optim
 from zoo.registry import Weights, register
-from zoo.second_stage import allowed_ids, class_labels, discrete_tokenizer, images_of, view_ids_of
+from zoo.second_stage import allowed_ids, class_labels, discrete_tokenizer, images_of, keep_allowed, view_ids_of
 from zoo.tokens import Tokens, TokenSpec, as_pixels, evaluating
 
 
@@ -146,7 +146,7 @@ class BEiT(ZooModule):
             mask: patches that it must not look at; None shows all.
         """
         logits = self.vit.token_logits(self.network_view(images), None if mask is None else self.flat(mask, images))
-        return Tokens(self._possible(logits).argmax(-1), None, self.spec)
+        return Tokens(keep_allowed(logits, self.allowed).argmax(-1), None, self.spec)
 
     def decode(self, tokens: Tokens) -> Float[Tensor, "b ..."]:
         """Through the tokenizer, hence at its scale (112 pixels for 14x14 tokens of DALL-E's)."""
@@ -176,7 +176,7 @@ class BEiT(ZooModule):
         if self.vit.sequence is None:
             target = target[mask]
         else:
-            logits, target = self._possible(logits).flatten(0, 1), target.flatten()
+            logits, target = keep_allowed(logits, self.allowed).flatten(0, 1), target.flatten()
         return {
             "loss": F.cross_entropy(logits, target),
             "accuracy": (logits.detach().argmax(-1) == target).float().mean(),
@@ -220,16 +220,19 @@ class BEiT(ZooModule):
         """Raw feature maps after some blocks, by default those of the published segmentation models."""
         return self.vit.forward_intermediates(self.network_view(images), indices)
 
-    def complete(self, images: Shaped[Tensor, "b 3 h w"], mask: Bool[Tensor, "b gh gw"]) -> Tokens:
+    def complete(
+        self, images: Shaped[Tensor, "b 3 h w"], mask: Bool[Tensor, "b gh gw"], ids: Int[Tensor, "b n"] | None = None
+    ) -> Tokens:
         """Tokens of a partly hidden image: BEiT's prediction where it is hidden, the tokenizer's ids elsewhere.
 
-        ``decode(complete(images, mask))`` is the reconstruction under a mask. A sequence is predicted as a whole.
+        ``decode(complete(images, mask))`` is the reconstruction under a mask; ``ids`` are the tokenizer's, where known.
+        A sequence is predicted as a whole.
         """
         predicted = self.encode(images, mask)
         if self.vit.sequence is not None:
             return predicted
-        ids = torch.where(self.flat(mask, images), predicted.ids, self.tokenize({"image": images}))
-        return Tokens(ids, None, self.spec)
+        ids = self.tokenize({"image": images}) if ids is None else ids
+        return Tokens(torch.where(self.flat(mask, images), predicted.ids, ids), None, self.spec)
 
     @torch.no_grad()
     def picture_rows(self, images: Shaped[Tensor, "b 3 h w"], batch: Batch) -> dict[str, Float[Tensor, "b 3 h w"]]:
@@ -249,13 +252,9 @@ class BEiT(ZooModule):
             if self.spec.decodes != "pixels":
                 return rows
             target = Tokens(self.tokenize(batch), None, self.spec)
-            under_mask = self.encode(images, mask)
-            if self.vit.sequence is None:
-                ids = torch.where(self.flat(mask, images), under_mask.ids, target.ids)
-                under_mask = Tokens(ids, None, self.spec)
             tokens = {
                 "tokenizer": target,
-                "predicted_under_mask": under_mask,
+                "predicted_under_mask": self.complete(images, mask, target.ids),
                 "predicted_from_all": self.encode(images),
             }
             return rows | {name: self._enlarge(self.decode(t)) for name, t in tokens.items()}
@@ -267,10 +266,6 @@ class BEiT(ZooModule):
                 f"masks must be bool of shape {(len(images), *self.grid)}, got {mask.dtype} {tuple(mask.shape)}"
             )
         return rearrange(mask, "b gh gw -> b (gh gw)")
-
-    def _possible(self, logits: Float[Tensor, "b n v"]) -> Float[Tensor, "b n v"]:
-        """Without the ids of other codebooks than the position's."""
-        return logits if self.allowed is None else logits.masked_fill(~self.allowed, -torch.inf)
 
     def _draw(self, rng: random.Random) -> Bool[Tensor, "gh gw"]:
         for _ in range(100):

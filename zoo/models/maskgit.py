@@ -37,7 +37,7 @@ from zoo.nn.parallel_decoding import Decoding, Noise, parallel_decode
 from zoo.nn.prenorm_maskgit import PreNormMaskGIT
 from zoo.optim import Optim
 from zoo.registry import Weights, register
-from zoo.second_stage import NO_CLASS, allowed_ids, discrete_tokenizer, ids_of, labels_of, wanted_labels
+from zoo.second_stage import NO_CLASS, allowed_ids, discrete_tokenizer, ids_of, keep_allowed, labels_of, wanted_labels
 from zoo.tokens import Tokens, TokenSpec, as_pixels, evaluating
 
 PUBLISHED_HEADS = 16  # of the released configuration; the paper says 8
@@ -369,8 +369,7 @@ class MaskGIT(ZooModule):
             logits = (1 + guidance) * with_class - guidance * without
         else:
             logits = self.network(ids, labels)
-        logits = logits[..., : self.spec.vocab_size]
-        return logits if self.allowed is None else logits.masked_fill(~self.allowed, -torch.inf)
+        return keep_allowed(logits[..., : self.spec.vocab_size], self.allowed)
 
     def _finish(self, decoding: Decoding, as_tokens: bool, return_steps: bool) -> Any:
         tokens = Tokens(decoding.ids, None, self.spec)

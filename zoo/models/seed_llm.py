@@ -25,6 +25,7 @@ from torch import Tensor
 
 from zoo.choices import one_of
 from zoo.image_words import CodesAsWords, ImageWords, widen
+from zoo.language_models import DTYPES
 from zoo.language_models import language_model as find_language_model
 from zoo.lora import add_lora
 from zoo.module import Batch, ZooModule
@@ -92,7 +93,7 @@ class SEEDLLM(ZooModule):
             raise ValueError(f"max_text_tokens must be at least 1, got {max_text_tokens}")
         if lora_rank < 0 or lora_alpha < 1:
             raise ValueError(f"lora_rank must be 0 or more, lora_alpha at least 1, got {lora_rank} and {lora_alpha}")
-        one_of("language_dtype", language_dtype, ("float32", "bfloat16", "float16"))
+        one_of("language_dtype", language_dtype, DTYPES)
         self.form = one_of("form", form, ("vocabulary", "embeddings"))
         self.image_words = one_of("image_words", image_words, ("mean", "codes"))
         self.learn = one_of("learn", learn, ("all", "answer"))
