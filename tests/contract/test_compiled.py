@@ -1,13 +1,14 @@
 """Compiled networks: the losses of eager ones, and after three optimizer steps their weights."""
 
 import os
-import subprocess
+import re
 import sys
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 import torch
+from patience import run_together
 from toys import RandomImages
 
 import zoo
@@ -77,15 +78,13 @@ def compare(names):
         print(name, "is equal", flush=True)
 
 
+@pytest.mark.timeout(0)  # run_together ends what hangs
 @pytest.mark.parametrize("names", [GANS, *(pytest.param(OTHERS[i::3], marks=pytest.mark.slow) for i in range(3))])
-def test_losses_and_three_steps_are_those_without_compilation(names):
+def test_losses_and_three_steps_are_those_without_compilation(names, tmp_path):
     # in a process of its own: the annotations that the tests enforce take minutes to trace
-    done = subprocess.run(
-        [sys.executable, __file__, *names], capture_output=True, text=True, timeout=280,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split(" is equal\n")[:-1] == names
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    (said,) = run_together([[__file__, *names]], [tmp_path / "log"], [{"PYTHONPATH": path}])
+    assert re.findall(r"^(\w+) is equal$", said, re.M) == names
 
 
 if __name__ == "__main__":

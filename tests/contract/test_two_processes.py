@@ -6,21 +6,19 @@ Both ranks are started once for many presets: to start a process costs more than
 import os
 import re
 import socket
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from patience import run_together
 
 import zoo
 
 ROOT = Path(__file__).parents[2]
 TINY = zoo.list_models("*_tiny")
 NOISE = ("drop_path", "mixup", "cutmix", "label_smoothing")
-LIMIT = 280  # seconds for one half of the presets
 
 
 def calm(name):
@@ -59,25 +57,12 @@ def run_two_ranks(names, folder):
         "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2",
         "NODE_RANK": "0", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
     }  # fmt: skip
-    logs = [folder / f"rank{rank}.log" for rank in range(2)]
-    ranks = []
-    for rank, log in enumerate(logs):
-        env = os.environ | shared | {"LOCAL_RANK": str(rank), "RANK": str(rank)}
-        with log.open("w") as out:
-            command = [sys.executable, __file__, str(folder), *names]
-            ranks.append(subprocess.Popen(command, cwd=folder, stdout=out, stderr=subprocess.STDOUT, env=env))
-    until = time.monotonic() + LIMIT
-    try:
-        while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
-            assert time.monotonic() < until, "too slow: " + logs[0].read_text()[-1000:]
-            time.sleep(0.2)
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    for rank, log in zip(ranks, logs, strict=True):
-        assert rank.returncode == 0, log.read_text()[-3000:]
-    return logs[0].read_text()
+    return run_together(
+        [[__file__, str(folder), *names]] * 2,
+        [folder / f"rank{rank}.log" for rank in range(2)],
+        [shared | {"LOCAL_RANK": str(rank), "RANK": str(rank)} for rank in range(2)],
+        cwd=folder,
+    )[0]
 
 
 def state(path):
@@ -85,6 +70,7 @@ def state(path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(0)  # run_together ends what hangs
 @pytest.mark.parametrize("names", [TINY[0::2], TINY[1::2]], ids=["even", "odd"])
 def test_two_processes_agree_and_equal_one_with_their_batches(names, tmp_path, run_cli):
     from test_models import batch_for
