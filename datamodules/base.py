@@ -55,6 +55,19 @@ class ZooDataModule(pl.LightningDataModule):
         # logger=False: Lightning refuses to log a model and a data module that share an argument name
         self.save_hyperparameters(logger=False)
 
+    @property
+    def trainer(self) -> pl.Trainer | None:
+        """The trainer, which from the moment it meets this data reads checkpoints safely."""
+        return self._trainer
+
+    @trainer.setter
+    def trainer(self, trainer: pl.Trainer | None) -> None:
+        from zoo.checkpoints.io import read_safely
+
+        self._trainer = trainer
+        if isinstance(trainer, pl.Trainer):
+            read_safely(trainer)
+
     def view(self, split: Split) -> Dataset:
         """The images of a split without augmentation, in a fixed order."""
         raise NotImplementedError

@@ -64,6 +64,19 @@ class ZooModule(pl.LightningModule):
 
     # ------------------------------------------------------------------ training
 
+    @property
+    def trainer(self) -> pl.Trainer:
+        """The trainer, which from the moment it meets this module reads checkpoints safely."""
+        return super().trainer
+
+    @trainer.setter
+    def trainer(self, trainer: pl.Trainer | None) -> None:
+        from zoo.checkpoints.io import read_safely
+
+        pl.LightningModule.trainer.fset(self, trainer)
+        if isinstance(trainer, pl.Trainer):
+            read_safely(trainer)
+
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """All mathematics of the paper: ``loss`` to minimise, and every term to look at."""
         raise NotImplementedError

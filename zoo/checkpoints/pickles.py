@@ -51,12 +51,13 @@ class PickledObject:
         pass
 
 
-def load(path: Path, classes: Iterable[str] = ()) -> Any:
+def load(path: Path, classes: Iterable[str] = (), mapped: bool = True) -> Any:
     """Read a file of ``torch.save``, zip or older, with stand-ins for the known classes.
 
     Args:
         path: the file.
         classes: full names of classes, beyond torch's own layers, that the file may hold.
+        mapped: leave tensors in the file until they are touched; off for what outlives the file.
 
     Raises:
         UnsafePickleError: naming what the file asks for; nothing of it has run.
@@ -66,7 +67,7 @@ def load(path: Path, classes: Iterable[str] = ()) -> Any:
     zipped = zipfile.is_zipfile(path)
     try:
         with torch.serialization.safe_globals([*((PickledObject, name) for name in names), set]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped and mapped)
     except pickle.UnpicklingError as error:
         if not zipped and "persistent_load" in str(error):  # modules in the old format, which torch cannot read safely
             return _load_old(path, names)

@@ -1,0 +1,80 @@
+"""The one door through which Lightning reads the checkpoints of our runs, on whatever way it was asked to."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
+from lightning.pytorch.strategies import Strategy
+
+from zoo.checkpoints import pickles
+from zoo.checkpoints.addresses import local_path
+from zoo.checkpoints.sharded import check_folder
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Reads checkpoints without running anything that they ask for, wherever Lightning reads one."""
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """The content of a checkpoint, on the CPU.
+
+        Args:
+            path: of a local file.
+            map_location: not used; Lightning moves what it needs.
+            weights_only: not used; nothing else is ever read.
+
+        Raises:
+            FileNotFoundError: for a path that is not there.
+            ValueError: for a file that is damaged, unsafe, or an address.
+        """
+        # Not mapped: what stays in memory must not depend on a file that the run may write again.
+        return pickles.load(_existing(path), mapped=False)
+
+
+def read_safely(trainer: Trainer) -> None:
+    """Make a trainer read checkpoints by this door alone; done as soon as one of our modules meets it.
+
+    Args:
+        trainer: whose strategy is changed, once.
+    """
+    strategy = trainer.strategy
+    if getattr(strategy, "reads_safely", False):
+        return
+    _replace_io(strategy)
+    inner = strategy.load_checkpoint
+
+    def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        path = _existing(checkpoint_path)
+        if path.is_dir():
+            check_folder(path)
+        elif type(strategy).load_checkpoint is not Strategy.load_checkpoint:
+            pickles.load(path)  # strategies with a reader of their own; the others read by SafeCheckpointIO
+        torch.cuda.empty_cache()
+        return inner(path, weights_only=True)
+
+    strategy.load_checkpoint = load_checkpoint  # type: ignore[method-assign]
+    strategy.reads_safely = True  # type: ignore[attr-defined]
+
+
+def _existing(source: str | Path) -> Path:
+    path = local_path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    return path
+
+
+def _replace_io(strategy: Strategy) -> None:
+    found: CheckpointIO | None = strategy._checkpoint_io
+    if isinstance(found, _WrappingCheckpointIO):
+        while isinstance(found._checkpoint_io, _WrappingCheckpointIO):
+            found = found._checkpoint_io
+        if found._checkpoint_io is None or type(found._checkpoint_io) is TorchCheckpointIO:
+            found._checkpoint_io, found._base_checkpoint_io_configured = SafeCheckpointIO(), True
+    elif found is None or type(found) is TorchCheckpointIO:
+        strategy.checkpoint_io = SafeCheckpointIO()
