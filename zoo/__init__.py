@@ -4,12 +4,16 @@ Shapes: ``b`` batch, ``h w`` pixels, ``gh gw`` token grid, ``n`` tokens, ``d`` w
 ``q`` queries, ``t`` text.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 __version__ = "0.1.0"
 
-from zoo.module import ZooModule
-from zoo.optim import Optim
-from zoo.registry import Weights, create_model, list_models, model_info, register
-from zoo.tokens import NotInvertible, Segment, Tokenizer, Tokens, TokenSpec, reconstruct
+if TYPE_CHECKING:
+    from zoo.module import ZooModule
+    from zoo.optim import Optim
+    from zoo.registry import Weights, create_model, list_models, model_info, register
+    from zoo.tokens import NotInvertible, Segment, Tokenizer, Tokens, TokenSpec, reconstruct
 
 __all__ = [
     "NotInvertible",
@@ -27,9 +31,20 @@ __all__ = [
     "register",
 ]
 
+#: where the public names are; what is not asked for is not imported, so that ``import zoo`` needs no torch
+_HOME = dict.fromkeys(("NotInvertible", "Segment", "TokenSpec", "Tokenizer", "Tokens", "reconstruct"), "tokens")
+_HOME |= dict.fromkeys(("Weights", "create_model", "list_models", "model_info", "register"), "registry")
+_HOME |= {"Optim": "optim", "ZooModule": "module"}
+
 
 def __getattr__(name: str) -> object:
-    """Paper classes by their bare name (``zoo.BEiT``), imported when first asked for."""
+    """Public names and paper classes (``zoo.BEiT``), imported when first asked for."""
+    if name in _HOME:
+        value = getattr(import_module(f"zoo.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _HOME.values():
+        return import_module(f"zoo.{name}")
     if not name.startswith("_") and name[:1].isupper():
         from zoo.registry import presets
 
@@ -37,3 +52,7 @@ def __getattr__(name: str) -> object:
             if preset.cls.__name__ == name:
                 return preset.cls
     raise AttributeError(f"module 'zoo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,24 +1,150 @@
-"""Tables for the command line: the models and the recipes that there are."""
+"""Tables for the command line: the models and the recipes that there are.
+
+Sizes and tokens of a model are known when it is built, which takes seconds for all of them and needs torch. The package
+therefore carries them in ``models_table.json``, per file of ``zoo/models`` and with a digest of its registrations: what
+was registered since, or elsewhere, is built. ``python -c "import zoo.catalog as c; c.write_table()"`` writes it anew.
+"""
+
+import ast
+import fnmatch
+import hashlib
+import json
+import pkgutil
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from zoo.recipe_files import packaged
 from zoo.recipe_header import parse_header
-from zoo.registry import ModelInfo, list_models, model_info
+
+if TYPE_CHECKING:
+    from zoo.registry import ModelInfo
+
+TABLE = Path(__file__).parent / "models_table.json"
+COLUMNS = ("name", "class", "parameters", "tokens x vocabulary", "decodes to", "weights", "recipe", "paper")
+#: the least width of a column that is cut on a narrow terminal
+LEAST = 24
 
 
-def models_table(pattern: str = "*") -> str:
+def models_table(pattern: str = "*", width: int | None = None) -> str:
     """All registered models that match a shell wildcard, one per line.
+
+    Args:
+        pattern: that names match as a whole, or else in part.
+        width: of the terminal; None cuts nothing.
 
     Raises:
         ValueError: when none does.
     """
-    names = list_models(pattern) or list_models(f"*{pattern}*")
+    known = _known_rows()
+    names = fnmatch.filter(known, pattern) or fnmatch.filter(known, f"*{pattern}*")
     if not names:
         raise ValueError(f"no model matches {pattern!r}: 'lightning list' prints all of them")
-    header = ("name", "class", "parameters", "tokens x vocabulary", "decodes to", "weights", "recipe", "paper")
-    return table(header, [_row(model_info(name)) for name in names])
+    rows = []
+    for name in sorted(names, key=natural_order):
+        row = known[name]
+        rows.append(_row(name) if row is None else row)
+    return table(COLUMNS, rows, width)
 
 
-def _row(info: ModelInfo) -> tuple[str, ...]:
+def recipes_table(width: int | None = None) -> str:
+    """All recipes of the package with their title and what they are expected to reach.
+
+    Args:
+        width: of the terminal; None cuts nothing.
+    """
+    headers = {name: parse_header(path) for name, path in packaged().items()}
+    rows = [
+        (f"recipes/{name}.yaml", *(h.get(key, "").partition("\n")[0] for key in ("title", "expect")))
+        for name, h in headers.items()
+    ]
+    return table(("recipe", "title", "expect"), rows, width)
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]], width: int | None = None) -> str:
+    """Left-aligned columns, two spaces apart.
+
+    Args:
+        header: names of the columns.
+        rows: cells as text.
+        width: that lines must not exceed: the widest columns are cut, the last ones left out, but never the first.
+    """
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    if width is not None:
+        least = [widths[0], *(min(w, max(LEAST, len(name))) for w, name in zip(widths[1:], header[1:], strict=True))]
+        while len(least) > 1 and sum(least) + 2 * (len(least) - 1) > width:
+            least.pop()
+        widths = widths[: len(least)]
+        while len(least) > 1 and sum(widths) + 2 * (len(widths) - 1) > width:
+            widest = max(range(1, len(widths)), key=lambda i: widths[i] - least[i])
+            widths[widest] -= 1
+    lines = ["  ".join(_cut(cell, w).ljust(w) for cell, w in zip(row, widths, strict=False)) for row in [header, *rows]]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal; None where the output goes into a file or another program, which get all of it."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def natural_order(name: str) -> list[Any]:
+    """A key for sorting that counts numbers in names as numbers."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def write_table() -> None:
+    """Build every model of the package and write down what ``lightning list`` shows of it."""
+    from zoo.registry import presets
+
+    papers = []
+    for module, path in _papers().items():
+        names = [name for name, preset in presets().items() if preset.cls.__module__ == f"zoo.models.{module}"]
+        rows = [json.dumps(_row(name), ensure_ascii=False) for name in sorted(names, key=natural_order)]
+        listed = ",\n  ".join(rows)  # a line per model, so that changes can be read
+        papers.append(f'"{module}": {{\n "registrations": "{_digest(path)}",\n "rows": [\n  {listed}\n ]\n}}')
+    TABLE.write_text("{\n" + ",\n".join(papers) + "\n}\n", encoding="utf-8")
+
+
+def _known_rows() -> dict[str, tuple[str, ...] | None]:
+    """Name of every preset to its row, or to None where it has to be built."""
+    stored = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.is_file() else {}
+    papers = _papers()
+    current = [m for m, path in papers.items() if m in stored and stored[m]["registrations"] == _digest(path)]
+    rows: dict[str, tuple[str, ...] | None] = {row[0]: tuple(row) for m in current for row in stored[m]["rows"]}
+    if len(current) < len(papers) or "zoo.registry" in sys.modules:  # new files, or presets that a program registered
+        from zoo.registry import presets
+
+        rows = {name: rows.get(name) for name in presets()}
+    return rows
+
+
+def _papers() -> dict[str, Path]:
+    import zoo.models
+
+    places = [Path(place) for place in zoo.models.__path__]
+    names = sorted(module.name for module in pkgutil.iter_modules(zoo.models.__path__))
+    return {name: next(p / f"{name}.py" for p in places if (p / f"{name}.py").is_file()) for name in names}
+
+
+def _digest(path: Path) -> str:
+    """Short hash of the statements of a paper's file that register presets, without its classes and functions."""
+    text = path.read_text(encoding="utf-8")
+    kinds = (ast.ClassDef, ast.FunctionDef, ast.Import, ast.ImportFrom)
+    statements = [
+        ast.get_source_segment(text, node) or "" for node in ast.parse(text).body[1:] if not isinstance(node, kinds)
+    ]
+    return hashlib.sha256("".join("".join(statements).split()).encode()).hexdigest()[:12]
+
+
+def _row(name: str) -> tuple[str, ...]:
+    from zoo.registry import model_info
+
+    return _cells(model_info(name))
+
+
+def _cells(info: "ModelInfo") -> tuple[str, ...]:
     spec = info.spec
     tokens = "-" if spec is None else f"{spec.num_tokens} x {spec.vocab_size or 'continuous'}"
     decodes = "-" if spec is None or spec.decodes is None else spec.decodes
@@ -27,18 +153,5 @@ def _row(info: ModelInfo) -> tuple[str, ...]:
     return info.name, info.cls.__name__, parameters, tokens, decodes, weights or "-", info.recipe or "-", info.paper
 
 
-def recipes_table() -> str:
-    """All recipes of the package with their title and what they are expected to reach."""
-    headers = {name: parse_header(path) for name, path in packaged().items()}
-    rows = [
-        (f"recipes/{name}.yaml", *(h.get(key, "").partition("\n")[0] for key in ("title", "expect")))
-        for name, h in headers.items()
-    ]
-    return table(("recipe", "title", "expect"), rows)
-
-
-def table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """Left-aligned columns, two spaces apart."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]]
-    return "\n".join(line.rstrip() for line in lines)
+def _cut(cell: str, width: int) -> str:
+    return cell if len(cell) <= width else f"{cell[: width - 1]}…"

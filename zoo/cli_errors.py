@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
-#: commands of ours that are no methods of the Trainer, and how many arguments they take
-EXTRA_COMMANDS = {"list": (0, 1), "recipes": (0, 0), "copy": (1, 2)}
+from zoo.cli import EXTRA_COMMANDS
+
 _BLOCK = re.MULTILINE | re.DOTALL
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from zoo.catalog import natural_order
 from zoo.choices import known_names
 from zoo.module import ZooModule
 from zoo.optim import Optim
@@ -119,7 +120,7 @@ def list_models(pattern: str = "*", *, decodes: str | None = None, weights: bool
         decodes: only those whose tokens decode to this (``"pixels"`` or ``"embedding"``).
         weights: only those with weights inside the package.
     """
-    names = sorted(fnmatch.filter(presets(), pattern), key=_natural)
+    names = sorted(fnmatch.filter(presets(), pattern), key=natural_order)
     if weights:
         names = [n for n in names if any(w.file for w in presets()[n].weights.values())]
     if decodes is not None:
@@ -329,7 +330,3 @@ def _as_init_args(args: dict[str, Any]) -> dict[str, Any]:
     if isinstance(optim, dict):
         args = args | {"optim": Optim(**(optim | ({"betas": tuple(optim["betas"])} if "betas" in optim else {})))}
     return args
-
-
-def _natural(name: str) -> list[Any]:
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]

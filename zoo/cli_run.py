@@ -1,0 +1,230 @@
+"""The commands that train and evaluate: LightningCLI as the zoo uses it, and which errors are for the user."""
+
+import linecache
+import logging
+import os
+import re
+import sys
+import textwrap
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import jsonargparse
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from omegaconf.errors import OmegaConfBaseException
+
+import zoo
+from zoo import recipe_files
+from zoo.cli_errors import ZooParser
+from zoo.module import ZooModule
+from zoo.recipe_header import parse_header
+from zoo.run_folder import check_checkpoint, keep_old_metrics
+
+DESCRIPTION = "Train and evaluate visual tokenizers. Also: list [PATTERN], recipes, copy RECIPE [TARGET]."
+Precision = Literal["highest", "high", "medium"]
+FOR_THE_USER = (ValueError, TypeError, RuntimeError, OSError, ImportError, MisconfigurationException)
+#: set to anything to see where a one-line error comes from
+TRACEBACK = "TOKENZOO_TRACEBACK"
+
+
+def run(arguments: list[str]) -> None:
+    """Run a command of the Trainer.
+
+    Args:
+        arguments: as on the command line, without the program's name.
+    """
+    # Lightning 2.6 calls what jsonargparse 5 will drop; the bounds in pyproject.toml say so
+    os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = os.environ.get("JSONARGPARSE_DEPRECATION_WARNINGS") or "off"
+    jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    try:
+        with _quiet():
+            ZooCLI(arguments)
+    except FOR_THE_USER as error:
+        end_with_sentence(error)
+
+
+def end_with_sentence(error: Exception) -> NoReturn:
+    """End the program with one line where the user can help it; otherwise raise the error as it is."""
+    sentence = None if os.environ.get(TRACEBACK) else _sentence(error)
+    if sentence is None:
+        raise error
+    sys.stderr.write(f"error: {sentence}\n")
+    sys.exit(1)
+
+
+class ZooCLI(LightningCLI):
+    """LightningCLI with the zoo's settings, run directory, loggers and messages.
+
+    Args:
+        arguments: command and options, as on the command line.
+    """
+
+    def __init__(self, arguments: list[str]):
+        import datamodules
+        from zoo.registry import presets
+
+        presets()  # imports the papers, so that recipes can say BEiT for zoo.BEiT
+        #: configuration files, as typed -> as found
+        self.recipes: dict[str, Path] = {}
+        super().__init__(
+            ZooModule,
+            datamodules.ZooDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,  # Optim belongs to the model; Lightning's groups step per epoch
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            parser_class=ZooParser,
+            parser_kwargs={
+                "parser_mode": "omegaconf+",  # plain "omegaconf" resolves before command-line overrides
+                "version": f"tokenzoo {zoo.__version__}",
+                "description": DESCRIPTION,
+            },
+            args=recipe_files.resolve_arguments(arguments, self.recipes),
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options that are no constructor arguments."""
+        parser.add_argument("--compile", type=bool, default=False, nargs="?", const=True, help="torch.compile in place")
+        parser.add_argument(
+            "--matmul_precision",
+            type=Precision,
+            default="high",
+            help="float32 products on CUDA: 'high' uses TF32, 'highest' does not",
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse without Lightning's warning about arguments given from Python."""
+        try:
+            self.config = parser.parse_args(args)
+        except OmegaConfBaseException as error:  # a ${...} that leads nowhere
+            parser.error(str(error).partition("\n")[0])
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: recipe and flags decide, ``--ckpt_path`` only restores state.
+
+        Lightning would let the hyper-parameters stored in the checkpoint win over both.
+        """
+
+    def after_instantiate_classes(self) -> None:
+        """Apply the options that are no constructor arguments."""
+        if torch.cuda.is_available():
+            torch.set_float32_matmul_precision(self._get(self.config, "matmul_precision"))
+        if self._get(self.config, "compile"):
+            self.model.compile_networks()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add what every run has, unless the recipe brings its own: run directory, loggers, checkpoint, guards."""
+        config = self._get(self.config_init, "trainer")
+        ckpt_path = self._get(self.config, "ckpt_path")
+        check_checkpoint(ckpt_path, self.subcommand)
+        name = next((path.stem for path in self.recipes.values()), type(self.model).__name__.lower())
+        run_dir = Path(config["default_root_dir"] or Path("runs") / name)
+        # into the configuration that the run writes down, which is then a recipe of the same folder
+        self.config[str(self.subcommand)]["trainer"]["default_root_dir"] = str(run_dir)
+        fit = self.subcommand == "fit" and not config["fast_dev_run"]
+        if fit:
+            keep_old_metrics(run_dir)
+        if config["logger"] in (None, True):
+            log_dir = run_dir if self.subcommand == "fit" else run_dir / str(self.subcommand)
+            kwargs["logger"] = [logger(log_dir, name="", version="") for logger in (CSVLogger, TensorBoardLogger)]
+        given = config["callbacks"] or []
+        callbacks: list[Callback] = list(given) if isinstance(given, list) else [given]
+        checkpoints = config["enable_checkpointing"] is not False
+        callbacks += self._default_callbacks(callbacks, run_dir, checkpoints)
+        if fit and checkpoints and not ckpt_path:  # a resumed run goes on with the file
+            from zoo.callbacks.kept import KeepOldCheckpoint
+
+            callbacks.append(KeepOldCheckpoint(run_dir))
+        return super().instantiate_trainer(default_root_dir=str(run_dir), callbacks=callbacks, **kwargs)
+
+    def _default_callbacks(self, given: list[Callback], run_dir: Path, checkpoints: bool) -> list[Callback]:
+        from zoo.callbacks.divergence import DivergenceGuard
+        from zoo.callbacks.summary import RunSummary
+
+        summary = RunSummary(" --config ".join(self.recipes) or None)
+        wanted: list[Callback] = [DivergenceGuard(), summary] if self.subcommand == "fit" else []
+        if checkpoints:
+            # save_top_k=1 without a monitor keeps the newest; runs/<recipe>/last.ckpt is overwritten every epoch
+            wanted.append(
+                ModelCheckpoint(run_dir, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
+            )
+        return [c for c in wanted if not any(isinstance(g, type(c)) for g in given)]
+
+    def before_fit(self) -> None:
+        """Say what runs and what to expect of it."""
+        header = next(filter(None, map(parse_header, self.recipes.values())), {})
+        if self.trainer.is_global_zero:
+            for key in ("title", "expect"):
+                if key in header:
+                    print(f"{key:>6}: {header[key]}".replace("\n", "\n" + 8 * " "))
+
+
+def _sentence(error: BaseException | None) -> str | None:
+    """The sentence of an error that a ``raise`` of the zoo made; None for errors of libraries, and for bugs.
+
+    The parser wraps what constructors raise, so causes are looked at as well.
+    """
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        if isinstance(error, MisconfigurationException):
+            return str(error)
+        if isinstance(error, RuntimeError) and (
+            other := re.match(r"Error\(s\) in loading (\w+) for (\w+):\s+(.+)", str(error))
+        ):
+            keys = textwrap.shorten(other[3], 240, placeholder=" ...")
+            return f"the checkpoint is not of this {other[2]}: {keys}; use the recipe and flags that made it"
+        if isinstance(error, FOR_THE_USER) and (said := _worker_sentence(str(error))):
+            return said
+        if isinstance(error, FOR_THE_USER) and trace is not None:
+            module = trace.tb_frame.f_globals.get("__name__", "").partition(".")[0]
+            line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip()
+            if module in ("zoo", "datamodules") and line.startswith("raise "):
+                return str(error)
+        error = error.__cause__
+    return None
+
+
+def _worker_sentence(message: str) -> str | None:
+    """The sentence inside the traceback that torch makes the message of an error in a data worker, if it is ours."""
+    if not re.match(r"Caught \w+ in DataLoader worker", message):
+        return None
+    *_, (file, line) = re.findall(r'^ +File "(.+?)", line \d+, in .+\n +(.+)$', message, re.MULTILINE) or [("", "")]
+    places = [Path(sys.modules[name].__path__[0]).resolve() for name in ("zoo", "datamodules") if name in sys.modules]
+    if not line.startswith("raise ") or not any(Path(file).resolve().is_relative_to(place) for place in places):
+        return None
+    return re.sub(r"^[\w.]+: ", "", message.strip().splitlines()[-1])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without advertising tips, and without warnings about what is done on purpose: old run folders, frozen trunks."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+
+    def no_tips(record: logging.LogRecord) -> bool:
+        return "Tip:" not in record.getMessage()
+
+    logger.addFilter(no_tips)
+    with warnings.catch_warnings():
+        for message in (
+            "exists and is not empty",
+            "dirpath has changed",
+            "not have many workers",
+            "LeafSpec",
+            "in eval mode",
+        ):
+            warnings.filterwarnings("ignore", f".*{message}")
+        try:
+            yield
+        finally:
+            logger.removeFilter(no_tips)
