@@ -69,7 +69,7 @@ def _extra_command(command: str, *arguments: str) -> None:
         sys.exit(2)
     try:
         if command == "list":
-            print(catalog.models_table(*arguments, width=catalog.terminal_width()))
+            print(catalog.models_table(arguments[0] if arguments else "*", width=catalog.terminal_width()))
         elif command == "recipes":
             print(catalog.recipes_table(width=catalog.terminal_width()))
         else:

@@ -1,7 +1,9 @@
 """The documentation is true: its Python runs, its links lead somewhere, its equation maps name functions that exist."""
 
 import ast
+import collections
 import importlib
+import logging
 import re
 from pathlib import Path
 
@@ -53,6 +55,32 @@ def test_relative_links_resolve(page):
         assert file.exists(), f"{name(page)} links to {target}, which is not there"
         if anchor and file.suffix == ".md":
             assert anchor in anchors(file), f"{name(page)} links to {target}: no such heading"
+
+
+def test_the_site_builds_without_a_warning(tmp_path, caplog):
+    """As ``mkdocs build --strict -f .mkdocs.yml``: every page is in the menu, and every link leads to a page."""
+    config = pytest.importorskip("mkdocs.config")
+    from mkdocs.commands.build import build
+
+    site = config.load_config(str(ROOT / ".mkdocs.yml"), site_dir=str(tmp_path / "site"))
+    site["plugins"].on_startup(command="build", dirty=False)
+    with caplog.at_level(logging.WARNING, logger="mkdocs"):
+        build(site)
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
+    assert "lightning fit" in (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_lists_and_tables_are_the_same_on_the_site_and_in_the_repository(page):
+    """The site's Markdown knows fewer forms: a list after a list, or code in a list, may be swallowed."""
+    markdown, commonmark = pytest.importorskip("markdown"), pytest.importorskip("markdown_it")
+    text = page.read_text(encoding="utf-8")
+    site = markdown.markdown(text, extensions=["tables", "fenced_code", "toc", "sane_lists"])
+    assert blocks(site) == blocks(commonmark.MarkdownIt("commonmark").enable("table").render(text))
+
+
+def blocks(html):
+    return collections.Counter(re.findall(r"<(ul|ol|li|pre|table|tr|blockquote|h\d|img)\b", html))
 
 
 def anchors(page):
