@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         data = _data_class(options.data, given)(**({"image_size": tokenizer.image_size} | given))
         data.prepare_data()
         data.setup("test")
-        samples = [view[i] for view in (data.view("test"), data.view("val")) for i in range(len(view))]
+        samples = [sample for split in ("test", "val") for sample in data.view(split)]
         samples = samples[: options.candidates]
         images, texts = torch.stack([s["image"] for s in samples]), [s["caption"] for s in samples]
         metrics, curves, made = measure(tokenizer, others, images, texts, options)

@@ -1,18 +1,70 @@
 """ZooDataModule, the base of every data module: loaders, seeds and the batch contract."""
 
 import importlib.util
-from collections.abc import Sequence
+import operator
+import warnings
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from zoo.choices import one_of
+from zoo.nn.ranks import world_size
 
 Split = Literal["train", "val", "test", "all"]
 Sample = dict[str, Any]
+
+
+class Samples(Dataset):
+    """A data set that can be used as a list can: ``for``, negative places, slices, an IndexError past the end.
+
+    A subclass implements ``__len__`` and :meth:`sample`. A loop leaves broken images out; a place or a slice has None
+    for them.
+    """
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def sample(self, i: int) -> Sample | None:
+        """The sample at a place from 0 to the end, or None where its image is broken."""
+        raise NotImplementedError
+
+    def __getitem__(self, i: Any) -> Any:
+        size = len(self)
+        if isinstance(i, slice):
+            return [self.sample(place) for place in range(*i.indices(size))]
+        place = operator.index(i)
+        if not -size <= place < size:
+            raise IndexError(f"there is no sample {place}: the data set has {size}")
+        return self.sample(place % size)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for place in range(len(self)):
+            if (sample := self.sample(place)) is not None:
+                yield sample
+
+
+class Joined(Samples):
+    """Data sets one behind the other.
+
+    Args:
+        parts: in order.
+    """
+
+    def __init__(self, parts: Sequence[Samples]):
+        self.parts, self.ends = list(parts), list(accumulate(len(part) for part in parts))
+
+    def __len__(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    def sample(self, i: int) -> Sample | None:
+        number = bisect_right(self.ends, i)
+        return self.parts[number].sample(i - (self.ends[number - 1] if number else 0))
 
 
 class ZooDataModule(pl.LightningDataModule):
@@ -112,19 +164,60 @@ class ZooDataModule(pl.LightningDataModule):
         return self._loader(dataset, self.eval_batch_size or self.batch_size, shuffle=False)
 
     def _loader(self, dataset: Any, batch_size: int, **options: Any) -> DataLoader:
-        return DataLoader(
+        return GoodBatches(
             dataset,
             batch_size=batch_size,  # by name: Lightning passes it again when it makes the predict loader
             num_workers=self.num_workers,
-            collate_fn=collate,
+            collate_fn=collate_found,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
             **options,
         )
 
 
+class GoodBatches(DataLoader):
+    """A loader that leaves out a batch of which every image is broken.
+
+    Ranks that evaluate together must take the same number of steps. There the nearest good image stands in, as
+    samplers of several processes repeat images anyway to give all of them as many.
+    """
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        return self._found(super().__iter__())
+
+    def _found(self, batches: Iterator[dict[str, Any] | None]) -> Iterator[dict[str, Any]]:
+        # Lightning's sampler for predict repeats nothing and sits in batch_sampler
+        in_step = world_size() > 1 and isinstance(self.sampler, DistributedSampler)
+        nearest: dict[str, Any] | None = None
+        missing = place = 0
+        for batch in batches:
+            if batch is None:
+                missing += 1
+            else:
+                nearest = {key: value[:1] for key, value in batch.items()}
+            if in_step and missing and nearest is not None:
+                warnings.warn(f"every image of {missing} batches is broken: another image stands in", stacklevel=2)
+                for _ in range(missing):
+                    yield nearest
+                missing = 0
+            if batch is not None:
+                place += 1
+                yield batch
+            elif seen := getattr(self.batch_sampler, "seen_batch_indices", None):
+                del seen[place]  # Lightning counts what predict has seen by the batches that come
+
+
+def collate_found(samples: Sequence[Sample | None]) -> dict[str, Any] | None:
+    """:func:`collate`, or None where every image is broken."""
+    return collate(samples) if any(sample is not None for sample in samples) else None
+
+
 def collate(samples: Sequence[Sample | None]) -> dict[str, Any]:
-    """Stack samples into a batch; None stands for a broken image and is left out."""
+    """Stack samples into a batch; None stands for a broken image and is left out.
+
+    Raises:
+        RuntimeError: where nothing is left.
+    """
     found = [s for s in samples if s is not None]
     if not found:
         raise RuntimeError("every image of a batch is broken: remove the files named above, or use larger batches")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import Dataset
 
 from datamodules.annotations import Annotated, read_captions, read_conversations
-from datamodules.base import Sample, Split, ZooDataModule
+from datamodules.base import Joined, Sample, Samples, Split, ZooDataModule
 from datamodules.image_folder import ImageFolderDataset, hold_out
 from datamodules.transforms import (
     EVAL_TRANSFORMS,
@@ -23,7 +23,7 @@ from zoo.choices import one_of
 SPLITS = ("train", "val", "test")
 
 
-class AnnotatedDataset(Dataset):
+class AnnotatedDataset(Samples):
     """Images with what is said of them. In training, every caption of an image is a sample of its own.
 
     Args:
@@ -55,7 +55,7 @@ class AnnotatedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, i: int) -> Sample | None:
+    def sample(self, i: int) -> Sample | None:
         number, chosen = self.samples[i]
         if self.entries[number].path is None:
             grey = torch.full((3, self.image_size, self.image_size), 128, dtype=torch.uint8)
@@ -147,7 +147,7 @@ class _AnnotatedData(ZooDataModule):
 
     def view(self, split: Split) -> Dataset:
         if split == "all":
-            return ConcatDataset(list(dict.fromkeys(self._views.values())))
+            return Joined(list(dict.fromkeys(self._views.values())))
         return self._views[split]
 
 

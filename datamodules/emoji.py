@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from jaxtyping import Int, UInt8
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import Dataset
 
 from datamodules.annotations import Turn
-from datamodules.base import Sample, Split, ZooDataModule, missing, package_folder
+from datamodules.base import Joined, Sample, Samples, Split, ZooDataModule, missing, package_folder
 from datamodules.emoji_drawings import composite, load_rgba, png_pixels
 from datamodules.emoji_talk import Talk
 from datamodules.transforms import TrainTransform, Transform, make_eval_transform, make_train_transform
@@ -122,7 +122,7 @@ def _readable(name: str) -> str:
     return unicodedata.normalize("NFC", name.strip(":").replace("_", " "))
 
 
-class EmojiDataset(Dataset):
+class EmojiDataset(Samples):
     """Drawings of one split, composited on their background when they are asked for.
 
     Args:
@@ -154,7 +154,7 @@ class EmojiDataset(Dataset):
     def __len__(self) -> int:
         return len(self.drawings)
 
-    def __getitem__(self, i: int) -> Sample:
+    def sample(self, i: int) -> Sample:
         index, drawing = int(self.index[i]), self.drawings[i]
         white = self.background == "white"
         if self.margin:
@@ -285,7 +285,7 @@ class EmojiData(ZooDataModule):
 
     def view(self, split: Split) -> Dataset:
         if split == "all":
-            return ConcatDataset([self._views[s] for s in SPLITS])
+            return Joined([self._views[s] for s in SPLITS])
         return self._views[split]
 
     def _talks(self, captions: list[str]) -> tuple[Any, Any]:

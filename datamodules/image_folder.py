@@ -12,9 +12,9 @@ import torch
 from jaxtyping import UInt8
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import Dataset
 
-from datamodules.base import Sample, Split, ZooDataModule
+from datamodules.base import Joined, Sample, Samples, Split, ZooDataModule
 from datamodules.transforms import (
     EVAL_TRANSFORMS,
     EvalTransform,
@@ -86,7 +86,7 @@ def read_image(path: Path) -> UInt8[Tensor, "3 h w"]:
     return from_pil(image)
 
 
-class ImageFolderDataset(Dataset):
+class ImageFolderDataset(Samples):
     """Images of one split. A broken image is left out in evaluation and stands aside for the next one in training.
 
     Args:
@@ -121,7 +121,7 @@ class ImageFolderDataset(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, i: int) -> Sample | None:
+    def sample(self, i: int) -> Sample | None:
         for step in range(len(self) if self.replace else 1):
             j = (i + step) % len(self)
             if self._broken[j]:
@@ -246,7 +246,7 @@ class ImageFolderData(ZooDataModule):
 
     def view(self, split: Split) -> Dataset:
         if split == "all":
-            return ConcatDataset(list(dict.fromkeys(self._views.values())))
+            return Joined(list(dict.fromkeys(self._views.values())))
         return self._views[split]
 
     def _dataset(

@@ -6,9 +6,9 @@ import torch
 from jaxtyping import UInt8
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import Dataset
 
-from datamodules.base import Sample, Split, ZooDataModule, package_folder
+from datamodules.base import Joined, Sample, Samples, Split, ZooDataModule, package_folder
 from datamodules.image_folder import read_image
 from datamodules.transforms import Transform, make_eval_transform, random_crop, random_flip
 
@@ -37,7 +37,7 @@ def photo_path(name: str) -> Path:
     return folder / "data" / file if module == "skimage" else folder / "datasets" / "images" / file
 
 
-class RandomCrops(Dataset):
+class RandomCrops(Samples):
     """Random crops, mirrored half of the time; every photograph is as likely as any other.
 
     Args:
@@ -53,12 +53,12 @@ class RandomCrops(Dataset):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, i: int) -> Sample:
+    def sample(self, i: int) -> Sample:
         photo = self.photos[int(torch.randint(len(self.photos), ()))]
         return dict(self.transform(random_flip(random_crop(photo, self.size)))) | {"index": i}
 
 
-class GridCrops(Dataset):
+class GridCrops(Samples):
     """All crops of a fixed grid that do not overlap, centred in each photograph.
 
     Args:
@@ -79,7 +79,7 @@ class GridCrops(Dataset):
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, i: int) -> Sample:
+    def sample(self, i: int) -> Sample:
         number, top, left = self.places[i]
         crop = self.photos[number][:, top : top + self.size, left : left + self.size]
         return dict(self.transform(crop)) | {"index": self.first + i}
@@ -141,4 +141,4 @@ class PhotoData(ZooDataModule):
         )
 
     def view(self, split: Split) -> Dataset:
-        return ConcatDataset(list(self._views.values())) if split == "all" else self._views[split]
+        return Joined(list(self._views.values())) if split == "all" else self._views[split]

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import Dataset
 
-from datamodules.base import Sample, Split, ZooDataModule
+from datamodules.base import Joined, Sample, Samples, Split, ZooDataModule
 from zoo.token_shards import HEADER, caption_in, check_length, check_tokenizer, read_header, read_shards
 
 
-class TokenDataset(Dataset):
+class TokenDataset(Samples):
     """Samples of the shards in one folder.
 
     Args:
@@ -28,7 +28,7 @@ class TokenDataset(Dataset):
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
 
-    def __getitem__(self, i: int) -> Sample:
+    def sample(self, i: int) -> Sample:
         number = bisect_right(self.ends, i)
         shard = self.shards[number]
         row = i - (self.ends[number - 1] if number else 0)
@@ -92,7 +92,7 @@ class TokenData(ZooDataModule):
 
     def view(self, split: Split) -> Dataset:
         if split == "all":
-            return ConcatDataset([self.train, self.val, *([] if self.test is self.val else [self.test])])
+            return Joined([self.train, self.val, *([] if self.test is self.val else [self.test])])
         return getattr(self, split)
 
     def _read(self, split: str) -> TokenDataset:

@@ -10,7 +10,7 @@ from tiny_tokenizer import quiet_trainer
 from toys import Toy, ToyData
 
 import zoo
-from zoo.callbacks import Captions, Retrieval
+from zoo.callbacks import EMA, Captions, Retrieval
 from zoo.callbacks.pictures import caption_sheet
 from zoo.metrics.captions import CIDErD
 
@@ -88,6 +88,42 @@ def test_retrieval_over_the_whole_set(tmp_path, monkeypatch):
     assert float(trainer.callback_metrics["val/t2i_r@10"]) == 1
     trainer.test(model, ToyData(32, num_classes=9), verbose=False)
     assert seen[-1][2] == 3 and "test/rerank_i2t_r@1" in trainer.callback_metrics
+
+
+def test_retrieval_is_scored_where_the_last_batch_is_broken(tmp_path, monkeypatch):
+    """Fewer batches come than were announced; the weights are those of validation all the same."""
+    from datamodules.base import GoodBatches, collate_found
+
+    class Data(ToyData):
+        def val_dataloader(self):
+            samples = [*map(self.val.__getitem__, range(4)), None, None]
+            return GoodBatches(samples, batch_size=2, collate_fn=collate_found)
+
+        test_dataloader = val_dataloader
+
+    seen = []
+    weights = lambda model: model.text_proj.weight.detach().clone()  # noqa: E731
+    monkeypatch.setattr(zoo.BLIP2Stage1, "validation_step", lambda self, *_: seen.append(weights(self)))
+    original = zoo.BLIP2Stage1.retrieve
+    monkeypatch.setattr(
+        zoo.BLIP2Stage1,
+        "retrieve",
+        lambda self, i, t, rerank=0: seen.append((len(i), t, weights(self))) or original(self, i, t, rerank),
+    )
+    monkeypatch.setattr(zoo.BLIP2Stage1, "on_validation_end", lambda self: seen.append(weights(self)))
+    for callbacks in ([EMA(0.9), Retrieval()], [Retrieval(), EMA(0.9)]):
+        seen.clear()
+        torch.manual_seed(0)
+        model = zoo.create_model("blip2_stage1_tiny")
+        trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=callbacks)
+        trainer.fit(model, Data(32, num_classes=9))
+        first, _, (count, texts, used), raw = seen
+        assert count == 4 and texts == [f"image {i}" for i in range(4)]
+        assert torch.equal(first, used), "averaged as in the steps before"
+        assert not torch.equal(raw, used), "and put back"
+        assert 0 <= float(trainer.callback_metrics["val/i2t_r@1"]) <= 1
+        trainer.test(model, Data(32, num_classes=9), verbose=False)
+        assert "test/i2t_r@1" in trainer.callback_metrics
 
 
 def test_retrieval_under_autocast_is_that_without(tmp_path):

@@ -2,15 +2,16 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, DistributedSampler
 
 import datamodules
 from datamodules import ZooDataModule
-from datamodules.base import collate
+from datamodules.base import GoodBatches, Joined, Samples, collate, collate_found
 from zoo.choices import one_of
 
 
@@ -23,6 +24,19 @@ class Numbers(Dataset):
 
     def __getitem__(self, i):
         return {"image": torch.full((3, 2, 2), i, dtype=torch.uint8), "index": i, "caption": str(i)}
+
+
+class Holes(Samples):
+    """Numbers, of which some are broken images."""
+
+    def __init__(self, count, broken=()):
+        self.count, self.broken = count, broken
+
+    def __len__(self):
+        return self.count
+
+    def sample(self, i):
+        return None if i in self.broken else Numbers(self.count)[i]
 
 
 class NumberData(ZooDataModule):
@@ -79,6 +93,89 @@ def test_collate_stacks_lists_and_leaves_broken_out():
     assert batch["caption"] == ["2", "0"]
     with pytest.raises(RuntimeError, match="every image of a batch is broken"):
         collate([None])
+
+
+# ---------------------------------------------------------------- as a list
+
+
+def places(samples):
+    return [sample and sample["index"] for sample in samples]
+
+
+@pytest.mark.parametrize("data", [Holes(5), Joined([Holes(2), Holes(0), Holes(3)])], ids=["one", "joined"])
+def test_a_data_set_is_used_as_a_list_is(data):
+    numbers = [0, 1, 2, 3, 4] if isinstance(data, Holes) else [0, 1, 0, 1, 2]
+    assert places(data) == numbers and len(data) == 5  # the loop ends
+    for cut in (slice(None), slice(1, 3), slice(-2, None), slice(None, None, -1), slice(3, 99), slice(4, 1)):
+        assert places(data[cut]) == numbers[cut]
+    for i in range(-5, 5):
+        assert data[i]["index"] == data[torch.tensor(i)]["index"] == numbers[i]
+    for beyond in (5, 6, -6, 10**9):
+        with pytest.raises(IndexError, match=f"there is no sample {beyond}: the data set has 5"):
+            data[beyond]
+    with pytest.raises(TypeError, match="integer"):
+        data["2"]
+
+
+def test_a_loop_leaves_broken_images_out():
+    assert places(Holes(5, {0, 3, 4})) == [1, 2]
+    assert places(Holes(5, {0, 3})[:]) == [None, 1, 2, None, 4]
+    assert list(Joined([])) == [] and list(Holes(2, {0, 1})) == []
+
+
+# ---------------------------------------------------------------- batches without an image
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_of_broken_images_alone_is_left_out(workers):
+    data = NumberData(batch_size=2, num_workers=workers)
+    for broken, expected in [({2, 3}, [[0, 1], [4]]), ({0, 1, 4}, [[2, 3]]), ({1}, [[0], [2, 3], [4]])]:
+        loader = data._eval_loader(Holes(5, broken))
+        for _ in range(2):  # and in the next epoch
+            assert [b["index"].tolist() for b in loader] == expected
+    assert collate_found([None, None]) is None
+
+
+def test_ranks_that_evaluate_together_take_the_same_number_of_steps(monkeypatch):
+    monkeypatch.setattr("datamodules.base.world_size", lambda: 2)
+    for broken, expected in [({2}, [0, 0, 4]), ({0}, [2, 2, 4]), ({2, 4}, [0, 0, 0]), (set(), [0, 2, 4])]:
+        data = Holes(6, broken)
+        sampler = DistributedSampler(data, num_replicas=2, rank=0, shuffle=False)
+        loader = GoodBatches(data, batch_size=1, sampler=sampler, collate_fn=collate_found)
+        with pytest.warns(UserWarning, match="another image stands in") if broken else nullcontext():
+            batches = list(loader)
+        assert [b["index"].tolist() for b in batches] == [[i] for i in expected]
+        assert all(len(b["caption"]) == 1 for b in batches)
+
+
+def test_predictions_stay_beside_their_images(tmp_path):
+    """Lightning tells a writer which images a prediction is of; it must not count batches that never came."""
+    seen = []
+
+    class Writer(pl.callbacks.BasePredictionWriter):
+        def write_on_batch_end(self, trainer, model, prediction, batch_indices, batch, *where):
+            seen.append((batch["index"].tolist(), batch_indices))
+
+    class Model(pl.LightningModule):
+        def predict_step(self, batch, _):
+            return batch["index"]
+
+    class Data(NumberData):
+        def setup(self, stage=None):
+            self.train = self.val = Holes(7, {2, 3})
+
+        def view(self, split):
+            return self.val
+
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, default_root_dir=tmp_path, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[Writer("batch")],
+    )  # fmt: skip
+    for workers in (0, 2):
+        seen.clear()
+        found = trainer.predict(Model(), datamodule=Data(batch_size=2, num_workers=workers))
+        assert torch.cat(found).tolist() == [0, 1, 4, 5, 6]
+        assert seen == [([0, 1], [0, 1]), ([4, 5], [4, 5]), ([6], [6])]
 
 
 def test_training_drops_the_last_batch_and_evaluation_does_not():

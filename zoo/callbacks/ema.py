@@ -1,6 +1,7 @@
 """Exponential moving average of the parameters."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -113,6 +114,19 @@ class EMA(EMAWeightAveraging):
     def _swap_models(self, pl_module: LightningModule) -> None:
         super()._swap_models(pl_module)
         self._swapped = not self._swapped
+
+
+@contextmanager
+def weights_of_validation(trainer: Trainer, model: LightningModule) -> Iterator[None]:
+    """The averaged weights once more, where EMA has put the raw ones back already."""
+    averages = (c for c in trainer.callbacks if isinstance(c, EMA) and c._average_model is not None and not c._swapped)
+    if (ema := next(averages, None)) is not None:
+        ema._swap_models(model)
+    try:
+        yield
+    finally:
+        if ema is not None:
+            ema._swap_models(model)
 
 
 class _AveragedParameters(AveragedModel):

@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from zoo.callbacks.captions import references_of
+from zoo.callbacks.ema import weights_of_validation
 from zoo.retrieval import recalls
 from zoo.second_stage import images_of
 
@@ -64,7 +65,10 @@ class Retrieval(Callback):
             values |= {f"rerank_{name}": value for name, value in ranked.items()}
         return values
 
-    def _log(self, stage: str, model: Any) -> None:
+    def _log(self, stage: str, trainer: Trainer, model: Any) -> None:
+        if not self._values and len(self._texts) > 1:  # fewer batches came than were announced: images are broken
+            with weights_of_validation(trainer, model), torch.no_grad():
+                self._values = self._score(stage, trainer, model)
         for name, value in self._values.items():
             model.log(f"{stage}/{name}", value, batch_size=1, sync_dist=True, prog_bar=name == "i2t_r@1")
         self._start()
@@ -84,7 +88,7 @@ class Retrieval(Callback):
         self._add(trainer, pl_module, batch, batch_idx, dataloader_idx, "val")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log("val", pl_module)
+        self._log("val", trainer, pl_module)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start()
@@ -101,4 +105,4 @@ class Retrieval(Callback):
         self._add(trainer, pl_module, batch, batch_idx, dataloader_idx, "test")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log("test", pl_module)
+        self._log("test", trainer, pl_module)
