@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import Joined, Sample, Samples, Split, ZooDataModule
-from zoo.token_shards import HEADER, caption_in, check_length, check_tokenizer, read_header, read_shards
+from zoo.token_shards import HEADER, check_length, check_precision, check_tokenizer, read_header, read_shards
 
 
 class TokenDataset(Samples):
@@ -98,6 +98,7 @@ class TokenData(ZooDataModule):
     def _read(self, split: str) -> TokenDataset:
         folder = self.root / split
         self.headers[split] = read_header(folder)
+        check_precision(self.headers[split], folder)
         shards = read_shards(folder)
         for image in (shard["image"] for shard in shards if "image" in shard):
             if self.image_size is not None and tuple(image.shape[-2:]) != (self.image_size, self.image_size):

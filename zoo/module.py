@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.parsing import AttributeDict
 from torch import Tensor, nn
 
 from zoo.optim import Optim, can_fuse, lr_factor, parameter_groups
-from zoo.tokens import NotInvertible, Tokens, TokenSpec
+from zoo.tokens import NotInvertible, Tokens, TokenSpec, ids_in_float32
 
 Batch = dict[str, Any]
 
@@ -33,6 +33,11 @@ class ZooModule(pl.LightningModule):
     #: attributes that only training needs: they decide no token, and weights need not hold them
     training_only: ClassVar[tuple[str, ...]] = ()
     spec: TokenSpec | None = None
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "encode" in vars(cls):
+            cls.encode = ids_in_float32(vars(cls)["encode"])  # type: ignore[method-assign]
 
     def __init__(self, optim: Optim = Optim()):
         super().__init__()
@@ -82,10 +87,10 @@ class ZooModule(pl.LightningModule):
         raise NotImplementedError
 
     def setup(self, stage: str) -> None:
-        if self.trainer.precision in ("16-true", "bf16-true"):
+        if str(self.trainer.precision).endswith("-true") and self.trainer.precision != "32-true":
             raise ValueError(
-                f"--trainer.precision={self.trainer.precision} would keep pixels and weights in half precision, where "
-                "ids change: use bf16-mixed"
+                f"--trainer.precision={self.trainer.precision} would keep weights in another precision than float32, "
+                "where ids change: use bf16-mixed, or 32"
             )
         for tower in self.frozen.values():  # FSDP moves registered modules alone
             tower.to(self.trainer.strategy.root_device)

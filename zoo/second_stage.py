@@ -85,9 +85,7 @@ def ids_of(batch: Batch, tokenizer: Any) -> Int[Tensor, "b n"]:
     images = batch.get("token_image", batch.get("image"))
     if images is None:
         raise ValueError(f"the batch has neither 'ids' nor 'image', but {', '.join(batch)}: bring one of them")
-    with torch.autocast(images.device.type, enabled=False):
-        tokens = tokenizer.encode(images)
-    return same_layout(tokens, spec, images)
+    return same_layout(tokenizer.encode(images), spec, images)
 
 
 @torch.no_grad()
@@ -118,8 +116,7 @@ def view_ids_of(batch: Batch, tokenizer: Any, spec: TokenSpec, size: tuple[int, 
         view = as_pixels(images)
         if tuple(view.shape[-2:]) != size:
             view = F.interpolate(view.float(), size, mode="bicubic", antialias=True).clamp(0, 1)
-    with torch.autocast(view.device.type, enabled=False):
-        tokens = tokenizer.encode(view)
+    tokens = tokenizer.encode(view)
     if tokens.spec.grid_shape != spec.grid_shape:
         raise ValueError(
             f"the tokenizer makes a grid of {tokens.spec.grid_shape} from {size[0]}x{size[1]} pixels, but the model "

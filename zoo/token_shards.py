@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Int, UInt8
+from lightning.pytorch.utilities import rank_zero_warn
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from zoo.tokens import TokenSpec
+from zoo.tokens import ID_PRECISION, TokenSpec
 
 FORMAT = 1
 HEADER = "header.json"
@@ -74,6 +75,7 @@ def make_header(
         ValueError: for a tokenizer without ids.
     """
     from zoo import __version__
+    from zoo.module import ZooModule
 
     spec = spec or tokenizer.spec
     if spec is None or spec.vocab_size == 0:
@@ -84,6 +86,7 @@ def make_header(
         "model": model,
         "class": f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}",
         "fingerprint": fingerprint(tokenizer),
+        "precision": ID_PRECISION if isinstance(tokenizer, ZooModule) else "unknown",
         "vocab_size": spec.vocab_size,
         "num_tokens": spec.num_tokens,
         "segments": [
@@ -137,6 +140,29 @@ def check_header(header: dict[str, Any], tokenizer: Any) -> None:
     """
     check_length(header, tokenizer.spec.num_tokens, type(tokenizer).__name__)
     check_tokenizer(header, tokenizer)
+
+
+def check_precision(header: dict[str, Any], folder: str | Path) -> None:
+    """Refuse ids that were computed in another precision than those of ``encode``, and warn where nobody knows.
+
+    Args:
+        header: of the shards.
+        folder: of the shards, for the message.
+
+    Raises:
+        ValueError: naming both precisions.
+    """
+    found = header.get("precision", "unknown")
+    if found == "unknown":  # written before the header said it
+        rank_zero_warn(
+            f"{folder} does not say in which precision its ids were computed; in bfloat16 some percent of them are "
+            f"others than those of encode, which computes in {ID_PRECISION}: if in doubt, write the shards again"
+        )
+    elif found != ID_PRECISION:
+        raise ValueError(
+            f"{folder} holds ids of {found}, of which some percent are others than those of encode, which computes in "
+            f"{ID_PRECISION}: write the shards again with lightning predict"
+        )
 
 
 def check_length(header: dict[str, Any], num_tokens: int, whose: str) -> None:

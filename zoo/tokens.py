@@ -3,15 +3,23 @@
 Pixels are ``b 3 h w`` floats in [0, 1]; uint8 is accepted and converted. Each model owns its normalisation.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import wraps
+from itertools import chain
 from math import prod
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
+
+from zoo.nn.nearest_code import without_tf32
+
+#: type of all numbers behind an id, whatever precision the code around ``encode`` runs in
+ID_PRECISION = "float32"
+NOT_BEHIND_IDS = ("language_model", "perceptual")  # parts of a model that no id depends on
 
 
 class NotInvertible(RuntimeError):
@@ -179,6 +187,60 @@ class Tokenizer(Protocol):
     def embed(self, ids: Int[Tensor, "b *n"]) -> Float[Tensor, "b *n d"]:
         """The vectors that stand behind ids."""
         ...
+
+
+def ids_in_float32(encode: Callable[..., Tokens]) -> Callable[..., Tokens]:
+    """Let ``encode`` of a discrete tokenizer give the same ids whoever calls it: without autocast and without TF32.
+
+    In bfloat16 some percent of the ids would be others, so that models trained on the fly, shards written by
+    ``predict`` and measurements would each have their own. Continuous tokens follow the precision around them.
+
+    Args:
+        encode: the method; :class:`zoo.module.ZooModule` wraps that of every subclass.
+    """
+
+    @wraps(encode)
+    def encode_exactly(self: Any, images: Any, *args: Any, **kwargs: Any) -> Tokens:
+        if self.spec is None or not self.spec.vocab_size or not isinstance(images, Tensor):
+            return encode(self, images, *args, **kwargs)
+        if torch.compiler.is_compiling():
+            with torch.autocast(images.device.type, enabled=False):
+                return encode(self, images, *args, **kwargs)
+        refuse_rounded_weights(self)
+        with without_autocast(images.device), without_tf32():
+            # one layout in memory, since others make convolutions sum in another order
+            return encode(self, images.contiguous(), *args, **kwargs)
+
+    return encode_exactly
+
+
+@contextmanager
+def without_autocast(device: torch.device) -> Iterator[None]:
+    """Without the mixed precision that surrounds the block."""
+    if not torch.amp.is_autocast_available(device.type):
+        yield
+        return
+    with torch.autocast(device.type, enabled=False):
+        yield
+
+
+def refuse_rounded_weights(model: nn.Module) -> None:
+    """Refuse a tokenizer whose weights, or those of its frozen networks, were cast to another type.
+
+    Raises:
+        ValueError: naming the weight and its type.
+    """
+    towers = getattr(model, "frozen", {})
+    parts = [("", model), *((f"{name}.", tower) for name, tower in towers.items())]
+    for prefix, part in parts:
+        for name, value in chain(part.named_parameters(), part.named_buffers()):
+            if value.is_floating_point() and value.dtype != torch.float32:
+                if f"{prefix}{name}".startswith(NOT_BEHIND_IDS):
+                    continue
+                raise ValueError(
+                    f"{prefix}{name} of this {type(model).__name__} has weights of {value.dtype}, and ids are those of "
+                    f"float32 weights: call .float(), or leave out what cast them, and run the rest under autocast"
+                )
 
 
 def reconstruct(model: Tokenizer, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h2 w2"]:

@@ -314,8 +314,7 @@ def _baselines(
 
     def encoded(images: Any) -> Iterator[Tensor]:
         for batch in _images(images, batch_size, workers):
-            with torch.autocast(device.type, enabled=False):
-                yield tokenizer.encode(batch.to(device)).ids
+            yield tokenizer.encode(batch.to(device)).ids
 
     def drawn(unigram: bool) -> Batches:
         generator = torch.Generator().manual_seed(seed)

@@ -33,7 +33,7 @@ from zoo.nn.splice import IGNORED, Piece, Spliced, Text, splice
 from zoo.optim import Optim
 from zoo.registry import register
 from zoo.second_stage import discrete_tokenizer, ids_of
-from zoo.tokens import Tokens, TokenSpec, as_pixels, evaluating
+from zoo.tokens import Tokens, TokenSpec, evaluating
 from zoo.unclip import find_decoder
 
 FIRST_WORD = "<img_00000>"  # of SEED-LLaMA's published tokenizers
@@ -143,10 +143,8 @@ class SEEDLLM(ZooModule):
     # ------------------------------------------------------------------ tokens
 
     def encode(self, images: Shaped[Tensor, "b 3 h w"]) -> Tokens:
-        """Through the tokenizer, whose ids do not depend on the precision around them."""
-        images = as_pixels(images)
-        with torch.autocast(images.device.type, enabled=False):
-            return self.tokenizer.encode(images)
+        """Through the tokenizer."""
+        return self.tokenizer.encode(images)
 
     def decode(self, tokens: Tokens) -> Float[Tensor, "b ..."]:
         """Through the tokenizer: pixels, or a generation embedding."""

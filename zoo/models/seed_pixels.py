@@ -134,7 +134,7 @@ class SEEDPixels(ZooModule):
     def _embedding(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         if "tokenizer" in self.frozen:
             tokenizer = self.frozen["tokenizer"]
-            with torch.autocast(images.device.type, enabled=False):  # the ids do not depend on the precision
+            with torch.autocast(images.device.type, enabled=False):  # what decodes them is exact like the ids
                 return tokenizer.decode(tokenizer.encode(images))
         return self.frozen["teacher"].embed(images)
 

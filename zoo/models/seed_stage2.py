@@ -170,9 +170,8 @@ class SEEDTokenizer(ZooModule):
     def encode(self, images: Shaped[Tensor, "b 3 h w"]) -> Tokens:
         """Ids, the same number for every image; each depends on those before it alone."""
         images = as_pixels(images, size=self.image_size)
-        with torch.autocast(images.device.type, enabled=False):  # ids do not depend on the precision around them
-            z = self.encode_task_layer(self.causal_embeddings(images))
-            return Tokens(self.quantize.encode(z), None, self.spec)
+        z = self.encode_task_layer(self.causal_embeddings(images))
+        return Tokens(self.quantize.encode(z), None, self.spec)
 
     def decode(self, tokens: Tokens, prefix: int | None = None) -> Float[Tensor, "b ..."]:
         """The generation embedding: what an image decoder is conditioned on, one vector per image (77 in SEED-1).

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -13,22 +14,37 @@ CHUNK_NUMBERS = {"cpu": 2**22, "cuda": 2**26}  # float32 scores held at once: 16
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Products of float32 on a GPU with all their digits, whatever the run allows elsewhere."""
-    matmul = torch.backends.cuda.matmul
-    set_precision: Callable[[str], None] = torch.set_float32_matmul_precision
-    try:
-        before, exact = torch.get_float32_matmul_precision(), "highest"
-    except RuntimeError:  # the newer switch was used, and torch refuses to mix both
-        before, exact = matmul.fp32_precision, "ieee"
-        set_precision = partial(setattr, matmul, "fp32_precision")
-    if before == exact:
-        yield
-        return
-    set_precision(exact)
+    """Products and convolutions of float32 with all their digits, whatever the run allows elsewhere."""
+    changed: list[tuple[Callable[[str], None], str]] = []
+    for get, change, exact in _switches():
+        if (before := get()) != exact:
+            change(exact)
+            changed.append((change, before))
     try:
         yield
     finally:
-        set_precision(before)
+        for change, before in changed:
+            change(before)
+
+
+def _switches() -> Iterator[tuple[Callable[[], str], Callable[[str], None], str]]:
+    """How to read and to set what float32 products and cuDNN's convolutions may leave out, and its exact setting."""
+    # Of the older and the newer switches torch refuses to read the one where the other was used.
+    cudnn = torch.backends.cudnn
+    try:
+        torch.get_float32_matmul_precision()
+        yield torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"
+    except RuntimeError:
+        yield from _newer(torch.backends.cuda.matmul)
+    try:
+        _ = cudnn.allow_tf32
+        yield (lambda: str(cudnn.allow_tf32)), (lambda value: setattr(cudnn, "allow_tf32", value == "True")), "False"
+    except RuntimeError:
+        yield from _newer(cudnn.conv)
+
+
+def _newer(switch: Any) -> Iterator[tuple[Callable[[], str], Callable[[str], None], str]]:
+    yield (lambda: switch.fp32_precision), partial(setattr, switch, "fp32_precision"), "ieee"
 
 
 @torch.compiler.disable
