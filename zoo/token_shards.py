@@ -60,7 +60,13 @@ def sketch(module: nn.Module) -> str | None:
 
 
 def make_header(
-    tokenizer: Any, *, split: str, count: int, model: str = "", spec: TokenSpec | None = None
+    tokenizer: Any,
+    *,
+    split: str,
+    count: int,
+    model: str = "",
+    spec: TokenSpec | None = None,
+    precision: str = ID_PRECISION,
 ) -> dict[str, Any]:
     """The header of a dump.
 
@@ -70,12 +76,12 @@ def make_header(
         count: number of images over all shards.
         model: registry name or checkpoint of the tokenizer, for the reader.
         spec: of the ids, where they are of another image size than the tokenizer's own.
+        precision: in which the ids were computed; models of the zoo know one.
 
     Raises:
         ValueError: for a tokenizer without ids.
     """
     from zoo import __version__
-    from zoo.module import ZooModule
 
     spec = spec or tokenizer.spec
     if spec is None or spec.vocab_size == 0:
@@ -86,7 +92,7 @@ def make_header(
         "model": model,
         "class": f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}",
         "fingerprint": fingerprint(tokenizer),
-        "precision": ID_PRECISION if isinstance(tokenizer, ZooModule) else "unknown",
+        "precision": precision,
         "vocab_size": spec.vocab_size,
         "num_tokens": spec.num_tokens,
         "segments": [

@@ -13,6 +13,8 @@ from zoo.checkpoints.eva import eva_state
 from zoo.checkpoints.files import read
 from zoo.nn.efficientnet_lite0 import HEAD_CHANNELS, TAP_STRIDES, efficientnet_lite0
 from zoo.nn.eva_vit import EvaViT, resize_positions
+from zoo.nn.nearest_code import without_tf32
+from zoo.tokens import without_autocast
 
 LN_VISION_EPS = 1e-5  # of the norm behind an image encoder in LAVIS, unlike the encoder's own 1e-6
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -51,7 +53,8 @@ class VisionTower(nn.Module):
         std: divides them.
         class_token: whether the first token stands for the whole image.
         cache: images whose tokens are kept in memory, by their pixels; the later ones are computed each time. Worth it
-            for data without augmentation.
+            for data without augmentation. With a cache all tokens are computed and returned in float32, without
+            autocast and TF32, so that it does not matter who asked first; without, in the precision of the run.
     """
 
     def __init__(
@@ -82,7 +85,11 @@ class VisionTower(nn.Module):
 
     @torch.compiler.disable
     def _cached(self, images: Tensor) -> Tensor:
-        keys = [blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in images.detach().float().cpu()]
+        with without_autocast(images.device), without_tf32():
+            return self._kept(images.float())
+
+    def _kept(self, images: Tensor) -> Tensor:
+        keys = [blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in images.detach().cpu()]
         new = [i for i, key in enumerate(keys) if key not in self._cache]
         found = dict(zip(new, self._tokens(images[new]), strict=True)) if new else {}
         for i in new[: max(0, self.cache_size - len(self._cache))]:

@@ -10,8 +10,9 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
 from zoo.metrics.extractors import quantise
+from zoo.module import ZooModule
 from zoo.token_shards import HEADER, make_header, write_header, write_shard
-from zoo.tokens import Tokens, TokenSpec
+from zoo.tokens import ID_PRECISION, Tokens, TokenSpec
 
 
 class TokenDump(BasePredictionWriter):
@@ -108,7 +109,11 @@ class TokenDump(BasePredictionWriter):
         total = torch.tensor(self._count, device=trainer.strategy.root_device)
         total = trainer.strategy.reduce(total, reduce_op="sum")  # also waits for the shards of all ranks
         if trainer.is_global_zero:
-            header = make_header(pl_module, split=self.split, count=int(total), model=self.model, spec=self._spec)
+            exact = isinstance(pl_module, ZooModule) or trainer.precision == "32-true"
+            header = make_header(
+                pl_module, split=self.split, count=int(total), model=self.model, spec=self._spec,
+                precision=ID_PRECISION if exact else str(trainer.precision),
+            )  # fmt: skip
             write_header(self.folder, header)
             print(f"{int(total):,} images x {header['num_tokens']} tokens in {self.folder}")
 
