@@ -59,7 +59,7 @@ class AnnotatedDataset(Samples):
         number, chosen = self.samples[i]
         if self.entries[number].path is None:
             grey = torch.full((3, self.image_size, self.image_size), 128, dtype=torch.uint8)
-            return self._words(number, 0) | {"image": grey, "index": number}
+            return self._words(number, 0) | {"image": grey, "index": number, "file": ""}
         sample = self.images[self._place[number]]
         if sample is None:
             return None

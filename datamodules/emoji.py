@@ -122,6 +122,9 @@ def _readable(name: str) -> str:
     return unicodedata.normalize("NFC", name.strip(":").replace("_", " "))
 
 
+Background = Literal["white", "fixed", "fresh"]
+
+
 class EmojiDataset(Samples):
     """Drawings of one split, composited on their background when they are asked for.
 
@@ -134,6 +137,7 @@ class EmojiDataset(Samples):
         background: ``white``, ``fixed`` (a random colour per drawing) or ``fresh`` (a new one each time).
         margin: pixels of background that are added on each side before the transform.
         talk: from the position in the catalogue to a conversation about the drawing, or None.
+        file: name of each drawing in its package, without the ending; None leaves it out.
     """
 
     def __init__(
@@ -143,11 +147,12 @@ class EmojiDataset(Samples):
         label: Int[Tensor, " n"],
         caption: list[str],
         transform: Transform,
-        background: Literal["white", "fixed", "fresh"] = "white",
+        background: Background = "white",
         margin: int = 0,
         talk: Callable[[int], list[Turn]] | None = None,
+        file: list[str] | None = None,
     ):
-        self.talk = talk
+        self.talk, self.file = talk, file
         self.drawings, self.index, self.label, self.caption = drawings, index, label, caption
         self.transform, self.background, self.margin = transform, background, margin
 
@@ -161,6 +166,8 @@ class EmojiDataset(Samples):
             drawing = F.pad(drawing, (self.margin,) * 4, value=255 if white else 0)
         image = drawing if white else composite(drawing, self._colour(index))
         sample = self.transform(image) | {"label": int(self.label[i]), "caption": self.caption[i], "index": index}
+        if self.file is not None:
+            sample["file"] = self.file[i]
         return sample if self.talk is None else sample | {"conversation": self.talk(index)}
 
     def _colour(self, index: int) -> UInt8[Tensor, "3"]:
@@ -272,10 +279,12 @@ class EmojiData(ZooDataModule):
             index = torch.tensor([i for i, side in enumerate(sides) if side == split])
             kept = (drawings[index], index, labels[index], [captions[i] for i in index])
             calm, lively = self._talks(captions)
-            self._views[split] = EmojiDataset(*kept, self._eval_transform, "white" if white else "fixed", talk=calm)
+            file = [entries[i].file for i in index]
+            eval_background: Background = "white" if white else "fixed"
+            self._views[split] = EmojiDataset(*kept, self._eval_transform, eval_background, talk=calm, file=file)
             if split == "train":
-                background = "white" if white else "fresh"
-                self.train = EmojiDataset(*kept, self._train_transform, background, self.margin, lively)
+                background: Background = "white" if white else "fresh"
+                self.train = EmojiDataset(*kept, self._train_transform, background, self.margin, lively, file)
         self.val, self.test = self._views["val"], self._views["test"]
         counts = Counter(sides)
         rank_zero_info(

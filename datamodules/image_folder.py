@@ -131,7 +131,7 @@ class ImageFolderDataset(Samples):
             except (Unreadable, ImageTooSmall) as error:
                 self._report(j, error)
                 continue
-            sample["index"] = self.index[j]
+            sample |= {"index": self.index[j], "file": self.paths[j]}
             if self.labels is not None:
                 sample["label"] = self.labels[j]
             return sample

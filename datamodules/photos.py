@@ -1,5 +1,6 @@
 """PhotoData: the colour photographs inside the scikit-image and scikit-learn packages. Nothing is downloaded."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -45,17 +46,26 @@ class RandomCrops(Samples):
         size: side of a crop, in pixels.
         count: crops per epoch.
         transform: what adds ``token_image``.
+        names: ``file`` of each photograph.
     """
 
-    def __init__(self, photos: list[UInt8[Tensor, "3 _ _"]], size: int, count: int, transform: Transform):
-        self.photos, self.size, self.count, self.transform = photos, size, count, transform
+    def __init__(
+        self,
+        photos: list[UInt8[Tensor, "3 _ _"]],
+        size: int,
+        count: int,
+        transform: Transform,
+        names: Sequence[str] = (),
+    ):
+        self.photos, self.size, self.count, self.transform, self.names = photos, size, count, transform, names
 
     def __len__(self) -> int:
         return self.count
 
     def sample(self, i: int) -> Sample:
-        photo = self.photos[int(torch.randint(len(self.photos), ()))]
-        return dict(self.transform(random_flip(random_crop(photo, self.size)))) | {"index": i}
+        number = int(torch.randint(len(self.photos), ()))
+        crop = random_flip(random_crop(self.photos[number], self.size))
+        return dict(self.transform(crop)) | {"index": i} | _name(self.names, number)
 
 
 class GridCrops(Samples):
@@ -66,10 +76,18 @@ class GridCrops(Samples):
         size: side of a crop, in pixels.
         transform: what adds ``token_image``.
         first: ``index`` of the first crop.
+        names: ``file`` of each photograph.
     """
 
-    def __init__(self, photos: list[UInt8[Tensor, "3 _ _"]], size: int, transform: Transform, first: int = 0):
-        self.photos, self.size, self.transform, self.first = photos, size, transform, first
+    def __init__(
+        self,
+        photos: list[UInt8[Tensor, "3 _ _"]],
+        size: int,
+        transform: Transform,
+        first: int = 0,
+        names: Sequence[str] = (),
+    ):
+        self.photos, self.size, self.transform, self.first, self.names = photos, size, transform, first, names
         self.places = []
         for number, photo in enumerate(photos):
             rows, columns = (n // size for n in photo.shape[-2:])
@@ -82,7 +100,11 @@ class GridCrops(Samples):
     def sample(self, i: int) -> Sample:
         number, top, left = self.places[i]
         crop = self.photos[number][:, top : top + self.size, left : left + self.size]
-        return dict(self.transform(crop)) | {"index": self.first + i}
+        return dict(self.transform(crop)) | {"index": self.first + i} | _name(self.names, number)
+
+
+def _name(names: Sequence[str], number: int) -> Sample:
+    return {"file": names[number]} if names else {}
 
 
 class PhotoData(ZooDataModule):
@@ -130,8 +152,8 @@ class PhotoData(ZooDataModule):
                         f"set image_size to at most {short}"
                     )
             if split == "train":
-                self.train = RandomCrops(pixels, self.image_size, self.crops_per_epoch, self._transform)
-            self._views[split] = GridCrops(pixels, self.image_size, self._transform, first)
+                self.train = RandomCrops(pixels, self.image_size, self.crops_per_epoch, self._transform, photos)
+            self._views[split] = GridCrops(pixels, self.image_size, self._transform, first, photos)
             first += len(self._views[split])
         self.val, self.test = self._views["val"], self._views["test"]
         rank_zero_info(

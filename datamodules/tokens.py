@@ -11,7 +11,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import Joined, Sample, Samples, Split, ZooDataModule
-from zoo.token_shards import HEADER, check_length, check_precision, check_tokenizer, read_header, read_shards
+from zoo.token_shards import (
+    HEADER,
+    TEXTS,
+    check_length,
+    check_precision,
+    check_tokenizer,
+    read_header,
+    read_shards,
+    text_in,
+)
 
 
 class TokenDataset(Samples):
@@ -37,13 +46,13 @@ class TokenDataset(Samples):
             sample["label"] = int(shard["label"][row])
         if "image" in shard:
             sample["image"] = shard["image"][row]
-        if "caption_ends" in shard:
-            sample["caption"] = caption_in(shard, row)
-        return sample
+        return sample | {name: text_in(shard, row, name) for name in TEXTS if f"{name}_ends" in shard}
 
 
 class TokenData(ZooDataModule):
-    """Token shards of ``lightning predict``: ``ids``, ``index``, where stored ``label``, ``image``, ``caption``.
+    """Token shards of ``lightning predict``: ``ids``, ``index``, and where stored ``label``, ``image`` and texts.
+
+    The texts are ``caption``, and ``file`` and ``image_id``, which say which picture the tokens are of.
 
     When it feeds a model that holds a tokenizer (``model.frozen["tokenizer"]``), that tokenizer must be the one that
     wrote the shards, down to its weights, and the model must have a position for each token.

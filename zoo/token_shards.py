@@ -2,8 +2,10 @@
 
 A folder per split (``train/``, ``val/``) holds ``header.json`` and shards ``tokens-RANK-NNNNN.safetensors`` with
 ``ids`` (int32, ``n`` images x tokens), ``index`` (int64, the image's place in its data set) and, where known,
-``label`` (int64), ``image`` (uint8) and captions (``caption_bytes``, UTF-8 one after the other, and ``caption_ends``,
-where each ends in bytes). The header is written last: a folder without one is an unfinished dump.
+``label`` (int64), ``image`` (uint8) and texts: ``caption``, ``file`` (the image's path in its data set, with ``/``)
+and ``image_id`` (of its record in an annotation file). A text is stored as ``NAME_bytes``, UTF-8 one after the other,
+and ``NAME_ends``, where each ends in bytes; :func:`text_in` reads one. The header is written last: a folder without
+one is an unfinished dump.
 It says which tokenizer the ids belong to, down to its weights, so that they are never read by another.
 """
 
@@ -24,6 +26,7 @@ from zoo.tokens import ID_PRECISION, TokenSpec
 
 FORMAT = 1
 HEADER = "header.json"
+TEXTS = ("caption", "file", "image_id")  # what a shard may hold in words
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -227,6 +230,8 @@ def write_shard(
     label: Int[Tensor, " n"] | None = None,
     image: UInt8[Tensor, "n 3 h w"] | None = None,
     caption: Sequence[str] | None = None,
+    file: Sequence[str] | None = None,
+    image_id: Sequence[str] | None = None,
 ) -> Path:
     """Write one shard.
 
@@ -239,6 +244,8 @@ def write_shard(
         label: class of each image.
         image: the images themselves, for models that read pixels too.
         caption: of each image, for models that read and write text.
+        file: path of each image in its data set.
+        image_id: of the record of each image in its annotation file.
 
     Returns:
         The file.
@@ -248,10 +255,13 @@ def write_shard(
         tensors["label"] = label.to(torch.int64)
     if image is not None:
         tensors["image"] = image
-    if caption is not None:
-        encoded = [text.encode() for text in caption]
-        tensors["caption_bytes"] = torch.tensor(list(b"".join(encoded)), dtype=torch.uint8)
-        tensors["caption_ends"] = torch.tensor([len(text) for text in encoded]).cumsum(0)
+    for name, texts in zip(TEXTS, (caption, file, image_id), strict=True):
+        if texts is not None:
+            if len(texts) != len(ids):
+                raise ValueError(f"there are {len(texts)} entries of {name} for the ids of {len(ids)} images")
+            encoded = [text.encode("utf-8", "surrogateescape") for text in texts]  # file names may be any bytes
+            tensors[f"{name}_bytes"] = torch.tensor(list(b"".join(encoded)), dtype=torch.uint8)
+            tensors[f"{name}_ends"] = torch.tensor([len(text) for text in encoded], dtype=torch.int64).cumsum(0)
     path = Path(folder) / f"tokens-{rank}-{number:05d}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
@@ -260,11 +270,11 @@ def write_shard(
     return path
 
 
-def caption_in(shard: dict[str, Tensor], row: int) -> str:
-    """The caption of one image of a shard that has captions."""
-    ends = shard["caption_ends"]
+def text_in(shard: dict[str, Tensor], row: int, name: str = "caption") -> str:
+    """One of the :data:`TEXTS` of one image of a shard that has them."""
+    ends = shard[f"{name}_ends"]
     start = int(ends[row - 1]) if row else 0
-    return bytes(shard["caption_bytes"][start : int(ends[row])].tolist()).decode()
+    return bytes(shard[f"{name}_bytes"][start : int(ends[row])].tolist()).decode("utf-8", "surrogateescape")
 
 
 def read_shards(folder: str | Path) -> list[dict[str, Tensor]]:

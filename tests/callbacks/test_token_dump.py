@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_tokenizer import RandomImageData, RandomImages, TinyTokenizer, quiet_trainer
 from torch.utils.data import DataLoader
 
@@ -13,7 +14,7 @@ from datamodules.tokens import TokenData
 from zoo.callbacks.evaluation import Evaluation
 from zoo.callbacks.grids import ImageGrids
 from zoo.callbacks.token_dump import TokenDump
-from zoo.token_shards import check_header, read_header, read_shards
+from zoo.token_shards import check_header, read_header, read_shards, text_in, write_shard
 
 
 def dump(folder, model_, split="train", **options):
@@ -182,6 +183,90 @@ class Captioned(RandomImages):
 class CaptionedData(RandomImageData):
     def predict_dataloader(self):
         return DataLoader(Captioned(22, 16, 0), batch_size=8)
+
+
+def rows_of(folder, model, data):
+    """What a dump of the validation images tells of each of them."""
+    for split in ("train", "val"):
+        quiet_trainer(folder, callbacks=[TokenDump(str(folder), split, shard_size=3)]).predict(model, data)
+    shards = TokenData(str(folder))
+    shards.setup("fit")
+    return [shards.val[i] for i in range(len(shards.val))]
+
+
+def test_it_can_be_told_which_tokens_belong_to_which_file(tmp_path):
+    from PIL import Image
+
+    from datamodules.image_folder import read_image
+
+    root = tmp_path / "images"
+    for i in range(10):
+        path = root / f"class {i % 2}" / f"Bär {i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if i == 0:
+            path.write_bytes(b"no picture")  # is left out, and moves the others to other places
+        else:
+            pixels = torch.randint(0, 256, (16, 16, 3), dtype=torch.uint8).numpy()
+            Image.fromarray(pixels).save(path)
+    model = TinyTokenizer()
+    data = zoo_folder(root)
+    with pytest.warns(UserWarning, match="skipping"):
+        rows = rows_of(tmp_path / "tokens", model, data)
+    assert len(rows) == len(data.val) - 1 > 1
+    for row in rows:
+        expected = model.encode(read_image(root / row["file"])[None]).ids[0]
+        assert torch.equal(row["ids"], expected), row["file"]
+        assert data.val.paths[data.val.index.index(row["index"])] == row["file"]
+        assert row["file"].startswith(f"class {row['label']}/")
+
+
+def zoo_folder(root):
+    from datamodules import ImageFolderData
+
+    return ImageFolderData(
+        str(root), image_size=16, batch_size=4, val_fraction=0.6, train_transform="none", max_broken=0.4
+    )
+
+
+def test_tokens_of_annotated_images_know_their_file_and_record(tmp_path):
+    from PIL import Image
+
+    from datamodules import CaptionData
+
+    records = [{"image": f"a/{i}.png", "image_id": 700 + i, "caption": [f"no. {i}", "again"]} for i in range(8)]
+    (tmp_path / "a").mkdir()
+    for i in range(8):
+        Image.new("RGB", (16, 16), (i * 30, 10, 200)).save(tmp_path / "a" / f"{i}.png")
+    (tmp_path / "captions.json").write_text(json.dumps(records))
+    data = CaptionData(
+        str(tmp_path), str(tmp_path / "captions.json"), image_size=16, batch_size=3, val_fraction=0.5,
+        train_transform="none",
+    )  # fmt: skip
+    rows = rows_of(tmp_path / "tokens", TinyTokenizer(), data)
+    assert rows
+    for row in rows:
+        number = int(row["caption"].rpartition(" ")[2])
+        assert (row["file"], row["image_id"]) == (f"a/{number}.png", str(700 + number))
+
+
+@pytest.mark.parametrize(("name", "file"), [("EmojiData", "1f4a9"), ("PhotoData", "skimage/chelsea.png")])
+def test_embedded_images_have_the_names_of_their_files(name, file):
+    import datamodules
+
+    data = getattr(datamodules, name)(image_size=64)
+    data.setup("fit")
+    every = [data.view("all")[i]["file"] for i in range(len(data.view("all")))]
+    assert file in every
+    assert all(isinstance(data.train[0][key], str) for key in ("file",))
+
+
+def test_file_names_of_any_bytes_come_back(tmp_path):
+    names = [b"caf\xe9.png".decode("utf-8", "surrogateescape"), "", "日本/1.png"]
+    write_shard(tmp_path, torch.zeros(3, 4, dtype=torch.int64), torch.arange(3), file=names)
+    (shard,) = [load_file(path) for path in tmp_path.glob("tokens-*")]
+    assert [text_in(shard, i, "file") for i in range(3)] == names
+    with pytest.raises(ValueError, match="2 entries of file for the ids of 3 images"):
+        write_shard(tmp_path, torch.zeros(3, 4, dtype=torch.int64), torch.arange(3), file=["a", "b"])
 
 
 def test_captions_come_back(tmp_path):

@@ -61,7 +61,7 @@ def test_a_flat_folder_has_no_labels(tmp_path):
         paint(tmp_path / f"{i}.webp")
     data = make(tmp_path)
     assert data.class_names is None and data.num_classes is None
-    assert set(next(iter(data.train_dataloader()))) == {"image", "index"}
+    assert set(next(iter(data.train_dataloader()))) == {"image", "index", "file"}
     with pytest.raises(ValueError, match=r"0.webp and 7 more images lie directly in .* set labels to false"):
         make(tmp_path, labels=True)
 

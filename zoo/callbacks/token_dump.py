@@ -11,15 +11,16 @@ from torch import Tensor
 
 from zoo.metrics.extractors import quantise
 from zoo.module import ZooModule
-from zoo.token_shards import HEADER, make_header, write_header, write_shard
+from zoo.token_shards import HEADER, TEXTS, make_header, write_header, write_shard
 from zoo.tokens import ID_PRECISION, Tokens, TokenSpec
 
 
 class TokenDump(BasePredictionWriter):
     """Turn ``lightning predict`` into token shards that ``TokenData`` reads, in ``out_dir/SPLIT``.
 
-    Each rank writes its own shards as soon as they are full; predictions are not collected in memory. The header,
-    written after all shards, names the tokenizer by the fingerprint of its weights.
+    Each rank writes its own shards as soon as they are full; predictions are not collected in memory. Beside the ids
+    stands which image they are of: its ``index`` in the data set and, where the data module says so, its ``file`` and
+    ``image_id``. The header, written after all shards, names the tokenizer by the fingerprint of its weights.
 
     Args:
         out_dir: folder of all splits.
@@ -96,8 +97,7 @@ class TokenDump(BasePredictionWriter):
             part["label"] = batch["label"].cpu()
         if self.with_images:
             part["image"] = quantise(batch["image"]).cpu()
-        if "caption" in batch:
-            part["caption"] = list(batch["caption"])
+        part |= {name: [str(text) for text in _listed(batch[name])] for name in TEXTS if name in batch}
         self._parts.append(part)
         self._waiting += len(part["ids"])
         while self._waiting >= self.shard_size:
@@ -131,6 +131,10 @@ class TokenDump(BasePredictionWriter):
         self._shards += 1
 
 
+def _listed(texts: Any) -> list[Any]:
+    return texts.tolist() if isinstance(texts, Tensor) else list(texts)
+
+
 def _joined(parts: list[Any]) -> Any:
-    """Tensors, or captions, one after the other."""
+    """Tensors, or texts, one after the other."""
     return torch.cat(parts) if isinstance(parts[0], Tensor) else [text for part in parts for text in part]

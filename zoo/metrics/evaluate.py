@@ -31,7 +31,7 @@ def evaluate(
         split: which images.
         num_images: only the first so many; None takes all.
         device: where to run.
-        precision: of the model; the metrics always run in float32 and float64.
+        precision: of the decoder; ids, and metrics, are always computed in float32 and float64.
         progress: show a progress bar.
         report: further arguments of :class:`ReconstructionReport`.
 
