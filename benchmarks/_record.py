@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from zoo.atomic_files import write_text_whole
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -69,8 +71,7 @@ def check(record: dict[str, Any]) -> None:
 def write(record: dict[str, Any], path: Path) -> None:
     """Check a record and write it."""
     check(record)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n")
+    write_text_whole(path, json.dumps(record, indent=2) + "\n")
 
 
 def read_all(folder: Path = RESULTS) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ import torch
 from _record import environment, write
 
 import zoo
+from zoo.atomic_files import write_picture_whole
 from zoo.callbacks.pictures import line_plots
 from zoo.models.dvae import DVAE
 
@@ -111,7 +112,7 @@ def curve(path: Path, batch: int, repeats: int, sizes: dict[str, int]) -> dict[s
         points = series.setdefault("maskgit/seconds by steps", [])
         points.append((int(steps), statistics.median(values)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    line_plots(series, x_name="from").save(path)
+    write_picture_whole(path, line_plots(series, x_name="from"))
     return series
 
 

@@ -174,13 +174,13 @@ def draw(
     options: argparse.Namespace,
 ) -> None:
     """Curve over the prefix, reconstructions, and both directions of the language model."""
+    from zoo.atomic_files import write_picture_whole
     from zoo.callbacks.pictures import caption_sheet, image_rows, line_plots
     from zoo.tokens import Tokens, as_pixels
 
     folder: Path = options.pictures
-    folder.mkdir(parents=True, exist_ok=True)
     series = {f"prefix/{name}": [(m + 1.0, v) for m, v in enumerate(values)] for name, values in curves.items()}
-    line_plots(series, x_name="first tokens").save(folder / "seed_prefix.png")
+    write_picture_whole(folder / "seed_prefix.png", line_plots(series, x_name="first tokens"))
     chosen = torch.linspace(0, len(images) - 1, 10).long()
     pixels = as_pixels(images[chosen])
     if "decoder" in others:
@@ -189,16 +189,15 @@ def draw(
         rows = {"original": pixels, "teacher's vector": decoder.images_of(teacher_vectors(tokenizer, pixels))}
         for m in (count, count // 2, count // 4, 1):
             rows[f"{m} tokens"] = decoder.images_of(tokenizer.decode(tokens, prefix=m))
-        image_rows(rows).save(folder / "seed_reconstructions.png")
+        write_picture_whole(folder / "seed_reconstructions.png", image_rows(rows))
     if made:
         lines = [[made["captions"][i], texts[i]] for i in chosen.tolist()]
-        caption_sheet(pixels, lines, columns=5, width=150).save(folder / "seed_captions.png")
+        write_picture_whole(folder / "seed_captions.png", caption_sheet(pixels, lines, columns=5, width=150))
         if "decoder" in others:
             ids = torch.tensor(made["ids"])[chosen]
             drawn = others["decoder"].images_of(tokenizer.decode(Tokens(ids, None, tokenizer.spec)))
-            caption_sheet(drawn, [[texts[i]] for i in chosen.tolist()], columns=5, width=150).save(
-                folder / "seed_text_to_image.png"
-            )
+            sheet = caption_sheet(drawn, [[texts[i]] for i in chosen.tolist()], columns=5, width=150)
+            write_picture_whole(folder / "seed_text_to_image.png", sheet)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import zoo
+from zoo.atomic_files import write_text_whole
 from zoo.checkpoints.export import save_weights
 from zoo.registry import WEIGHTS_DIR, find
 
@@ -42,7 +43,7 @@ def main() -> None:
     path = save_weights(model, WEIGHTS_DIR / f"{args.name}.safetensors", torch.float16 if args.half else None)
     steps = torch.load(args.checkpoint, map_location="cpu", weights_only=True)["global_step"]
     card = make_card(args.name, path, model, vars(args) | {"steps": steps})
-    path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
+    write_text_whole(path.with_suffix(".json"), json.dumps(card, indent=2) + "\n")
     print(f"{path} ({card['bytes'] / 1e6:.1f} MB) and its card")
 
 

@@ -17,6 +17,8 @@ import torch
 from _record import environment, write
 from rfid import _data_arguments, _data_class
 
+from zoo.atomic_files import write_picture_whole
+
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -49,7 +51,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         images, texts = collect(data.view(options.split), options.num_images)
         metrics, samples = measure(model, images, texts, options)
         if options.picture:
-            good_and_bad(images, samples, options.seed).save(options.picture)
+            write_picture_whole(options.picture, good_and_bad(images, samples, options.seed))
     except (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError, RuntimeError) as error:
         parser.exit(2, f"error: {error}\n")
     record = {

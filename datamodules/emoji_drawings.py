@@ -1,7 +1,6 @@
 """Pixels of emoji: PNG files read, SVG files drawn and cached, transparency composited."""
 
 import hashlib
-import os
 import sys
 import zipfile
 from collections.abc import Iterable
@@ -17,6 +16,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from datamodules.base import missing, package_folder
+from zoo.atomic_files import write_whole
 from zoo.cache import cache_folder
 
 PNG_SIDE = 72  # Twemoji's bitmaps
@@ -120,8 +120,5 @@ def _progress(items: list[Path], what: str) -> Iterable[Path]:
 
 
 def _write(path: Path, pixels: UInt8[np.ndarray, "n h w 4"]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
+    with write_whole(path) as part, part.open("wb") as file:
         np.savez_compressed(file, rgba=pixels)
-    os.replace(part, path)  # a run that is stopped here leaves no half file under the name

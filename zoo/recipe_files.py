@@ -1,11 +1,11 @@
 """Where recipes are: in the working directory, else inside the installed package."""
 
 import difflib
-import shutil
 import sys
 from pathlib import Path
 
 import zoo
+from zoo.atomic_files import write_text_whole
 
 # a wheel carries the recipes as zoo/recipes; a checkout has them beside the package
 _PLACES = (Path(zoo.__file__).parent / "recipes", Path(zoo.__file__).parents[1] / "recipes")
@@ -88,5 +88,4 @@ def copy(name: str, target: str | None = None) -> Path:
         destination = destination / source.name
     if destination.exists():
         raise FileExistsError(f"{destination} exists: give another name, lightning copy {name} OTHER.yaml")
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    return Path(shutil.copyfile(source, destination))
+    return write_text_whole(destination, source.read_text(encoding="utf-8"))

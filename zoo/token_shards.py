@@ -11,7 +11,6 @@ It says which tokenizer the ids belong to, down to its weights, so that they are
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from zoo.atomic_files import write_text_whole, write_whole
 from zoo.tokens import ID_PRECISION, TokenSpec
 
 FORMAT = 1
@@ -108,12 +108,7 @@ def make_header(
 
 def write_header(folder: str | Path, header: dict[str, Any]) -> Path:
     """Write the header of a folder, after all of its shards."""
-    path = Path(folder) / HEADER
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)
-    return path
+    return write_text_whole(Path(folder) / HEADER, json.dumps(header, indent=2) + "\n")
 
 
 def read_header(folder: str | Path) -> dict[str, Any]:
@@ -263,10 +258,8 @@ def write_shard(
             tensors[f"{name}_bytes"] = torch.tensor(list(b"".join(encoded)), dtype=torch.uint8)
             tensors[f"{name}_ends"] = torch.tensor([len(text) for text in encoded], dtype=torch.int64).cumsum(0)
     path = Path(folder) / f"tokens-{rank}-{number:05d}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part)
-    os.replace(part, path)
+    with write_whole(path) as part:
+        save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, part)
     return path
 
 

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from zoo.atomic_files import write_picture_whole, write_text_whole
 from zoo.callbacks.pictures import caption_sheet, log_picture
 from zoo.metrics.captions import BLEU, ROUGEL, CaptionMetric, CIDErD
 from zoo.second_stage import images_of
@@ -109,14 +110,13 @@ class Captions(Callback):
             model.log(f"{stage}/{name}", metric.compute().float(), batch_size=1, prog_bar=name == "cider_d")
         if not trainer.is_global_zero or self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step_{trainer.global_step:06d}.jsonl"
-        path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in self._records), encoding="utf-8")
+        write_text_whole(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in self._records))
         if not self._pictures:
             return
         lines = [[r["caption"], r["references"][0]] for r in self._records[: len(self._pictures)]]
         sheet = caption_sheet(torch.stack(self._pictures), lines)
-        sheet.save(path.with_suffix(".png"))
+        write_picture_whole(path.with_suffix(".png"), sheet)
         log_picture(trainer, f"{stage}/captions", sheet)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

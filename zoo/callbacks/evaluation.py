@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from zoo.atomic_files import write_text_whole
 from zoo.metrics.reconstruction import ReconstructionReport, reconstruct_batch
 
 
@@ -122,9 +123,8 @@ class Evaluation(Callback):
                 **self.protocol("test"),
                 "metrics": {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")},
             }
-            Path(folder).mkdir(parents=True, exist_ok=True)
             text = json.dumps(record, indent=2, default=str) + "\n"
-            (Path(folder) / "protocol.json").write_text(text, encoding="utf-8")
+            write_text_whole(Path(folder) / "protocol.json", text)
 
     def protocol(self, stage: str = "test") -> dict[str, Any]:
         """What the values of the last ``val`` or ``test`` run depend on."""

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
+from zoo.atomic_files import write_picture_whole
 from zoo.callbacks.pictures import image_rows, line_plots, log_picture
 from zoo.metrics.reconstruction import reconstruct_batch
 from zoo.tokens import as_pixels
@@ -91,8 +92,7 @@ class ImageGrids(Callback):
             return
         picture = image_rows({name: torch.cat(parts) for name, parts in self._rows.items()})
         self._rows = {}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        picture.save(self.folder / f"step_{trainer.global_step:06d}.png")
+        write_picture_whole(self.folder / f"step_{trainer.global_step:06d}.png", picture)
         log_picture(trainer, "val/images", picture)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -103,8 +103,7 @@ class ImageGrids(Callback):
                 logger.save()
                 series = read_metrics(Path(logger.log_dir) / "metrics.csv")
                 if series:
-                    self.folder.mkdir(parents=True, exist_ok=True)
-                    line_plots(series).save(self.folder / "curves.png")
+                    write_picture_whole(self.folder / "curves.png", line_plots(series))
 
 
 def pick(values: Any, chosen: list[int]) -> Any:

@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from zoo.atomic_files import write_picture_whole
 from zoo.callbacks.pictures import image_rows, log_picture
 from zoo.tokens import as_pixels
 
@@ -92,10 +93,9 @@ class Samples(Callback):
         with trainer.precision_plugin.forward_context():
             pictures = self.draw(pl_module, batch, getattr(trainer.datamodule, "class_names", None))
         assert self.folder is not None
-        self.folder.mkdir(parents=True, exist_ok=True)
         for name, rows in pictures.items():
             picture = image_rows(rows)
-            picture.save(self.folder / f"step_{trainer.global_step:06d}_{name}.png")
+            write_picture_whole(self.folder / f"step_{trainer.global_step:06d}_{name}.png", picture)
             log_picture(trainer, f"val/{name}", picture)
 
     def draw(

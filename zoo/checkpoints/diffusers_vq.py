@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from zoo.atomic_files import write_text_whole
 from zoo.checkpoints.export import write_safetensors
 from zoo.checkpoints.format import Converted, Format, State
 from zoo.checkpoints.taming import with_discriminator
@@ -152,6 +153,6 @@ def save(model: nn.Module, folder: str | Path) -> Path:
             state[theirs] = (value[:, :, 0, 0] if linear else value).detach().cpu().contiguous()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    write_text_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")
     write_safetensors(state, folder / FILE, {"format": "pt"})
     return folder

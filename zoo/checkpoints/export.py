@@ -1,13 +1,13 @@
 """Writing weights: safetensors with a description of the model, from which it can be built again."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from zoo.atomic_files import write_whole
 from zoo.module import ZooModule
 
 
@@ -35,10 +35,8 @@ def write_safetensors(state: dict[str, Tensor], path: Path, metadata: dict[str, 
     """Write tensors; the file appears only when it is whole."""
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file(state, partial, metadata)
-    os.replace(partial, path)
+    with write_whole(path) as part:
+        save_file(state, part, metadata)
     return path
 
 

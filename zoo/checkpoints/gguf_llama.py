@@ -4,8 +4,6 @@ llama.cpp interleaves the rows of the query and key matrices for its rotary embe
 """
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from zoo.atomic_files import write_whole
 from zoo.cache import cache_folder
 
 NAMES = {
@@ -51,15 +50,10 @@ def dequantised(path: Path, name: str) -> Path:
         raise ModuleNotFoundError("GGUF files are read with the package gguf: pip install 'tokenzoo[llm]'") from None
     print(f"dequantising {path.name} into {folder}", flush=True)
     reader = GGUFReader(path)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
     config = llama_config(reader, path)
-    _write(part, reader, path, config)
-    try:
-        os.replace(part, folder)
-    except OSError:  # another process was faster
-        if not (folder / "config.json").exists():
-            raise
+    with write_whole(folder) as part:
+        part.mkdir()
+        _write(part, reader, path, config)
     return folder
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from zoo.atomic_files import write_text_whole
 from zoo.checkpoints import beit_surgery
 from zoo.checkpoints.export import write_safetensors
 from zoo.checkpoints.format import Converted, Format, State
@@ -115,7 +116,7 @@ def save_hf(model: nn.Module, folder: str | Path, names: Names = "v5") -> Path:
         raise ValueError(f"names is 'v5' or 'v4', not {names!r}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(hf_config(model), indent=2) + "\n")
+    write_text_whole(folder / "config.json", json.dumps(hf_config(model), indent=2) + "\n")
     state = from_unilm(vit.state_dict(), names)
     if vit.head is not None:
         state = {re.sub("^layernorm[.]", CLASSIFIER_NORM, name): value for name, value in state.items()}

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from zoo.atomic_files import write_text_whole
 from zoo.checkpoints import eva
 from zoo.checkpoints.export import write_safetensors
 from zoo.checkpoints.format import Converted, Format, State
@@ -135,7 +136,7 @@ def save_blip2(model: Any, folder: str | Path) -> Path:
         text_config, words, image_token = with_image_token(model.language, folder)
         state |= {f"language_model.{name}": value for name, value in words.items()}
         config |= {"text_config": text_config, "image_token_index": image_token}
-    (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
+    write_text_whole(folder / "config.json", json.dumps(config, indent=2, default=str) + "\n")
     stored = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     write_safetensors(stored, folder / "model.safetensors", {"format": "pt"})
     return folder

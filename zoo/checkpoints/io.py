@@ -1,5 +1,6 @@
-"""The one door through which Lightning reads the checkpoints of our runs, on whatever way it was asked to."""
+"""The one door through which Lightning reads and writes the checkpoints of our runs, however it was asked to."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,32 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning.pytorch.strategies import Strategy
 
+from zoo.atomic_files import write_whole
 from zoo.checkpoints import pickles
-from zoo.checkpoints.addresses import local_path
+from zoo.checkpoints.addresses import is_address, local_path
 from zoo.checkpoints.sharded import check_folder
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """Reads checkpoints without running anything that they ask for, wherever Lightning reads one."""
+    """Reads checkpoints without running anything that they ask for, and replaces old ones only by whole new ones."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint beside its place and rename it; until then the old one is there.
+
+        Lightning writes to the temporary folder and moves the file, which between file systems is a copy over the old.
+
+        Args:
+            checkpoint: state of trainer and model.
+            path: of a local file; for addresses Lightning's own way is taken.
+            storage_options: not known for files.
+
+        Raises:
+            OSError: where it cannot be written, for example on a full disk; the old one is as it was.
+        """
+        if is_address(path) or storage_options is not None:
+            return super().save_checkpoint(checkpoint, path, storage_options)
+        with write_whole(local_path(path)) as part:
+            torch.save(checkpoint, part)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = None
@@ -38,7 +58,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
 
 def read_safely(trainer: Trainer) -> None:
-    """Make a trainer read checkpoints by this door alone; done as soon as one of our modules meets it.
+    """Make a trainer read and write checkpoints by this door alone; done as soon as one of our modules meets it.
 
     Args:
         trainer: whose strategy is changed, once.
@@ -58,7 +78,22 @@ def read_safely(trainer: Trainer) -> None:
         torch.cuda.empty_cache()
         return inner(path, weights_only=True)
 
+    save = strategy.save_checkpoint
+
+    def save_checkpoint(checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        if type(strategy).save_checkpoint is Strategy.save_checkpoint or is_address(filepath):
+            return save(checkpoint, filepath, storage_options)
+        # Every rank writes its part of a folder, which then takes the place of the old one as a whole.
+        filepath = local_path(strategy.broadcast(filepath))
+        first = strategy.is_global_zero
+        with write_whole(filepath) if first else contextlib.nullcontext() as part:
+            part = strategy.broadcast(part)
+            save(checkpoint, part, storage_options)
+            strategy.barrier("all parts of the checkpoint are written")
+        strategy.barrier("the checkpoint is in its place")
+
     strategy.load_checkpoint = load_checkpoint  # type: ignore[method-assign]
+    strategy.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
     strategy.reads_safely = True  # type: ignore[attr-defined]
 
 

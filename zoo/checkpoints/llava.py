@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from zoo.atomic_files import write_text_whole
 from zoo.checkpoints.export import write_safetensors
 from zoo.checkpoints.format import Converted, Format, State
 from zoo.checkpoints.hf_language import with_image_token
@@ -148,7 +149,7 @@ def save_llava(model: Any, folder: str | Path) -> Path:
         state |= {f"model.multi_modal_projector.{theirs}.{n}": v for n, v in projector[ours].state_dict().items()}
     for name, value in words.items():
         state[f"model.language_model.{name.removeprefix('model.')}" if name.startswith("model.") else name] = value
-    (folder / "config.json").write_text(json.dumps(config, indent=2, default=str) + "\n")
+    write_text_whole(folder / "config.json", json.dumps(config, indent=2, default=str) + "\n")
     stored = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     write_safetensors(stored, folder / "model.safetensors", {"format": "pt"})
     return folder
