@@ -318,10 +318,11 @@ def class_named(path: str) -> type[ZooModule]:
 def _without_towers(preset: Preset) -> dict[str, Any]:
     """Arguments that build the model without reading weights from disk."""
     args = dict(preset.init_args)
-    default = inspect.signature(preset.cls).parameters.get("tokenizer")
-    reference = args.get("tokenizer", default.default if default else None)
-    if isinstance(reference, str) and not reference.startswith("ckpt:"):
-        args["tokenizer"] = reference.partition(":")[0] + ":random"
+    for name in ("tokenizer", "condition_tokenizer"):
+        default = inspect.signature(preset.cls).parameters.get(name)
+        reference = args.get(name, default.default if default else None)
+        if isinstance(reference, str) and not reference.startswith("ckpt:"):
+            args[name] = reference.partition(":")[0] + ":random"
     return args
 
 

@@ -3,10 +3,11 @@
 arXiv:2012.09841, Section 3.2. Official code: CompVis/taming-transformers (commit 3ba01b2, MIT),
 ``taming/models/cond_transformer.py`` and ``taming/modules/transformer/mingpt.py``.
 
-Implemented: next-token prediction over the ids of any discrete tokenizer in their flat order, unconditional and
-class-conditional, random replacement of inputs (``pkeep``), top-k and nucleus sampling with a key/value cache, reading
-of the published class-conditional checkpoints.
-Not implemented: conditions that are images (depth, segmentation), sliding windows, other orders of the tokens.
+Implemented: next-token prediction over the ids of any discrete tokenizer, in their flat order or one of the published
+permutations, unconditional, class-conditional, or after the tokens of a condition (a depth map, say), which may see
+each other; random replacement of inputs (``pkeep``), top-k and nucleus sampling with a key/value cache, reading of the
+published checkpoints.
+Not implemented: sliding windows, the builders of conditions from coordinates and bounding boxes (bring their ids).
 Deviations: ``class_ids="own"`` (an option of ours) gives classes and the start token rows of their own in the table.
 
 Equations: Eq. 8 -> `ARTransformer.losses`; Section 3.2 network -> `nn.gpt.GPT`; sampling -> `nn.next_token.draw_next`.
@@ -24,6 +25,7 @@ from zoo.choices import one_of
 from zoo.module import Batch, ZooModule
 from zoo.nn.gpt import GPT
 from zoo.nn.next_token import draw_next
+from zoo.nn.token_order import ORDERS, Order, token_order
 from zoo.optim import Optim
 from zoo.registry import Weights, register
 from zoo.second_stage import allowed_ids, discrete_tokenizer, ids_of, labels_of, wanted_labels
@@ -44,6 +46,11 @@ class ARTransformer(ZooModule):
         dropout: of the network.
         class_ids: ``shared``: class c is input id c, the same row as code c, as published; ``own``: rows of their own.
         pkeep: share of input tokens that are kept in training; others become random codes.
+        order: in which the cells of the grid are read: ``raster``, ``subsample``, ``z_curve``, ``spiral_in``,
+            ``spiral_out``, ``random`` or ``alternate_parsing``. Tokens go in and come out in raster order.
+        n_unmasked: the first so many inputs see each other in both directions; with a condition, usually its length.
+        condition_tokenizer: whose tokens of the batch's ``condition`` images stand in front; needs num_classes 0.
+        condition_tokens: how many ``condition_ids`` stand in front, where no tokenizer makes them.
         optim: optimizer and schedule; the paper's betas and weight decay by default.
         weights: start from these: a registry name or a path.
     """
@@ -60,6 +67,10 @@ class ARTransformer(ZooModule):
         dropout: float = 0.0,
         class_ids: Literal["shared", "own"] = "shared",
         pkeep: float = 1.0,
+        order: Order = "raster",
+        n_unmasked: int = 0,
+        condition_tokenizer: str | None = None,
+        condition_tokens: int = 0,
         optim: Optim = Optim(lr=4.5e-6, betas=(0.9, 0.95), weight_decay=0.01, schedule="constant"),
         weights: str | None = None,
     ):
@@ -71,15 +82,47 @@ class ARTransformer(ZooModule):
         self.num_classes, self.pkeep = num_classes, pkeep
         self.class_ids = one_of("class_ids", class_ids, ("shared", "own"))
         vocab_size = self.spec.vocab_size
-        if class_ids == "shared" and num_classes > vocab_size:
+        #: ids of the condition, of which there are so many in front of the tokens
+        self.condition_size, self.condition_tokens = num_classes, condition_tokens
+        if condition_tokenizer is not None:
+            self.add_tower("condition", discrete_tokenizer(condition_tokenizer))
+            found = self.frozen["condition"].spec
+            if condition_tokens not in (0, found.num_tokens):
+                raise ValueError(
+                    f"condition_tokens is {condition_tokens}, but {condition_tokenizer!r} makes {found.num_tokens}: "
+                    "leave condition_tokens out"
+                )
+            self.condition_tokens, self.condition_size = found.num_tokens, found.vocab_size
+        elif condition_tokens:
+            self.condition_size = vocab_size
+        if self.condition_tokens < 0 or (self.condition_tokens and num_classes):
             raise ValueError(
-                f"{num_classes} classes cannot share the table of {vocab_size} codes: set class_ids to 'own'"
+                f"the condition is a class or tokens, not both: set num_classes to 0, not {num_classes}, beside "
+                f"{self.condition_tokens} condition tokens"
             )
-        #: added to a class to make its input id
+        if class_ids == "shared" and self.condition_size > vocab_size:
+            what = "condition ids" if self.condition_tokens else "classes"
+            raise ValueError(
+                f"{self.condition_size} {what} cannot share the table of {vocab_size} codes: set class_ids to 'own'"
+            )
+        #: added to a class, or an id of the condition, to make its input id
         self.offset = vocab_size if class_ids == "own" else 0
-        rows = vocab_size + max(1, num_classes) if class_ids == "own" else vocab_size
-        self.transformer = GPT(rows, vocab_size, self.spec.num_tokens, width, depth, heads, dropout)
-        self.register_buffer("allowed", allowed_ids(self.spec), persistent=False)
+        rows = vocab_size + max(1, self.condition_size) if class_ids == "own" else vocab_size
+        positions = max(1, self.condition_tokens) + self.spec.num_tokens - 1
+        self.transformer = GPT(rows, vocab_size, positions, width, depth, heads, dropout, n_unmasked)
+        self.order = one_of("order", order, ORDERS)
+        permutation = None
+        if order != "raster":
+            if self.spec.grid_shape is None:
+                raise ValueError(f"the tokens of {tokenizer!r} are no grid: set order to 'raster', not {order!r}")
+            permutation = token_order(order, self.spec.grid_shape)
+        #: raster index of the token that is read first, second, ...; None for raster order
+        self.register_buffer("permutation", permutation, persistent=False)
+        allowed = allowed_ids(self.spec)
+        if allowed is not None and permutation is not None:
+            allowed = allowed[permutation]
+        #: ids that may stand at each place of the order of reading
+        self.register_buffer("allowed", allowed, persistent=False)
         self.load_weights(weights)
 
     @property
@@ -108,6 +151,7 @@ class ARTransformer(ZooModule):
         labels: Any = None,
         num_images: int | None = None,
         *,
+        condition: Any = None,
         as_tokens: bool = False,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -120,7 +164,8 @@ class ARTransformer(ZooModule):
 
         Args:
             labels: class of each image (a number, a list or a tensor), for a class-conditional model.
-            num_images: how many; with one label, that many of it.
+            num_images: how many; with one label, or one condition, that many of it.
+            condition: of a model with condition tokens: images in [0, 1] for its tokenizer, or ids.
             as_tokens: return :class:`Tokens` instead of what the tokenizer makes of them.
             temperature: divides the logits; 0 takes the most likely token.
             top_k: sample among so many; the paper's published samples use 600.
@@ -144,42 +189,94 @@ class ARTransformer(ZooModule):
                 f"temperature must not be negative, and finite, top_k at least 1 and top_p in (0, 1], got "
                 f"{temperature}, {top_k}, {top_p}"
             )
+        if condition is not None and not self.condition_tokens:
+            raise ValueError("this model has no condition tokens: leave condition out")
         classes, count = wanted_labels(labels, num_images, self.num_classes, False, self.device)
         if seed is not None:
             generator = torch.Generator(self.device).manual_seed(seed)
-        sequence = self._first_input(classes, count).unsqueeze(1)
+        sequence = self._prefix(classes, count) if not self.condition_tokens else self._given(condition, num_images)
+        prefix, cache = sequence.shape[1], None
         with evaluating(self):
-            cache = self.transformer.new_cache(count) if use_cache else None
             for position in range(self.spec.num_tokens):
-                logits = self.transformer(sequence if cache is None else sequence[:, -1:], cache)[:, -1]
+                read = sequence
+                if cache is not None:
+                    read = sequence[:, -1:]
+                elif use_cache and sequence.shape[1] >= self.transformer.n_unmasked:  # from here on nothing changes
+                    cache = self.transformer.new_cache(len(sequence))
+                logits = self.transformer(read, cache)[:, -1]
                 if self.allowed is not None:
                     logits = logits.masked_fill(~self.allowed[position], -torch.inf)
                 token = draw_next(logits, temperature, top_k, top_p, generator)
                 sequence = torch.cat([sequence, token.unsqueeze(1)], 1)
-            tokens = Tokens(sequence[:, 1:], None, self.spec)
+            tokens = Tokens(self.in_raster_order(sequence[:, prefix:]), None, self.spec)
             return tokens if as_tokens else self.decode(tokens)
+
+    def in_reading_order(self, ids: Int[Tensor, "b n"]) -> Int[Tensor, "b n"]:
+        """From the order of :class:`Tokens` to that in which they are predicted."""
+        return ids if self.permutation is None else ids[:, self.permutation]
+
+    def in_raster_order(self, ids: Int[Tensor, "b n"]) -> Int[Tensor, "b n"]:
+        """And back."""
+        return ids if self.permutation is None else ids[:, self.permutation.argsort()]
 
     # ------------------------------------------------------------------ training
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Eq. 8: mean negative log-likelihood per token in nats."""
-        target = ids_of(batch, self.tokenizer)
-        labels = labels_of(batch, self.num_classes)
+        target = self.in_reading_order(ids_of(batch, self.tokenizer))
+        if self.condition_tokens:
+            first = self._condition(batch)
+        else:
+            first = self._prefix(labels_of(batch, self.num_classes), len(target))
         inputs = target
         if self.training and self.pkeep < 1:
             keep = torch.rand(target.shape, device=target.device) < self.pkeep
             inputs = torch.where(keep, target, torch.randint_like(target, self.spec.vocab_size))
-        first = self._first_input(labels, len(target))
-        logits = self.transformer(torch.cat([first.unsqueeze(1), inputs[:, :-1]], 1)).float()
+        logits = self.transformer(torch.cat([first, inputs[:, :-1]], 1))[:, first.shape[1] - 1 :].float()
         return {
             "loss": F.cross_entropy(logits.transpose(1, 2), target),
             "accuracy": (logits.detach().argmax(-1) == target).float().mean(),
         }
 
-    def _first_input(self, labels: Int[Tensor, " b"] | None, count: int) -> Int[Tensor, " b"]:
+    def _prefix(self, labels: Int[Tensor, " b"] | None, count: int) -> Int[Tensor, "b 1"]:
+        """Input ids of classes, or of the start of an unconditional model."""
         if labels is None:
-            return torch.full((count,), START + self.offset, device=self.device)
-        return labels + self.offset
+            return torch.full((count, 1), START + self.offset, device=self.device)
+        return (labels + self.offset).unsqueeze(1)
+
+    def _condition(self, batch: Batch) -> Int[Tensor, "b p"]:
+        """Input ids of the batch's ``condition_ids``, else of its ``condition`` images."""
+        ids, images = batch.get("condition_ids"), batch.get("condition")
+        tower = self.frozen.get("condition")
+        if ids is None and images is not None and tower is not None:
+            ids = ids_of({"image": images}, tower)
+        if ids is None:
+            wanted = "'condition_ids'" if tower is None else "'condition' (images) or 'condition_ids'"
+            raise ValueError(
+                f"the batch has no {wanted}, but {', '.join(batch)}, and this model has {self.condition_tokens} "
+                "condition tokens: bring them"
+            )
+        low, high = ids.aminmax()
+        if ids.shape[1:] != (self.condition_tokens,) or low < 0 or high >= self.condition_size:
+            raise ValueError(
+                f"the condition has shape {tuple(ids.shape)} and ids in {int(low)}..{int(high)}; this model needs "
+                f"{self.condition_tokens} ids in 0..{self.condition_size - 1}"
+            )
+        return ids.long() + self.offset
+
+    def _given(self, condition: Any, num_images: int | None) -> Int[Tensor, "b p"]:
+        """Input ids of what ``generate`` was given, for so many images."""
+        if condition is None:
+            raise ValueError(f"this model continues {self.condition_tokens} condition tokens: give condition")
+        if isinstance(condition, Tokens):
+            condition = condition.ids
+        condition = torch.as_tensor(condition, device=self.device)
+        ids = self._condition({"condition" if condition.ndim == 4 else "condition_ids": condition})
+        if num_images is not None and len(ids) == 1:
+            ids = ids.expand(num_images, -1)
+        if num_images not in (None, len(ids)):
+            raise ValueError(f"there are {len(ids)} conditions for {num_images} images: give one, or one per image")
+        return ids
 
     def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
         """Only weights of linear layers decay."""
@@ -204,6 +301,16 @@ register(
         "published": Weights(
             origin="2021-04-03T19-39-50_cin_transformer, linked in the README of CompVis/taming-transformers",
             licence="MIT", note="ImageNet, 256 px; the transformer alone",
+        )
+    },
+)  # fmt: skip
+register(
+    "ar_transformer_drin", ARTransformer, paper=PAPER, tokenizer="vqgan_imagenet_f16_1024", num_classes=0,
+    condition_tokenizer="vqgan_imagenet_depth", width=1024, depth=24, heads=16,
+    weights={
+        "published": Weights(
+            origin="2020-11-20T12-54-32_drin_transformer, linked in the README of CompVis/taming-transformers",
+            licence="MIT", note="ImageNet, 256 px, after the tokens of a depth map; the transformer alone",
         )
     },
 )  # fmt: skip

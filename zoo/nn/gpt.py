@@ -7,10 +7,17 @@ ones. Exact GELU, biases everywhere but in the head, separate projections for qu
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 INIT_STD = 0.02
+
+
+def attention_mask(positions: int, n_unmasked: int = 0) -> Bool[Tensor, "n n"]:
+    """Which position (row) sees which: itself and those before it, and within the first ``n_unmasked`` all others."""
+    mask = torch.ones(positions, positions, dtype=torch.bool).tril()
+    mask[:n_unmasked, :n_unmasked] = True
+    return mask
 
 
 class KeyValueCache:
@@ -50,15 +57,30 @@ class GPT(nn.Module):
         depth: blocks.
         heads: of the attention.
         dropout: of embeddings, attention weights and residual branches.
+        n_unmasked: the first so many tokens see each other, whatever their order; 0 or 1 for none.
     """
 
+    prefix_mask: Tensor | None
+
     def __init__(
-        self, num_ids: int, vocab_size: int, block_size: int, width: int, depth: int, heads: int, dropout: float = 0.0
+        self,
+        num_ids: int,
+        vocab_size: int,
+        block_size: int,
+        width: int,
+        depth: int,
+        heads: int,
+        dropout: float = 0.0,
+        n_unmasked: int = 0,
     ):
         super().__init__()
         if heads < 1 or width % heads:
             raise ValueError(f"width {width} is not divisible by {heads} heads")
-        self.block_size, self.heads = block_size, heads
+        if not 0 <= n_unmasked <= block_size:
+            raise ValueError(f"n_unmasked must lie in 0..{block_size}, the positions, got {n_unmasked}")
+        self.block_size, self.heads, self.n_unmasked = block_size, heads, n_unmasked
+        mask = attention_mask(block_size, n_unmasked) if n_unmasked > 1 else None
+        self.register_buffer("prefix_mask", mask, persistent=False)
         self.tok_emb = nn.Embedding(num_ids, width)
         self.pos_emb = nn.Parameter(torch.zeros(1, block_size, width))
         self.drop = nn.Dropout(dropout)
@@ -79,17 +101,25 @@ class GPT(nn.Module):
             cache: of the tokens before; is added to.
 
         Raises:
-            ValueError: for more tokens than positions.
+            ValueError: for more tokens than positions, or a cache that begins inside the unmasked prefix.
         """
         start = 0 if cache is None else cache.length
+        if cache is not None and start + ids.shape[1] < self.n_unmasked:
+            raise ValueError(
+                f"the first {self.n_unmasked} tokens see each other, so a cache takes them all at once, not "
+                f"{start + ids.shape[1]} of them"
+            )
         if start + ids.shape[1] > self.block_size:
             raise ValueError(
                 f"the sequence has {start + ids.shape[1]} tokens, this network has {self.block_size} positions: "
                 "take images of the size it was built for"
             )
         x = self.drop(self.tok_emb(ids) + self.pos_emb[:, start : start + ids.shape[1]])
+        mask = None
+        if self.prefix_mask is not None and start == 0:
+            mask = self.prefix_mask[: ids.shape[1], : ids.shape[1]]
         for i, block in enumerate(self.blocks):
-            x = block(x, i, cache)
+            x = block(x, i, cache, mask)
         return self.head(self.ln_f(x))
 
     def new_cache(self, batch: int) -> KeyValueCache:
@@ -118,13 +148,19 @@ class Block(nn.Module):
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout)
         )
 
-    def forward(self, x: Float[Tensor, "b s d"], number: int, cache: KeyValueCache | None) -> Float[Tensor, "b s d"]:
-        x = x + self.attn(self.ln1(x), number, cache)
+    def forward(
+        self,
+        x: Float[Tensor, "b s d"],
+        number: int,
+        cache: KeyValueCache | None,
+        mask: Bool[Tensor, "s s"] | None = None,
+    ) -> Float[Tensor, "b s d"]:
+        x = x + self.attn(self.ln1(x), number, cache, mask)
         return x + self.mlp(self.ln2(x))
 
 
 class CausalSelfAttention(nn.Module):
-    """Attention to this token and those before it.
+    """Attention to this token and those before it, or to what a mask allows.
 
     Args:
         width: of the tokens.
@@ -139,7 +175,13 @@ class CausalSelfAttention(nn.Module):
         self.resid_drop = nn.Dropout(dropout)
         self.heads = heads
 
-    def forward(self, x: Float[Tensor, "b s d"], number: int, cache: KeyValueCache | None) -> Float[Tensor, "b s d"]:
+    def forward(
+        self,
+        x: Float[Tensor, "b s d"],
+        number: int,
+        cache: KeyValueCache | None,
+        mask: Bool[Tensor, "s s"] | None = None,
+    ) -> Float[Tensor, "b s d"]:
         q, k, v = (
             rearrange(layer(x), "b s (h e) -> b h s e", h=self.heads) for layer in (self.query, self.key, self.value)
         )
@@ -149,5 +191,6 @@ class CausalSelfAttention(nn.Module):
                 raise ValueError("after the first tokens, a cache takes one at a time")
             k, v = cache.add(number, k, v)
         drop = self.resid_drop.p if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=drop, is_causal=alone and x.shape[1] > 1)
+        causal = mask is None and alone and x.shape[1] > 1
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=drop, is_causal=causal)
         return self.resid_drop(self.proj(rearrange(attended, "b h s e -> b s (h e)")))
