@@ -32,6 +32,8 @@ class ZooModule(pl.LightningModule):
     formats: ClassVar[tuple[Any, ...]] = ()
     #: attributes that only training needs: they decide no token, and weights need not hold them
     training_only: ClassVar[tuple[str, ...]] = ()
+    #: settings that decide what the weights compute and that no tensor shows: another value is warned of
+    in_no_tensor: ClassVar[tuple[str, ...]] = ()
     spec: TokenSpec | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -304,11 +306,10 @@ class ZooModule(pl.LightningModule):
                     f"model has {self.hparams.get(name)!r} ({own[name]}), whose vectors mean other things: train "
                     f"further, or set {name} to the one of the checkpoint"
                 )
-        for name in ("lora_rank", "lora_alpha"):
-            if name in args and name in self.hparams and args[name] != self.hparams[name]:
-                rank_zero_warn(
-                    f"{source} was trained with {name} {args[name]}, and this model has {self.hparams[name]}"
-                )
+        for name in ("lora_rank", "lora_alpha", *self.in_no_tensor):
+            theirs, ours = args.get(name), plain(self.hparams.get(name))
+            if theirs is not None and ours is not None and theirs != ours:
+                rank_zero_warn(f"{source} was trained with {name} {theirs}, and this model has {ours}")
 
     def tokenizer_fingerprint(self) -> str | None:
         """Of the frozen tokenizer whose ids the model predicts; None without one, or for a random one."""

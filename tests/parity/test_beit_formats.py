@@ -12,7 +12,7 @@ from zoo.checkpoints.hf_beit import from_unilm, save_hf, to_unilm
 from zoo.checkpoints.load import load_weights
 from zoo.models.beit import BEiT, BEiTClassifier
 from zoo.models.dvae import DVAE
-from zoo.nn.relative_position import resize_table, table_rows
+from zoo.nn.relative_position import relative_position_index, resize_table, table_rows
 
 VOCAB, CLASSES, DEPTH, HEADS, WIDTH = 96, 7, 3, 5, 40
 NETWORK = {"image_size": 32, "patch_size": 8, "width": WIDTH, "depth": DEPTH, "heads": HEADS, "drop_path": 0.0}
@@ -233,7 +233,7 @@ WRITERS = {
 
 def write_unilm(model, path, prefix=""):
     state = {prefix + name: value for name, value in model.vit.state_dict().items()}
-    state[f"{prefix}rel_pos_bias.relative_position_index"] = torch.zeros(17, 17, dtype=torch.int64)
+    state[f"{prefix}rel_pos_bias.relative_position_index"] = relative_position_index((4, 4))
     torch.save({"module": state}, path)
     return path
 

@@ -15,14 +15,16 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.checkpoints.format import Converted
-from zoo.nn.relative_position import EXTRA, resize_table
+from zoo.checkpoints.format import Converted, check_constant
+from zoo.nn.relative_position import EXTRA, relative_position_index, resize_table, table_rows
 
 PREFIX = "vit."
+POOLS = {"mean": "mean of the patches (fc_norm)", "cls": "class token (norm)"}
 SHARED = "rel_pos_bias.relative_position_bias_table"
 PER_BLOCK = re.compile(r"blocks\.\d+\.attn\.relative_position_bias_table")
 PRETRAINING_ONLY = ("mask_token", "lm_head.", "sequence.")
 INDEX = "relative_position_index"  # a buffer of unilm's; it follows from the grid
+TABLE = "relative_position_bias_table"
 
 
 def fit(state: dict[str, Tensor], model: nn.Module) -> Converted:
@@ -38,15 +40,16 @@ def fit(state: dict[str, Tensor], model: nn.Module) -> Converted:
     own = {name.removeprefix(PREFIX): value for name, value in model.state_dict().items()}
     notes: list[str] = []
     fresh: dict[str, str] = {}
-    ignored = [name for name in state if name.endswith(INDEX)]
+    checked = _check_indices(state, own, model.vit.grid)
     state = {name: value for name, value in state.items() if not name.endswith(INDEX)}
 
     tables = [name for name in own if PER_BLOCK.fullmatch(name)]
     if SHARED in state and SHARED not in own and tables:
-        state |= dict.fromkeys(tables, state.pop(SHARED))
-        notes.append(
-            f"the relative position bias that all blocks shared was copied into each of the {len(tables)} blocks"
-        )
+        shared, how = state.pop(SHARED), "copied into"
+        if any(name in state for name in tables):  # transformers adds both to the scores
+            how = "added to the one of"
+        state |= {name: state[name] + shared if name in state else shared for name in tables}
+        notes.append(f"the relative position bias that all blocks shared was {how} each of the {len(tables)} blocks")
 
     method = getattr(model, "position_resize", "unilm-cubic")
     resized = [n for n in state if n.endswith("bias_table") and n in own and state[n].shape[0] != own[n].shape[0]]
@@ -64,19 +67,39 @@ def fit(state: dict[str, Tensor], model: nn.Module) -> Converted:
         unused = [name for name in state if name not in own and name.startswith((*PRETRAINING_ONLY, "norm."))]
         if "head.weight" not in own:
             unused += [name for name in state if name.startswith(("head.", "fc_norm."))]
-        ignored += unused
-        state = {name: value for name, value in state.items() if name not in unused}
         fresh = _fresh_parts(state, own)
-        ignored += [name for name in state if name.startswith("head.") and "head." in fresh]
-        state = {name: value for name, value in state.items() if name not in ignored}
+        unused += [name for name in state if name.startswith("head.") and "head." in fresh]
+        state = {name: value for name, value in state.items() if name not in unused}
     state = {name if name.startswith("probes.") else PREFIX + name: value for name, value in state.items()}
     fresh = {name if name == "probes." else PREFIX + name: reason for name, reason in fresh.items()}
-    return Converted(state, fresh=fresh, ignored=tuple(ignored), notes=tuple(notes))
+    return Converted(state, fresh=fresh, checked=checked, notes=tuple(notes))
+
+
+def _check_indices(state: dict[str, Tensor], own: dict[str, Tensor], grid: tuple[int, int]) -> tuple[str, ...]:
+    """The stored indices of position tables, which must be those of the tables' grids."""
+    checked: list[str] = []
+    for name in [name for name in state if name.endswith(INDEX)]:
+        table = state.get(name.removesuffix(INDEX) + TABLE)
+        if table is not None:
+            of = grid if len(table) == table_rows(grid) else _window(table)
+            checked += check_constant(state, name, relative_position_index(of), f"the offsets of a {_by(of)} grid")
+    return tuple(checked)
 
 
 def _fresh_parts(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, str]:
-    """The parts of a classifier that the checkpoint cannot give."""
+    """The parts of a classifier that the checkpoint cannot give.
+
+    Raises:
+        ValueError: for a fine-tuned classifier that looks at something else than the model's.
+    """
     fresh = {}
+    pooled, pools = "fc_norm.weight" in state, "fc_norm.weight" in own
+    if "head.weight" in state and "head.weight" in own and pooled != pools:
+        theirs, ours = ("mean", "cls") if pooled else ("cls", "mean")
+        raise ValueError(
+            f"the classifier of these weights looks at the {POOLS[theirs]} and this one at the {POOLS[ours]}: build "
+            f"the model with pool='{theirs}'"
+        )
     if "head.weight" in own:
         if "head.weight" not in state:
             fresh["head."] = "the checkpoint has no classifier"

@@ -26,15 +26,14 @@ def rename(name: str) -> str:
 
 
 def convert(state: State, model: nn.Module) -> Converted:
-    """Rename to OpenAI's encoder; what else a whole FLAVA holds is ignored."""
+    """Rename to OpenAI's encoder; what else a whole FLAVA holds is left out."""
     within = PREFIX if any(name.startswith(PREFIX) for name in state) else ""
     encoder = {
         "encoder." + rename(name.removeprefix(within)): value
         for name, value in state.items()
         if name.startswith(within)
     }
-    ignored = tuple(name for name in state if not name.startswith(within))
-    return Converted(encoder, absent={"decoder.": openai.NO_DECODER}, ignored=ignored)
+    return Converted(encoder, absent={"decoder.": openai.NO_DECODER})
 
 
 CODEBOOK = Format("FLAVA image codebook (transformers)", matches, convert)

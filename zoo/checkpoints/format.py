@@ -1,9 +1,13 @@
 """What a published layout of weights is: how to recognise it, and how to rename it to ours."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from zoo.checkpoints.provenance import entries_of
 
 State = Mapping[str, Tensor]
 
@@ -12,18 +16,21 @@ State = Mapping[str, Tensor]
 class Converted:
     """Weights under the names of the model that reads them.
 
+    What a reader leaves out need not be listed: every entry of the file that is neither in ``state``, in whatever form,
+    nor in ``checked`` is reported when the weights are loaded, see :mod:`zoo.checkpoints.provenance`.
+
     Args:
         state: name -> tensor; every name must exist in the model, with this shape.
         absent: prefix of parameters that this layout does not hold -> why. What needs them then refuses to work.
         fresh: prefix of parameters that are meant to start anew -> why (the head of a fine-tuning run).
-        ignored: entries of the file that the model has no use for; they are reported.
+        checked: entries of the file that hold what the model computes by itself, as :func:`check_constant` made sure.
         notes: other things done to the weights, to be reported.
     """
 
     state: dict[str, Tensor]
     absent: dict[str, str] = field(default_factory=dict)
     fresh: dict[str, str] = field(default_factory=dict)
-    ignored: tuple[str, ...] = ()
+    checked: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -36,9 +43,49 @@ class Format:
         matches: whether a state dict is in this layout, judged by names and shapes alone.
         convert: from the state dict and the model that reads it.
         classes: full names of the classes inside published files that are pickled modules.
+        check_config: compares the ``config.json`` that lies beside the weights with the model: returns notes, and
+            raises ValueError for a fact that no tensor shows and that the model has otherwise.
     """
 
     name: str
     matches: Callable[[State], bool]
     convert: Callable[[State, nn.Module], Converted]
     classes: tuple[str, ...] = ()
+    check_config: Callable[[Mapping[str, Any], nn.Module], tuple[str, ...]] | None = None
+
+
+def check_constant(state: State, name: str, expected: Tensor, meaning: str) -> tuple[str, ...]:
+    """Make sure that an entry which the model does not store has the value that the model computes with.
+
+    Args:
+        state: of the file.
+        name: of the entry.
+        expected: what the model takes it to be, up to the type.
+        meaning: what it is, for the message.
+
+    Returns:
+        The name in the file, for ``checked``.
+
+    Raises:
+        ValueError: naming the entry where it holds something else.
+    """
+    found = state[name]
+    if found.shape != expected.shape or not torch.equal(found.to(expected.dtype), expected.to(found.device)):
+        raise ValueError(
+            f"{name} holds other values than {meaning}, which this model computes with: these weights belong to "
+            "another network"
+        )
+    return tuple(entries_of([found])) or (name,)
+
+
+def check_positions(state: State, names: Iterable[str]) -> tuple[str, ...]:
+    """The entries that count positions, 0, 1, 2, ..., as every model here does; names that the file lacks are skipped.
+
+    Raises:
+        ValueError: for one that counts otherwise.
+    """
+    found: list[str] = []
+    for name in set(names) & state.keys():
+        counted = torch.arange(state[name].numel()).view(state[name].shape)
+        found += check_constant(state, name, counted, "the positions 0, 1, 2, ...")
+    return tuple(found)

@@ -7,6 +7,7 @@ says 1e-6.
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from zoo.atomic_files import write_text_whole
 from zoo.checkpoints import beit_surgery
+from zoo.checkpoints.beit_surgery import INDEX, TABLE
 from zoo.checkpoints.export import write_safetensors
 from zoo.checkpoints.format import Converted, Format, State
 
@@ -32,9 +34,9 @@ TOP = (
     ("fc_norm.", "beit.pooler.layernorm.", "beit.pooler.layernorm."),
     ("head.", "classifier.", "classifier."),
 )
-TABLE = "relative_position_bias_table"
 BLOCK = (
     (f"attn.{TABLE}", f"relative_position_bias.{TABLE}", f"attention.attention.relative_position_bias.{TABLE}"),
+    (f"attn.{INDEX}", f"relative_position_bias.{INDEX}", f"attention.attention.relative_position_bias.{INDEX}"),
     ("attn.q_bias", "attention.q_proj.bias", "attention.attention.query.bias"),
     ("attn.v_bias", "attention.v_proj.bias", "attention.attention.value.bias"),
     ("attn.q.weight", "attention.q_proj.weight", "attention.attention.query.weight"),
@@ -66,8 +68,47 @@ def matches(state: State) -> bool:
 
 
 def convert(state: State, model: nn.Module) -> Converted:
-    """Rename, join query, key and value, and fit the rest to the model."""
+    """Rename, join query, key and value, and fit the rest to the model.
+
+    Raises:
+        ValueError: for a network with two final norms, one behind the other, which ours has not.
+    """
+    if CLASSIFIER_NORM + "weight" in state and "layernorm.weight" in state:
+        raise ValueError(
+            "these weights have two norms behind the last block, beit.layernorm and layernorm, as transformers builds "
+            "them for masked images with use_mean_pooling: false; the published BEiT and this one have one"
+        )
     return beit_surgery.fit(to_unilm(state), model)
+
+
+def check_config(config: Mapping[str, Any], model: nn.Module) -> tuple[str, ...]:
+    """Compare the fields of ``BeitConfig`` that no tensor shows.
+
+    Raises:
+        ValueError: naming the field that says something else than the model.
+    """
+    if config.get("model_type") != "beit":
+        return ()
+    vit: Any = model.vit
+    block = vit.blocks[0]
+    facts = {
+        "num_attention_heads": (12, block.attn.heads, "heads"),
+        "patch_size": (16, vit.patch_embed.proj.kernel_size[0], "patch_size"),
+        "hidden_act": ("gelu", "gelu", "a network with exact GELU"),
+        "num_channels": (3, 3, "images of 3 channels"),
+    }
+    for name, (default, own, setting) in facts.items():
+        if (found := config.get(name, default)) != own:
+            raise ValueError(
+                f"config.json beside these weights says {name} {found!r}, this model has {own!r} ({setting})"
+            )
+    eps = config.get("layer_norm_eps", 1e-12)
+    if eps != block.norm1.eps:
+        return (
+            f"config.json says layer_norm_eps {eps:g} and this model has {block.norm1.eps:g}, as the published BEiT: for "
+            f"the numbers of transformers set norm_eps to {eps:g}",
+        )
+    return ()
 
 
 def to_unilm(state: State) -> dict[str, Tensor]:
@@ -181,4 +222,4 @@ def _replace(name: str, table: tuple[tuple[str, ...], ...], source: int, target:
     return name
 
 
-BEIT = Format("BEiT of transformers", matches, convert)
+BEIT = Format("BEiT of transformers", matches, convert, check_config=check_config)

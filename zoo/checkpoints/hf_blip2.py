@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from zoo.atomic_files import write_text_whole
 from zoo.checkpoints import eva
 from zoo.checkpoints.export import write_safetensors
-from zoo.checkpoints.format import Converted, Format, State
+from zoo.checkpoints.format import Converted, Format, State, check_positions
 from zoo.checkpoints.hf_language import with_image_token
 from zoo.checkpoints.lavis import TEXT_BRANCH
 
+POSITIONS = ("embeddings.position_ids", "qformer.embeddings.position_ids", "model.embeddings.position_ids")
 #: LAVIS's name -> transformers'
 TOP = (
     ("ln_vision.", "vision_model.post_layernorm."),
@@ -79,7 +80,7 @@ def convert_retrieval(state: State, model: nn.Module) -> Converted:
     own = model.state_dict()
     renamed = from_hf(state)
     kept = {name: value.float() for name, value in renamed.items() if name in own}
-    return Converted(kept, fresh=LOST, ignored=tuple(name for name in renamed if name not in kept))
+    return Converted(kept, fresh=LOST, checked=check_positions(state, POSITIONS))
 
 
 def matches_conditional(state: State) -> bool:
@@ -90,15 +91,13 @@ def matches_conditional(state: State) -> bool:
 
 def convert_conditional(state: State, model: nn.Module) -> Converted:
     """Queries and Q-Former become the bridge; image encoder and language model are left out."""
-    kept, ignored = {}, []
+    kept = {}
     for name, value in from_hf(state).items():
         if name.startswith(("query_tokens", "Qformer.")) and not TEXT_BRANCH.match(name):
             kept[f"bridge.{name}"] = value.float()
         elif name.startswith("ln_vision.") or (name.startswith("language_projection.") and _speaks(model)):
             kept[name] = value.float()
-        else:
-            ignored.append(name)
-    return Converted(kept, ignored=tuple(ignored))
+    return Converted(kept, checked=check_positions(state, POSITIONS))
 
 
 def _speaks(model: nn.Module) -> bool:

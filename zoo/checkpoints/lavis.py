@@ -8,7 +8,7 @@ import re
 
 from torch import Tensor, nn
 
-from zoo.checkpoints.format import Converted, Format, State
+from zoo.checkpoints.format import Converted, Format, State, check_positions
 
 POSITIONS = "Qformer.bert.embeddings.position_ids"  # a buffer with 0, 1, 2, ...
 PROJECTIONS = ("opt_proj.", "t5_proj.", "llm_proj.")
@@ -35,9 +35,9 @@ def matches_stage1(state: State) -> bool:
 
 def convert_stage1(state: State, model: nn.Module) -> Converted:
     """The same names, less what the first stage has no use for."""
-    unused = tuple(name for name in state if name.startswith((*TOWERS, *PROJECTIONS)))
-    kept = {name: value.float() for name, value in state.items() if name != POSITIONS and name not in unused}
-    return Converted(kept, ignored=unused)
+    without = (POSITIONS, *TOWERS, *PROJECTIONS)
+    kept = {name: value.float() for name, value in state.items() if not name.startswith(without)}
+    return Converted(kept, checked=check_positions(state, (POSITIONS,)))
 
 
 def matches_stage2(state: State) -> bool:
@@ -55,25 +55,17 @@ def convert_stage2(state: State, model: nn.Module) -> Converted:
     """Queries and Q-Former become the bridge; the projection has one name, whatever the language model."""
     speaks = hasattr(model, "language_projection")
     kept: dict[str, Tensor] = {}
-    ignored = [name for name in state if name.startswith(TOWERS)]
-    text = 0
     for name, value in state.items():
-        if name == POSITIONS or name in ignored:
+        if name == POSITIONS or name.startswith((*TOWERS, *HEADS)) or TEXT_BRANCH.match(name):
             continue
-        if TEXT_BRANCH.match(name) or name.startswith(HEADS):
-            text += 1
-        elif name.startswith(PROJECTIONS):
-            if speaks:
-                kept[f"language_projection.{name.partition('.')[2]}"] = value.float()
-            else:
-                ignored.append(name)
-        else:
+        if not name.startswith(PROJECTIONS):
             kept[f"bridge.{name}" if name.startswith(("query_tokens", "Qformer.")) else name] = value.float()
-    notes = (f"{text} weights of the first stage's text branch and heads are left out",) if text else ()
+        elif speaks:
+            kept[f"language_projection.{name.partition('.')[2]}"] = value.float()
     fresh = {}
     if speaks and "language_projection.weight" not in kept:
         fresh = {"language_projection.": "the first stage has no language model"}
-    return Converted(kept, fresh=fresh, ignored=tuple(ignored), notes=notes)
+    return Converted(kept, fresh=fresh, checked=check_positions(state, (POSITIONS,)))
 
 
 def matches_own(state: State) -> bool:
@@ -83,16 +75,15 @@ def matches_own(state: State) -> bool:
 
 def convert_own(state: State, model: nn.Module) -> Converted:
     """Everything, or everything but the projection."""
-    ignored = tuple(n for n in state if n.startswith("language_projection.") and not hasattr(model, n[:19]))
-    return Converted({name: value for name, value in state.items() if name not in ignored}, ignored=ignored)
+    projects = hasattr(model, "language_projection")
+    return Converted({n: value for n, value in state.items() if projects or not n.startswith("language_projection.")})
 
 
 def convert_seed_start(state: State, model: nn.Module) -> Converted:
     """BLIP-2's first stage for SEED's: no matching head and no word head; queries must be as many."""
     own = model.state_dict()
     kept = {name: value.float() for name, value in state.items() if name in own}
-    ignored = tuple(name for name in state if name not in own and name != POSITIONS)
-    return Converted(kept, ignored=ignored)
+    return Converted(kept, checked=check_positions(state, (POSITIONS,)))
 
 
 STAGE1 = Format("BLIP-2's Q-Former of salesforce/LAVIS, first stage", matches_stage1, convert_stage1)

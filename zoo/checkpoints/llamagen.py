@@ -28,11 +28,11 @@ def rename(name: str, levels: int) -> str:
 
 
 def convert(state: State, model: nn.Module) -> Converted:
-    """Rename; the usage counter is left behind."""
+    """Rename; the usage counter is left out."""
     levels = 1 + max(int(m[1]) for name in state if (m := re.match(r"decoder\.conv_blocks\.(\d+)\.", name)))
     kept = {rename(name, levels): value for name, value in state.items() if name != COUNTER}
     kept, fresh = with_discriminator(kept, {}, model, "discriminator.")
-    return Converted(kept, fresh=fresh, ignored=(COUNTER,) if COUNTER in state else ())
+    return Converted(kept, fresh=fresh)
 
 
 VQ = Format("LlamaGen's VQ tokenizer (.pt)", matches, convert)

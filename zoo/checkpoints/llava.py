@@ -55,8 +55,7 @@ def convert_lora(state: State, model: Any) -> Converted:
     for name, value in state.items():
         if match := LORA_NAME.fullmatch(name):
             kept[OUR_LORA.format(**match.groupdict())] = value.float()
-    ignored = tuple(n for n in state if PROJECTOR not in n and not LORA_NAME.fullmatch(n))
-    return Converted(kept, ignored=ignored)
+    return Converted(kept)
 
 
 def matches_hf(state: State) -> bool:
@@ -81,7 +80,7 @@ def _with_language(kept: dict[str, Tensor], state: State, model: nn.Module) -> C
     absent = {}
     if not any(name.startswith("language_model.") for name in kept):
         fresh = {"language_model.": "it stays that of 'language_model'"} if model.tuning != "projector" else {}
-        return Converted(kept, fresh=fresh, ignored=tuple(n for n in state if "projector." not in n))
+        return Converted(kept, fresh=fresh)
     return Converted(kept, absent=absent)
 
 

@@ -1,7 +1,9 @@
 """Putting weights into models: the layout is recognised by content, and everything is checked before anything moves."""
 
+import json
 import types
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -11,6 +13,7 @@ from torch import Tensor
 from zoo import registry
 from zoo.checkpoints.files import Checkpoint, adapter_settings, read
 from zoo.checkpoints.format import Converted
+from zoo.checkpoints.provenance import entries_of, grouped, plain, trace
 from zoo.module import ZooModule
 
 SHOWN = 8  # names per message
@@ -74,31 +77,53 @@ def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _put(model: ZooModule, checkpoint: Checkpoint) -> None:
     layout, converted = _convert(model, checkpoint)
+    unused = _unused(checkpoint.state, converted)
+    converted = replace(converted, state=plain(converted.state))
     _check(model, converted, checkpoint, layout)
     model.load_state_dict(converted.state, strict=False)  # strictness is _check's
     model.set_absent(converted.absent)
     model.fresh = dict(converted.fresh)
     model.warn_of_other_parts(checkpoint.zoo or adapter_settings(checkpoint.path), str(checkpoint.path))
-    _report(checkpoint.path, layout, converted)
+    _report(checkpoint.path, layout, converted, unused)
+
+
+def _unused(state: Mapping[str, Tensor], converted: Converted) -> list[str]:
+    """Entries of the file that nothing was made of, and that no check has looked at."""
+    used = entries_of(converted.state.values()).union(converted.checked)
+    return [name for name in state if name not in used]
 
 
 def _convert(model: ZooModule, checkpoint: Checkpoint) -> tuple[str, Converted]:
     """The name of the layout and the weights under the model's own names."""
     own = model.state_dict()
-    state = checkpoint.state
+    state = trace(checkpoint.state)
     said = (checkpoint.zoo or {}).get("absent", {})
     names_equal = state.keys() == {name for name in own if not name.startswith(tuple(said))}
     if names_equal and all(state[name].shape == own[name].shape for name in state):
         return "ours", Converted(dict(state), absent=said)
     for layout in model.formats:
         if layout.matches(state):
-            return layout.name, layout.convert(state, model)
+            notes = () if layout.check_config is None else layout.check_config(_config_beside(checkpoint.path), model)
+            converted = layout.convert(state, model)
+            return layout.name, replace(converted, notes=(*notes, *converted.notes))
     if names_equal or (checkpoint.zoo or {}).get("class") == _name(type(model)):
         return "ours", Converted(dict(state), absent=said)
     shared = len(state.keys() & own.keys())
     if shared > len(own) / 2 and not _of_another(model, checkpoint):  # ours with a few other names: say which
         return "ours", Converted(dict(state))
     raise ValueError(_unknown(model, checkpoint))
+
+
+def _config_beside(path: Path) -> dict[str, Any]:
+    """What ``config.json`` in the folder of the weights says; nothing where there is none."""
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} beside the weights is no JSON: {error}") from error
+    return found if isinstance(found, dict) else {}
 
 
 def _unknown(model: ZooModule, checkpoint: Checkpoint) -> str:
@@ -149,7 +174,7 @@ def _check(model: ZooModule, converted: Converted, checkpoint: Checkpoint, layou
         )
 
 
-def _report(path: Path, layout: str, converted: Converted) -> None:
+def _report(path: Path, layout: str, converted: Converted, unused: list[str]) -> None:
     if layout != "ours":
         rank_zero_info(f"read {path} as {layout}")
     for note in converted.notes:
@@ -158,8 +183,8 @@ def _report(path: Path, layout: str, converted: Converted) -> None:
         rank_zero_info(f"{prefix.rstrip('.')} starts anew: {reason}")
     for prefix, reason in converted.absent.items():
         rank_zero_info(f"{prefix.rstrip('.')} was not loaded: {reason}")
-    if converted.ignored:
-        rank_zero_info(f"not used from {path}: {_some(converted.ignored)}")
+    if unused:
+        rank_zero_info(f"not used from {path}: {grouped(unused)}")
 
 
 def _known_classes() -> set[str]:

@@ -56,17 +56,13 @@ def convert(state: State, model: nn.Module) -> Converted:
         raise ValueError("the file has no TransformerLayer_0: it is not whole")
     heads = state[f"TransformerLayer_0/{SELF}/query/kernel"].shape[1]
     found: dict[str, Tensor] = {}
-    ignored = []
     for name, value in state.items():
-        if (new := _renamed(name)) is None:
-            if "/self_attention/" not in name:
-                ignored.append(name)
-        else:
+        if (new := _renamed(name)) is not None:
             found[PREFIX + new] = value.t() if name.endswith("/kernel") else value
     for layer in sorted({m[1] for name in state if (m := re.match(r"TransformerLayer_(\d+)/", name))}, key=int):
         found |= _attention(state, layer)
     found = {name: value.float().contiguous() for name, value in found.items()}
-    return Converted(found, ignored=tuple(ignored), notes=_take_heads(model, heads, found))
+    return Converted(found, notes=_take_heads(model, heads, found))
 
 
 def _renamed(name: str) -> str | None:

@@ -13,7 +13,7 @@ def matches(state: State) -> bool:
 def convert(state: State, model: nn.Module) -> Converted:
     """The projection alone."""
     kept = {name: value.float() for name, value in state.items() if name.startswith("llama_proj.")}
-    return Converted(kept, ignored=tuple(name for name in state if name not in kept))
+    return Converted(kept)
 
 
 PROJECTION = Format("MiniGPT-4's projection", matches, convert)

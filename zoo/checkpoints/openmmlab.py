@@ -19,10 +19,9 @@ def matches(state: State) -> bool:
 
 
 def convert(state: State, model: nn.Module) -> Converted:
-    """The tokenizer of the checkpoint; the rest is ignored."""
+    """The tokenizer of the checkpoint."""
     encoder = {"encoder." + name.removeprefix(PREFIX): v for name, v in state.items() if name.startswith(PREFIX)}
-    ignored = tuple(name for name in state if not name.startswith(PREFIX))
-    return Converted(encoder, absent={"decoder.": openai.NO_DECODER}, ignored=ignored)
+    return Converted(encoder, absent={"decoder.": openai.NO_DECODER})
 
 
 ENCODER = Format("OpenMMLab checkpoint with a DALL-E target generator", matches, convert)

@@ -21,18 +21,16 @@ def matches(state: State) -> bool:
 def convert(state: State, model: nn.Module) -> Converted:
     """Add what the model has beyond the published names; transpose the codes for a trained codebook."""
     own, state = model.state_dict(), dict(state)
-    ignored: list[str] = []
     for level in LEVELS:
         if level + "embedding.weight" in own:
             state[level + "embedding.weight"] = state.pop(level + "embed").t().contiguous()
-            unused = [level + "embed_avg"] + ([] if level + "cluster_size" in own else [level + "cluster_size"])
-            ignored += unused
-            for name in unused:
-                del state[name]
+            for name in ("embed_avg", "cluster_size"):
+                if level + name not in own:
+                    del state[level + name]
         for name, value in (("initialised", torch.tensor(True)), ("updates", torch.tensor(STEPS))):
             if level + name in own:
                 state[level + name] = value
-    return Converted(state, ignored=tuple(ignored))
+    return Converted(state)
 
 
 VQVAE2 = Format("VQ-VAE-2 of rosinality/vq-vae-2-pytorch", matches, convert)

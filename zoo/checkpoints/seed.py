@@ -8,7 +8,7 @@ import re
 
 from torch import nn
 
-from zoo.checkpoints.format import Converted, Format, State
+from zoo.checkpoints.format import Converted, Format, State, check_positions
 from zoo.checkpoints.lavis import POSITIONS, has_codec
 
 DETOKENIZER = ("image_down.", "distill_image_proj.", "reverse_tokens", "Reverse_Qformer.")
@@ -52,15 +52,13 @@ def convert(state: State, model: nn.Module) -> Converted:
     if lacking := [name for name in counted if name not in state]:
         raise ValueError(f"this file is not whole: it lacks {' and '.join(lacking)}, so take the published one again")
     own: State = model.state_dict()
-    kept, ignored = {}, []
+    kept = {}
     for name, value in state.items():
         ours = f"detokenizer.{name}" if name.startswith(DETOKENIZER) else name
         layer = name.startswith(LAYERS) and not TEXT_BRANCH.match(name.removeprefix("Reverse_"))
         if ours in own or layer:
             kept[ours] = value.float()  # a layer that this model lacks is then named, and not left out
-        elif name not in (POSITIONS, REVERSE_POSITIONS):
-            ignored.append(name)
-    return Converted(kept, ignored=tuple(ignored))
+    return Converted(kept, checked=check_positions(state, (POSITIONS, REVERSE_POSITIONS)))
 
 
 def matches_first_stage(state: State) -> bool:
@@ -74,14 +72,11 @@ def convert_first_stage(state: State, model: nn.Module) -> Converted:
     wanted = ("query_tokens", "Qformer.", "ln_vision.")
     text = {name for name in state if TEXT_BRANCH.match(name)} | {POSITIONS}
     kept = {name: v.float() for name, v in state.items() if name.startswith(wanted) and name not in text}
-    text &= state.keys() - {POSITIONS}
-    ignored = tuple(name for name in state if name not in kept and name not in text and name != POSITIONS)
     fresh = dict.fromkeys(
         ("encode_task", "quantize.", "decode_task", "pos_embed", "blocks", "detokenizer."),
         "the first stage has no codes",
     )
-    notes = (f"{len(text)} weights of the first stage's text branch are left out",) if text else ()
-    return Converted(kept, fresh=fresh, notes=notes, ignored=ignored)
+    return Converted(kept, fresh=fresh, checked=check_positions(state, (POSITIONS,)))
 
 
 PUBLISHED = Format("SEED's tokenizer of AILab-CVC/SEED", matches, convert)

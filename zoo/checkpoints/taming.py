@@ -59,11 +59,7 @@ def convert(state: State, model: nn.Module) -> Converted:
         )
     kept = {name: value for name, value in bare.items() if name.startswith(PARTS)}
     kept, fresh = with_discriminator(kept, bare, model, DISCRIMINATOR)
-    used = {name for name in bare if name.startswith((*PARTS, DISCRIMINATOR))}
-    others = [name for name in bare if name not in used and not name.startswith("loss.perceptual_loss.")]
-    if len(bare) < len(state):
-        others += [name for name in state if not name.startswith(STAGE)]
-    return Converted(kept, fresh=fresh, ignored=tuple(others))
+    return Converted(kept, fresh=fresh)
 
 
 def with_discriminator(

@@ -33,9 +33,7 @@ def matches(state: State) -> bool:
 def convert(state: State, model: nn.Module) -> Converted:
     """Drop what belongs to segmentation heads and fit the rest to the model."""
     renamed = {new: state[old] for old, new in names(state).items()}
-    heads = tuple(name for name in renamed if name.startswith(SEGMENTATION))
-    converted = beit_surgery.fit({name: value for name, value in renamed.items() if name not in heads}, model)
-    return Converted(converted.state, converted.absent, converted.fresh, (*converted.ignored, *heads), converted.notes)
+    return beit_surgery.fit({n: value for n, value in renamed.items() if not n.startswith(SEGMENTATION)}, model)
 
 
 BEIT = Format("BEiT with the names of microsoft/unilm", matches, convert)

@@ -55,6 +55,7 @@ class ARTransformer(ZooModule):
         weights: start from these: a registry name or a path.
     """
 
+    in_no_tensor = ("heads", "order", "n_unmasked")
     spec: TokenSpec
 
     def __init__(

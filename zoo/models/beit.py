@@ -68,6 +68,7 @@ class BEiT(ZooModule):
         weights: start from these: a registry name or a path.
     """
 
+    in_no_tensor = ("heads", "normalisation")
     spec: TokenSpec
 
     def __init__(
@@ -309,6 +310,8 @@ class BEiTClassifier(ZooModule):
         optim: optimizer and schedule; ``layer_decay`` works here.
         weights: start from these: a registry name or a path; any masked-image-modelling checkpoint will do.
     """
+
+    in_no_tensor = ("heads", "normalisation")
 
     def __init__(
         self,

@@ -65,6 +65,7 @@ class MaskGIT(ZooModule):
         weights: start from these: a registry name or a path.
     """
 
+    in_no_tensor = ("heads",)
     spec: TokenSpec
 
     def __init__(

@@ -105,6 +105,7 @@ class VQGAN(ZooModule):
     """
 
     training_only = ("discriminator", "lecam_means")
+    in_no_tensor = ("norm_groups",)
     spec: TokenSpec
 
     def __init__(

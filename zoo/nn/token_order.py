@@ -1,6 +1,6 @@
-"""Orders in which the cells of a token grid can be read (taming-transformers ``taming/modules/transformer/permuter.py``).
+"""Orders in which the cells of a token grid can be read.
 
-An order is the list of raster indices in the order of reading.
+Source: CompVis/taming-transformers ``taming/modules/transformer/permuter.py`` (MIT). An order is the list of raster indices in the order of reading.
 """
 
 import math
@@ -43,9 +43,7 @@ def token_order(order: str, grid: tuple[int, int]) -> Int[Tensor, " n"]:
                 raise ValueError(f"the order {order} needs a square grid of 2, 4, 8, ... cells, not {rows}x{columns}")
             digits = [(cells // columns >> i & 1, cells % columns >> i & 1) for i in range(bits)]
             coarse_first = digits if order == "subsample" else reversed(digits)
-            key = sum(
-                (2 * row + column) * 4 ** (bits - 1 - place) for place, (row, column) in enumerate(coarse_first)
-            )
+            key = sum((2 * row + column) * 4 ** (bits - 1 - place) for place, (row, column) in enumerate(coarse_first))
             found = np.argsort(np.asarray(key).ravel())
         case "spiral_out" | "spiral_in":
             if rows != columns or rows % 2:
