@@ -91,22 +91,22 @@ def check_config(config: Mapping[str, Any], model: nn.Module) -> tuple[str, ...]
         return ()
     vit: Any = model.vit
     block = vit.blocks[0]
+    patch = vit.patch_embed.proj.kernel_size[0]
     facts = {
-        "num_attention_heads": (12, block.attn.heads, "heads"),
-        "patch_size": (16, vit.patch_embed.proj.kernel_size[0], "patch_size"),
-        "hidden_act": ("gelu", "gelu", "a network with exact GELU"),
-        "num_channels": (3, 3, "images of 3 channels"),
+        "num_attention_heads": (12, block.attn.heads),
+        "patch_size": (16, [patch, patch]),
+        "hidden_act": ("gelu", "gelu"),
+        "num_channels": (3, 3),
     }
-    for name, (default, own, setting) in facts.items():
-        if (found := config.get(name, default)) != own:
-            raise ValueError(
-                f"config.json beside these weights says {name} {found!r}, this model has {own!r} ({setting})"
-            )
+    for name, (default, own) in facts.items():
+        found = config.get(name, default)
+        if (found if not isinstance(own, list) or isinstance(found, list) else [found, found]) != own:
+            raise ValueError(f"config.json beside these weights says {name} {found!r}, and this model has {own!r}")
     eps = config.get("layer_norm_eps", 1e-12)
     if eps != block.norm1.eps:
         return (
-            f"config.json says layer_norm_eps {eps:g} and this model has {block.norm1.eps:g}, as the published BEiT: for "
-            f"the numbers of transformers set norm_eps to {eps:g}",
+            f"config.json says layer_norm_eps {eps:g} and this model has {block.norm1.eps:g}: for the numbers of "
+            f"transformers set norm_eps to {eps:g}",
         )
     return ()
 

@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import repeat
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
@@ -31,8 +31,8 @@ from zoo.checkpoints import hf_beit, timm_beit, unilm
 from zoo.choices import one_of
 from zoo.losses.mixing import mix, top
 from zoo.module import Batch, ZooModule
-from zoo.nn.beit_vit import BeitViT, exempt_from_decay, layer_of
-from zoo.nn.masking import BlockwiseMask, random_mask
+from zoo.nn.beit_vit import EPS, BeitViT, exempt_from_decay, layer_of
+from zoo.nn.masking import BlockwiseMask, flat_mask, nonempty, random_mask
 from zoo.nn.normalisation import STATISTICS, Normalisation, normalise
 from zoo.nn.relative_position import ResizeMethod
 from zoo.optim import Optim
@@ -63,12 +63,13 @@ class BEiT(ZooModule):
         masking: ``blockwise`` or, for the ablation of Table 4, ``random``.
         normalisation: ``half`` maps pixels to [-1, 1] (ImageNet-22k runs), ``imagenet`` uses its mean and deviation.
         decay_convention: ``unilm`` decays position bias tables, ``timm`` does not.
+        norm_eps: of every norm; 1e-6 as published, while configurations of transformers say 1e-12.
         grad_checkpointing: trade time for memory.
         optim: optimizer and schedule; the paper's at batch 2,048 by default.
         weights: start from these: a registry name or a path.
     """
 
-    in_no_tensor = ("heads", "normalisation")
+    in_no_tensor = ("heads", "normalisation", "norm_eps")
     spec: TokenSpec
 
     def __init__(
@@ -90,6 +91,7 @@ class BEiT(ZooModule):
         masking: Literal["blockwise", "random"] = "blockwise",
         normalisation: Normalisation = "half",
         decay_convention: Literal["unilm", "timm"] = "unilm",
+        norm_eps: float = EPS,
         grad_checkpointing: bool = False,
         optim: Optim = Optim(lr=1.5e-3, warmup_steps=10_000, min_lr=1e-5, weight_decay=0.05),
         weights: str | None = None,
@@ -108,7 +110,7 @@ class BEiT(ZooModule):
         self.vit = BeitViT(
             image_size, patch_size, width, depth, heads, mlp_ratio, layer_scale, absolute_positions, relative_positions,
             drop_path, spec.vocab_size, 0 if spec.grid_shape else spec.num_tokens, init="pretraining",
-            grad_checkpointing=grad_checkpointing,
+            grad_checkpointing=grad_checkpointing, eps=norm_eps,
         )  # fmt: skip
         self.grid = self.vit.grid
         self.spec = spec.with_grid(self.grid) if spec.grid_shape else spec
@@ -193,10 +195,10 @@ class BEiT(ZooModule):
             if self._rng is None:  # other masks on every rank, and after a resume
                 rank = self.global_rank if self._trainer is not None else 0
                 self._rng = random.Random(f"{torch.initial_seed()} {rank} {self.global_step}")
-            drawn = [self._draw(self._rng) for _ in images]
+            drawn = [nonempty(self.draw_mask, self._rng) for _ in images]
         else:
             index = batch["index"].tolist() if "index" in batch else range(len(images))
-            drawn = [self._draw(random.Random(i)) for i in index]
+            drawn = [nonempty(self.draw_mask, random.Random(i)) for i in index]
         return torch.stack(drawn).to(images.device)
 
     def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
@@ -262,17 +264,7 @@ class BEiT(ZooModule):
 
     def flat(self, mask: Bool[Tensor, "b gh gw"], images: Tensor) -> Bool[Tensor, "b n"]:
         """Masks in raster order, checked against the images and the grid."""
-        if mask.shape != (len(images), *self.grid) or mask.dtype != torch.bool:
-            raise ValueError(
-                f"masks must be bool of shape {(len(images), *self.grid)}, got {mask.dtype} {tuple(mask.shape)}"
-            )
-        return rearrange(mask, "b gh gw -> b (gh gw)")
-
-    def _draw(self, rng: random.Random) -> Bool[Tensor, "gh gw"]:
-        for _ in range(100):
-            if (mask := self.draw_mask(rng)).any():
-                return mask
-        raise ValueError("no block of min_block patches fits into the grid: lower min_block")
+        return flat_mask(mask, (len(images), self.grid[0], self.grid[1]))
 
     def _enlarge(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h2 w2"]:
         size = (self.image_size, self.image_size)
@@ -306,12 +298,13 @@ class BEiTClassifier(ZooModule):
         probe_block: the block (from 1) whose probe gives ``forward`` and ``accuracy``; None takes three quarters of
             the depth (the paper's best of 12 is the 9th).
         decay_convention: ``unilm`` decays position bias tables, ``timm`` does not.
+        norm_eps: of every norm; 1e-6 as published, while configurations of transformers say 1e-12.
         grad_checkpointing: trade time for memory.
         optim: optimizer and schedule; ``layer_decay`` works here.
         weights: start from these: a registry name or a path; any masked-image-modelling checkpoint will do.
     """
 
-    in_no_tensor = ("heads", "normalisation")
+    in_no_tensor = ("heads", "normalisation", "norm_eps")
 
     def __init__(
         self,
@@ -336,6 +329,7 @@ class BEiTClassifier(ZooModule):
         linear_probe: bool = False,
         probe_block: int | None = None,
         decay_convention: Literal["unilm", "timm"] = "unilm",
+        norm_eps: float = EPS,
         grad_checkpointing: bool = False,
         optim: Optim = Optim(lr=4e-3, min_lr=1e-6, weight_decay=0.05, layer_decay=0.65),
         weights: str | None = None,
@@ -355,6 +349,7 @@ class BEiTClassifier(ZooModule):
         self.vit = BeitViT(
             image_size, patch_size, width, depth, heads, mlp_ratio, layer_scale, absolute_positions, relative_positions,
             drop_path, num_classes=num_classes, pool=pool, init="finetuning", grad_checkpointing=grad_checkpointing,
+            eps=norm_eps,
         )  # fmt: skip
         self.probe_block = max(1, round(depth * 0.75)) if probe_block is None else probe_block
         if not 1 <= self.probe_block <= depth:

@@ -18,7 +18,7 @@ from zoo.nn.relative_position import RelativePositionBias, position_bias, relati
 from zoo.nn.sequence_decoder import SequenceDecoder
 from zoo.nn.stochastic_depth import add_branch, draw_depth
 
-EPS = 1e-6  # of every LayerNorm; transformers' BeitConfig defaults to 1e-12 and differs by 1e-3 in the logits
+EPS = 1e-6  # of every published LayerNorm; transformers' BeitConfig says 1e-12 and differs by 1e-3 in the logits
 STD = 0.02
 
 
@@ -126,6 +126,7 @@ class Block(nn.Module):
         layer_scale: initial value of the residual gains ``gamma_1``, ``gamma_2``; 0 for none.
         drop_path: probability to skip a residual branch, per image.
         grid: given where the block has its own relative position bias table.
+        eps: of both norms.
     """
 
     def __init__(
@@ -136,12 +137,13 @@ class Block(nn.Module):
         layer_scale: float = 0.0,
         drop_path: float = 0.0,
         grid: tuple[int, int] | None = None,
+        eps: float = EPS,
     ):
         super().__init__()
         self.drop_path = drop_path
-        self.norm1 = nn.LayerNorm(width, eps=EPS)
+        self.norm1 = nn.LayerNorm(width, eps=eps)
         self.attn = Attention(width, heads, grid)
-        self.norm2 = nn.LayerNorm(width, eps=EPS)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.gamma_1 = nn.Parameter(torch.full((width,), layer_scale)) if layer_scale else None
         self.gamma_2 = nn.Parameter(torch.full((width,), layer_scale)) if layer_scale else None
@@ -201,6 +203,7 @@ class BeitViT(nn.Module):
         init: truncated normal cut at one sigma (``pretraining``), or practically uncut with PyTorch's own
             initialisation of the patch projection (``finetuning``), as the two published scripts do.
         grad_checkpointing: recompute the blocks in the backward pass instead of keeping their activations.
+        eps: of every norm.
 
     Raises:
         ValueError: for sizes that do not divide, and other impossible settings.
@@ -224,6 +227,7 @@ class BeitViT(nn.Module):
         pool: Literal["mean", "cls"] = "mean",
         init: Literal["pretraining", "finetuning"] = "pretraining",
         grad_checkpointing: bool = False,
+        eps: float = EPS,
     ):
         super().__init__()
         self.grid = patch_grid(image_size, patch_size)
@@ -247,11 +251,11 @@ class BeitViT(nn.Module):
         self.rel_pos_bias = RelativePositionBias(self.grid, heads) if relative_positions == "shared" else None
         grid = self.grid if relative_positions == "per_block" else None
         rates = [drop_path * i / max(1, depth - 1) for i in range(depth)]
-        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, layer_scale, rate, grid) for rate in rates)
+        self.blocks = nn.ModuleList(Block(width, heads, mlp_ratio, layer_scale, rate, grid, eps) for rate in rates)
         mean_pool = bool(num_classes) and pool == "mean"
-        self.norm = nn.Identity() if mean_pool else nn.LayerNorm(width, eps=EPS)
-        self.fc_norm = nn.LayerNorm(width, eps=EPS) if mean_pool else None
-        self.sequence = SequenceDecoder(sequence_length, width, heads, mlp_ratio, EPS) if sequence_length else None
+        self.norm = nn.Identity() if mean_pool else nn.LayerNorm(width, eps=eps)
+        self.fc_norm = nn.LayerNorm(width, eps=eps) if mean_pool else None
+        self.sequence = SequenceDecoder(sequence_length, width, heads, mlp_ratio, eps) if sequence_length else None
         self.lm_head = nn.Linear(width, vocab_size) if vocab_size else None
         self.head = nn.Linear(width, num_classes) if num_classes else None
         self.reset_parameters()

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Callable
 from types import ModuleType
 
 import torch
@@ -96,6 +97,29 @@ def random_mask(grid: tuple[int, int], num_masked: int, rng: Random | None = Non
     mask = torch.zeros(rows * columns, dtype=torch.bool, device="cpu")
     mask[(rng or random).sample(range(rows * columns), num_masked)] = True
     return mask.unflatten(0, (rows, columns))
+
+
+def nonempty(draw: Callable[[Random], Bool[Tensor, "gh gw"]], rng: Random) -> Bool[Tensor, "gh gw"]:
+    """The first drawn mask that hides something.
+
+    Raises:
+        ValueError: after a hundred that hide nothing.
+    """
+    for _ in range(100):
+        if (mask := draw(rng)).any():
+            return mask
+    raise ValueError("no block of min_block patches fits into the grid: lower min_block")
+
+
+def flat_mask(mask: Bool[Tensor, "b gh gw"], shape: tuple[int, int, int]) -> Bool[Tensor, "b n"]:
+    """Masks in raster order.
+
+    Raises:
+        ValueError: for another type or shape than so many images on this grid.
+    """
+    if mask.shape != shape or mask.dtype != torch.bool:
+        raise ValueError(f"masks must be bool of shape {shape}, got {mask.dtype} {tuple(mask.shape)}")
+    return mask.flatten(1)
 
 
 def check_count(grid: tuple[int, int], num_masked: int) -> None:

@@ -1,6 +1,7 @@
 """Orders in which the cells of a token grid can be read.
 
-Source: CompVis/taming-transformers ``taming/modules/transformer/permuter.py`` (MIT). An order is the list of raster indices in the order of reading.
+Source: CompVis/taming-transformers ``taming/modules/transformer/permuter.py`` (MIT). An order is the list of raster
+indices in the order of reading.
 """
 
 import math
