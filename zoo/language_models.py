@@ -5,11 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from zoo.nn.splice import IGNORED, Spliced
@@ -58,6 +59,11 @@ class TextCodec:
         added = self.tokenizer("")["input_ids"]
         return tuple(added[:1]) if added[:1] == [self.tokenizer.bos_token_id] else ()
 
+    @cached_property
+    def joins_spaces(self) -> bool:
+        """Whether words are in the vocabulary with the space in front of them."""
+        return len(self.tokenizer.convert_ids_to_tokens(self.ids("x a"))[-1]) > 1
+
     @property
     def end(self) -> int:
         """The end-of-sequence id."""
@@ -90,6 +96,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.network, self.width, self.encoder_decoder = network, width, encoder_decoder
         self._text = text
+        self._said_cut = False
         self.merged = False  # LoRA into weights that no checkpoint of ours holds
         if getattr(network, "generation_config", None) is not None:
             from transformers import GenerationConfig
@@ -174,20 +181,32 @@ class LanguageModel(nn.Module):
         return terms.view(targets.shape)
 
     def log_likelihood(
-        self, batch: Spliced, targets: Int[Tensor, "b t"] | None = None, limit: str = "max_length"
+        self,
+        batch: Spliced,
+        targets: Int[Tensor, "b t"] | None = None,
+        limit: Literal["max_length", "max_text_tokens"] = "max_length",
     ) -> Float[Tensor, " b"]:
         """Logarithm of the probability of what is to be predicted of each sample.
 
         Args:
             batch: as for :meth:`score`.
             targets: likewise.
-            limit: name of the setting that cuts samples off, for the message.
+            limit: the setting that cuts samples off. ``max_text_tokens`` is of the text alone, the same for all:
+                captions that it cuts are compared as far as it goes, which is said once.
 
         Raises:
-            ValueError: where nothing of a sample is left, whose probability would be 1.
+            ValueError: where nothing of a caption is left, whose probability would be 1, or where ``max_length`` took
+                its end: how much is left depends on what stands in front of it.
         """
-        if batch.cut:
-            raise ValueError(f"{limit} cuts {batch.cut} captions off, which leaves nothing to score: raise it")
+        cut = batch.cut + batch.partly_cut
+        if batch.cut or (cut and limit == "max_length"):
+            raise ValueError(
+                f"{limit} cuts {cut} captions off, {batch.cut} of them entirely, and what is left would be scored in "
+                "their place: raise it"
+            )
+        if cut and not self._said_cut:
+            self._said_cut = True
+            rank_zero_info(f"captions longer than {limit} are scored as far as it goes: raise it to score all of them")
         return -self.score(batch, targets).sum(1)
 
     def loss(self, batch: Spliced, targets: Int[Tensor, "b t"] | None = None) -> Float[Tensor, ""]:
@@ -201,7 +220,7 @@ class LanguageModel(nn.Module):
             ValueError: where there is none.
         """
         count = ((batch.labels[:, 1:] if targets is None else targets) != IGNORED).sum()
-        if not count:
+        if not count or (batch.answers and batch.cut == batch.answers):  # signs between turns may be left
             raise ValueError(
                 "no token of this batch is to be predicted: its texts are empty, or all answers are cut off; "
                 "raise max_length or max_text_tokens"

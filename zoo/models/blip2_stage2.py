@@ -17,6 +17,7 @@ Equations: Section 3.2, Figure 3 -> `BLIP2Stage2.losses`; Section 3.1 queries ->
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -205,7 +206,7 @@ class BLIP2Stage2(ZooModule):
         """
         tokens = self.image_tokens(batch["image"])
         spliced, targets = self._read(tokens, self._texts(batch))
-        cut = torch.tensor(spliced.cut / len(tokens), device=tokens.device)
+        cut = torch.tensor(spliced.cut_share, device=tokens.device)
         return {"loss": self.language.loss(spliced, targets), "answers_cut_off": cut}
 
     def log_likelihood(self, tokens: Float[Tensor, "b q d"], captions: Sequence[str]) -> Float[Tensor, " b"]:
@@ -253,7 +254,9 @@ class BLIP2Stage2(ZooModule):
             rows = [(*text.ids(learned)[: most - 1], text.end) for _, learned in pairs]
             longest = max(map(len, rows))
             targets = [[*row, *[IGNORED] * (longest - len(row))] for row in rows]
-            return splice(samples, tokens, self.language.embed), torch.tensor(targets, device=tokens.device)
+            cut = sum(len(text.ids(learned)) > most - 1 for _, learned in pairs)
+            spliced = replace(splice(samples, tokens, self.language.embed), answers=len(pairs), partly_cut=cut)
+            return spliced, torch.tensor(targets, device=tokens.device)
         for i, (given, learned) in enumerate(pairs):
             ids, spans = text.ids_and_spans(f"{given} {learned}{self.end}" if given else f"{learned}{self.end}")
             # As published, the start id is learned where no prompt is given.

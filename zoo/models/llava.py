@@ -9,14 +9,15 @@ conversation layouts with labels on the answers only; text-only samples; answers
 projectors, LoRA folders and transformers' folders; writing of transformers' layout.
 Not implemented: several images in a conversation, higher resolutions by tiles (1.6), training of the image encoder,
 batches grouped by length.
-Deviations: labels are marked while a conversation is put together; the published code looks for the answers in the ids
-and drops a whole sample where its search fails.
+Deviations: labels are marked while a conversation is put together; the published code counts ids, and learns nothing of
+a sample where its count fails, such as one with an answer without words or with the sign of an answer's end inside.
 
 Equations: 1.0, Section 4.1, Eq. 1 -> `LLaVA.image_tokens`; Eq. 2 sequence -> `zoo.conversations.render`; Eq. 3
 likelihood -> `LLaVA.losses`; 1.5, Section 3.2 MLP -> `zoo.nn.bridges.MLPBridge`.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -50,7 +51,7 @@ class LLaVA(ZooModule):
         conversation: layout of the text: ``plain`` in the first stage, that of the language model in the second.
         system: sentence in front; None takes the layout's own.
         question: asked where the data has captions and no conversation, and by :meth:`caption`.
-        max_length: longest sequence, image tokens included; what is behind it is cut off.
+        max_length: longest sequence, image tokens included; what is behind it is cut off (``answers_cut_off``).
         tuning: the ``projector`` alone, or also the ``full`` language model, or ``lora`` matrices in it.
         lora_rank: of these matrices.
         lora_alpha: their products are scaled by ``lora_alpha / lora_rank``.
@@ -173,7 +174,8 @@ class LLaVA(ZooModule):
             writing: see :meth:`zoo.language_models.LanguageModel.write`; greedy by default, as published.
 
         Raises:
-            ValueError: for another number of questions than images.
+            ValueError: for another number of questions than images, or more words than the language model has
+                places for.
         """
         if len(questions) != len(images):
             raise ValueError(f"there are {len(questions)} questions for {len(images)} images: give one per image")
@@ -202,7 +204,7 @@ class LLaVA(ZooModule):
         else:
             raise ValueError("the batch has neither 'conversation' nor 'caption', which LLaVA learns from")
         spliced = self._read(tokens, turns)
-        cut = torch.tensor(spliced.cut / len(turns), device=tokens.device)
+        cut = torch.tensor(spliced.cut_share, device=tokens.device)
         return {"loss": self.language.loss(spliced), "answers_cut_off": cut}
 
     def log_likelihood(self, tokens: Float[Tensor, "b n d"], captions: Sequence[str]) -> Float[Tensor, " b"]:
@@ -212,7 +214,7 @@ class LLaVA(ZooModule):
             tokens: of :meth:`image_tokens`.
             captions: one per image.
         """
-        batch = self._read(tokens, [self._about(caption) for caption in captions])
+        batch = self._read(tokens, [self._about(caption) for caption in captions], answers_only=True)
         return self.language.log_likelihood(batch)
 
     def _about(self, caption: str) -> list[Turn]:
@@ -221,15 +223,23 @@ class LLaVA(ZooModule):
         return [{"from": "human", "value": f"{IMAGE}\n{self.question}"}, {"from": "gpt", "value": caption.strip()}]
 
     def _read(
-        self, tokens: Tensor, conversations: Sequence[Sequence[Turn]], side: Literal["right", "left"] = "right"
+        self,
+        tokens: Tensor,
+        conversations: Sequence[Sequence[Turn]],
+        side: Literal["right", "left"] = "right",
+        answers_only: bool = False,
     ) -> Spliced:
+        """The batch for the language model; ``answers_only`` learns no sign between turns either."""
         codec = self.language.text
         end = str(codec.tokenizer.eos_token)
-        samples = [
-            pieces(render(image_first(turns), self.conversation, end, self.system), codec, i)
-            for i, turns in enumerate(conversations)
-        ]
-        return splice(samples, tokens, self.language.embed, side, self.max_length)
+        samples = []
+        for i, turns in enumerate(conversations):
+            parts = render(image_first(turns), self.conversation, end, self.system)
+            if answers_only:
+                parts = [replace(part, learn=part.answer is not None and part.learn) for part in parts]
+            samples.append(pieces(parts, codec, i))
+        # the end of what is to be gone on with must not be cut off: the language model's own limit is what counts then
+        return splice(samples, tokens, self.language.embed, side, self.max_length if side == "right" else None)
 
 
 LLaVA.formats = (llava.ORIGINAL, llava.LORA, llava.HUGGING_FACE)

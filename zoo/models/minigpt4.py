@@ -13,6 +13,7 @@ prompts) -> `MiniGPT4.losses`.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -23,7 +24,7 @@ from zoo.checkpoints import minigpt4
 from zoo.language_models import language_model as find_language_model
 from zoo.module import Batch, ZooModule
 from zoo.nn.bridges import merge_tokens
-from zoo.nn.splice import Image, Piece, Text, splice
+from zoo.nn.splice import Image, Piece, Spliced, Text, splice
 from zoo.optim import Optim
 from zoo.registry import register
 from zoo.second_stage import continuous_tokenizer
@@ -206,7 +207,9 @@ class MiniGPT4(ZooModule):
         tokens = self.image_tokens(batch["image"])
         if (captions := batch.get("caption")) is None:
             raise ValueError("the batch has no 'caption': MiniGPT-4 learns from images with descriptions")
-        return {"loss": self.language.loss(self._read(tokens, captions))}
+        spliced = self._read(tokens, captions)
+        cut = torch.tensor(spliced.cut_share, device=tokens.device)
+        return {"loss": self.language.loss(spliced), "answers_cut_off": cut}
 
     def log_likelihood(self, tokens: Float[Tensor, "b q d"], captions: Sequence[str]) -> Float[Tensor, " b"]:
         """Logarithm of the probability of each caption given the tokens of its image.
@@ -215,20 +218,21 @@ class MiniGPT4(ZooModule):
             tokens: of :meth:`image_tokens`.
             captions: one per image.
         """
-        return self.language.log_likelihood(self._read(tokens, captions, draw=False))
+        return self.language.log_likelihood(self._read(tokens, captions, draw=False), limit="max_text_tokens")
 
-    def _read(self, tokens: Tensor, captions: Sequence[str], draw: bool = True) -> Any:
-        samples = []
+    def _read(self, tokens: Tensor, captions: Sequence[str], draw: bool = True) -> Spliced:
+        samples, cut = [], 0
         for i, caption in enumerate(captions):
             if not caption.strip():
                 raise ValueError(f"caption {i} of the batch is empty: remove such images")
             # the first stage's captions are cleaned, the second's descriptions are not
             said = clean_caption(caption) if self.prompts is None else caption.strip()
-            answer = self.language.text.ids(f"{said}{self.end}")[: self.max_text_tokens]
+            answer = self.language.text.ids(f"{said}{self.end}")
+            cut += len(answer) > self.max_text_tokens
             chosen = int(torch.randint(len(self.prompts), ())) if self.prompts and draw and self.training else 0
             prompt = self.prompts[chosen] if self.prompts else None
-            samples.append([*self._prompt(i, prompt), Text(answer, True)])
-        return splice(samples, tokens, self.language.embed)
+            samples.append([*self._prompt(i, prompt), Text(answer[: self.max_text_tokens], True)])
+        return replace(splice(samples, tokens, self.language.embed), partly_cut=cut)
 
     def _prompt(self, image: int, prompt: str | None) -> list[Piece]:
         if prompt is None:

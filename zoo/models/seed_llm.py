@@ -17,6 +17,7 @@ multimodal autoregression -> `SEEDLLM.losses` with `learn="all"`.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -328,7 +329,10 @@ class SEEDLLM(ZooModule):
             self._sample(ids, caption, writes=False, learn="answer")
             for ids, caption in zip(tokens.tolist(), captions, strict=True)
         ]
-        return self.language_model.log_likelihood(self._splice(samples))
+        spliced = self._splice(samples)
+        text, most = self.language_model.text, self.max_text_tokens
+        cut = sum(len(text.ids(f" {caption.strip()}")) > most for caption in captions)
+        return self.language_model.log_likelihood(replace(spliced, partly_cut=cut), limit="max_text_tokens")
 
     def image_tokens(self, images: Shaped[Tensor, "b 3 h w"]) -> Int[Tensor, "b n"]:
         """What the language model reads of images: their ids."""

@@ -1,5 +1,6 @@
 """Sequences of text and image tokens for a language model: pieces joined, padded, and labelled."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,14 +19,20 @@ class Text:
     Args:
         ids: its tokens.
         learn: which of them are to be predicted; True or False for all of them.
+        answers: number of the answer that each belongs to, or None; without it, all that is learned of a sample is one.
     """
 
     ids: tuple[int, ...]
     learn: bool | tuple[bool, ...] = False
+    answers: tuple[int | None, ...] | None = None
 
     def flags(self) -> tuple[bool, ...]:
         """Whether each token is to be predicted."""
         return (self.learn,) * len(self.ids) if isinstance(self.learn, bool) else self.learn
+
+    def answer_of(self) -> tuple[int | None, ...]:
+        """The answer that each token belongs to, if any."""
+        return tuple(0 if learn else None for learn in self.flags()) if self.answers is None else self.answers
 
 
 @dataclass(frozen=True)
@@ -50,13 +57,22 @@ class Spliced:
         embeds: input vectors; zero on padding.
         mask: True where there is no padding.
         labels: the token that stands at each position where it is to be predicted, else -100.
-        cut: samples that had something to predict and lost all of it to ``max_length``.
+        answers: how many there are to be predicted; several in a conversation with several turns.
+        cut: answers of which ``max_length`` left nothing.
+        partly_cut: answers of which it took the end.
     """
 
     embeds: Float[Tensor, "b s d"]
     mask: Bool[Tensor, "b s"]
     labels: Int[Tensor, "b s"]
+    answers: int = 0
     cut: int = 0
+    partly_cut: int = 0
+
+    @property
+    def cut_share(self) -> float:
+        """Share of the answers that lost something, or all, to ``max_length``."""
+        return (self.cut + self.partly_cut) / max(1, self.answers)
 
     @property
     def positions(self) -> Int[Tensor, "b s"]:
@@ -90,25 +106,28 @@ def splice(
     places: list[list[int]] = []  # rows of the pool: image tokens first, then text
     labels: list[list[int]] = []
     count, size = (0, 0) if images is None else (images.shape[0], images.shape[1])
-    cut = 0
+    lengths: list[tuple[int, int]] = []  # of each answer: tokens that are left, and all of them
     for pieces in samples:
         place: list[int] = []
         label: list[int] = []
+        answers: list[int | None] = []
         for piece in pieces:
             if isinstance(piece, Image):
                 if not 0 <= piece.index < count:
                     raise ValueError(f"a sample shows image {piece.index}, and there are {count}")
                 place += range(piece.index * size, (piece.index + 1) * size)
                 label += [IGNORED] * size
+                answers += [None] * size
             else:
                 start = count * size + len(words)
                 place += range(start, start + len(piece.ids))
                 label += [i if learn else IGNORED for i, learn in zip(piece.ids, piece.flags(), strict=True)]
                 words += piece.ids
-        kept = label[:max_length]
-        cut += any(i != IGNORED for i in label) and all(i == IGNORED for i in kept)
+                answers += piece.answer_of()
+        left, whole = Counter(answers[:max_length]), Counter(answers)
+        lengths += [(left[answer], size_of) for answer, size_of in whole.items() if answer is not None]
         places.append(place[:max_length])
-        labels.append(kept)
+        labels.append(label[:max_length])
     text = embed(torch.tensor(words, dtype=torch.int64, device=device))
     parts = [text, text.new_zeros(1, text.shape[-1])]
     if images is not None:
@@ -123,4 +142,5 @@ def splice(
 
     index = pad(places, len(pool) - 1)
     mask = pad([[1] * len(row) for row in places], 0).bool()
-    return Spliced(pool[index], mask, pad(labels, IGNORED), cut)
+    cut, partly = sum(not left for left, _ in lengths), sum(0 < left < whole for left, whole in lengths)
+    return Spliced(pool[index], mask, pad(labels, IGNORED), len(lengths), cut, partly)
