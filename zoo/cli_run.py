@@ -16,7 +16,7 @@ import jsonargparse
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from omegaconf.errors import OmegaConfBaseException
@@ -139,7 +139,9 @@ class ZooCLI(LightningCLI):
         given = config["callbacks"] or []
         callbacks: list[Callback] = list(given) if isinstance(given, list) else [given]
         checkpoints = config["enable_checkpointing"] is not False
-        callbacks += self._default_callbacks(callbacks, run_dir, checkpoints)
+        callbacks += self._default_callbacks(callbacks, run_dir, checkpoints) + self._shown(callbacks, config)
+        if not any(isinstance(c, ModelSummary) for c in callbacks):
+            kwargs["enable_model_summary"] = False  # ours is shorter
         if fit and checkpoints and not ckpt_path:  # a resumed run goes on with the file
             from zoo.callbacks.kept import KeepOldCheckpoint
 
@@ -158,6 +160,17 @@ class ZooCLI(LightningCLI):
                 ModelCheckpoint(run_dir, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
             )
         return [c for c in wanted if not any(isinstance(g, type(c)) for g in given)]
+
+    def _shown(self, given: list[Callback], config: Any) -> list[Callback]:
+        """What the terminal shows: the networks before the run, the bar during it."""
+        from zoo.callbacks.progress import RunProgress, RunStart
+
+        wanted: list[Callback] = []
+        if config["enable_model_summary"] is not False and self.subcommand == "fit":
+            wanted += [] if any(isinstance(g, (ModelSummary, RunStart)) for g in given) else [RunStart()]
+        if config["enable_progress_bar"] is not False:
+            wanted += [] if any(isinstance(g, ProgressBar) for g in given) else [RunProgress()]
+        return wanted
 
     def before_fit(self) -> None:
         """Say what runs and what to expect of it."""

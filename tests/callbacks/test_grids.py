@@ -92,4 +92,14 @@ def test_curves(tmp_path):
     assert picture.shape == (200, 2 * 320, 3)  # the two losses share a panel
     red, blue = (214, 39, 40), (31, 119, 180)
     assert (picture[40:, :320] == blue).all(-1).sum() > 50  # a line from one corner of the panel to the other
-    assert (picture[40:, :320] == red).all(-1).sum() >= 1  # one point
+    assert (picture[40:, :320] == red).all(-1).sum() >= 25  # a dot
+
+
+def test_single_values_are_dots_in_the_middle_with_their_number():
+    picture = np.asarray(line_plots({"val/psnr": [(2, 11.0)], "val/flat": [(1, 5.0), (9, 5.0)]}))
+    box = np.s_[32:170, 9:290]
+    flat, dot = (picture[:, :320][box] < 200).any(-1), (picture[:, 320:][box] < 200).any(-1)
+    assert flat.any(1).sum() <= 2 and flat.any(0).sum() > 250  # one level line, not on the frame
+    assert 40 < np.argwhere(flat)[:, 0].mean() < 100
+    rows, columns = np.argwhere(dot).T
+    assert dot.sum() > 40 and 50 < rows.mean() < 90 and 120 < columns.mean() < 200

@@ -119,10 +119,15 @@ def line_plots(
             draw.text((left + 60 * i, top + 13), stage, fill=colour, font=font)
             line = [
                 (
-                    x0 + (x1 - x0) * (x - first) / max(last - first, 1e-12),
-                    y1 - (y1 - y0) * (y - low) / max(high - low, 1e-12),
+                    x0 + (x1 - x0) * ((x - first) / (last - first) if last > first else 0.5),
+                    y1 - (y1 - y0) * ((y - low) / (high - low) if high > low else 0.5),
                 )
                 for x, y in points
             ]
-            draw.line(line, fill=colour, width=1) if len(line) > 1 else draw.point(line, fill=colour)
+            if len(line) > 1:
+                draw.line(line, fill=colour, width=1)
+            else:  # a dot that can be seen, with its value, because the box has nothing else
+                (x, y), value = line[0], points[0][1]
+                draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colour)
+                draw.text((x + 8, y - 6), f"{value:.4g}", fill=colour, font=font)
     return picture
