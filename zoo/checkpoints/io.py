@@ -53,8 +53,11 @@ class SafeCheckpointIO(TorchCheckpointIO):
             FileNotFoundError: for a path that is not there.
             ValueError: for a file that is damaged, unsafe, or an address.
         """
+        path = _existing(path)
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder: the shards in it are restored by the strategy that wrote them")
         # Not mapped: what stays in memory must not depend on a file that the run may write again.
-        return pickles.load(_existing(path), mapped=False)
+        return pickles.load(path, mapped=False)
 
 
 def read_safely(trainer: Trainer) -> None:

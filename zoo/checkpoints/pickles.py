@@ -5,12 +5,15 @@ not want to import. Every class in such a file is replaced by one inert stand-in
 A file that asks for anything else is refused.
 """
 
+import _compat_pickle
 import pickle
+import pickletools
 import re
+import tarfile
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -40,6 +43,11 @@ DTYPES = {
 }
 
 
+#: what any pickle may hold
+PLAIN = ("collections.OrderedDict", "pathlib.PosixPath", "pathlib.PurePosixPath", "pathlib.WindowsPath", "torch.Size")
+SLACK = 2**26  # bytes of tensors that any file may ask for
+
+
 class UnsafePickleError(ValueError):
     """A file asks for something that is neither a tensor nor a known class."""
 
@@ -49,6 +57,13 @@ class PickledObject:
 
     def __init__(self, *args: Any):
         pass
+
+
+class _Record(PickledObject):
+    """Stand-in that remembers the state it is given."""
+
+    def __setstate__(self, state: Any) -> None:
+        vars(self).update(state if isinstance(state, dict) else {})
 
 
 def load(path: Path, classes: Iterable[str] = (), mapped: bool = True) -> Any:
@@ -65,17 +80,59 @@ def load(path: Path, classes: Iterable[str] = (), mapped: bool = True) -> Any:
     """
     names = (*LAYERS, *RECORDS, *classes)
     zipped = zipfile.is_zipfile(path)
+    if zipped:
+        _check_archive(path)
+    elif _is_tar(path):
+        raise ValueError(
+            f"{path} is in torch's tar format of 2016, which is not read: save it again with a newer torch"
+        )
     try:
-        with torch.serialization.safe_globals([*((PickledObject, name) for name in names), set]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped and mapped)
+        known = torch.serialization.safe_globals([*((PickledObject, name) for name in names), set])
+        with known, open(path, "rb") as f, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            # by its path for the map alone: torch goes by the suffix of a path, and by the bytes of an open file
+            source = path if zipped and mapped and path.suffix != ".safetensors" else f
+            content = torch.load(source, map_location="cpu", weights_only=True, mmap=source is path)
     except pickle.UnpicklingError as error:
         if not zipped and "persistent_load" in str(error):  # modules in the old format, which torch cannot read safely
-            return _load_old(path, names)
-        if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise UnsafePickleError(refusal(path, asked[1])) from None
-        raise ValueError(damage(path, error)) from error
+            content = _load_old(path, names)
+        elif asked := _asked_for(path, zipped, str(error), names):
+            raise UnsafePickleError(refusal(path, asked)) from None
+        else:
+            raise ValueError(damage(path, error)) from None
     except Exception as error:  # torch raises whatever the damaged bytes lead to
-        raise ValueError(damage(path, error)) from error
+        raise ValueError(damage(path, error)) from None
+    _check_sizes(content, path)
+    return content
+
+
+def load_plain(path: Path, classes: Iterable[str]) -> Any:
+    """Read a pickle that is no file of ``torch.save``, with stand-ins for its classes; each says what it was ``asked``.
+
+    Args:
+        path: the file.
+        classes: full names of everything that it may hold beside plain data, paths and torch's types.
+
+    Raises:
+        UnsafePickleError: naming what else the file asks for; nothing of it has run.
+        ValueError: for a damaged file.
+    """
+    types = {f"torch.{name}" for name, value in vars(torch).items() if isinstance(value, torch.dtype)}
+    reachable = {*classes, *types, *PLAIN}
+
+    class Restricted(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            if f"{module}.{name}" not in reachable:
+                raise UnsafePickleError(refusal(path, f"{module}.{name}"))
+            return type(name, (_Record,), {"asked": f"{module}.{name}"})
+
+    try:
+        with open(path, "rb") as file:
+            return Restricted(file).load()
+    except UnsafePickleError:
+        raise
+    except Exception as error:
+        raise ValueError(damage(path, error)) from None
 
 
 def tensors(module: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -97,8 +154,10 @@ def is_module(value: Any) -> bool:
 
 def refusal(path: Path, name: str) -> str:
     """The sentence for a file that asks for something unknown."""
+    module, _, function = name.partition(".")
+    asked = f"{name} (os.{function})" if module in ("posix", "nt") else name
     return (
-        f"{path} was not read because its pickle asks for {name}, which could run code: "
+        f"{path} was not read because its pickle asks for {asked}, which could run code: "
         f"get the weights as safetensors or as a plain state dict"
     )
 
@@ -106,7 +165,123 @@ def refusal(path: Path, name: str) -> str:
 def damage(path: Path, error: Exception) -> str:
     """The sentence for a file that cannot be read."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].partition(". ")[0][:120]
+    if "weights" in reason.lower():  # torch's advice is to run what the file asks for
+        reason = f"its bytes are no {'pickle' if isinstance(error, pickle.UnpicklingError) else 'weights'} of torch"
     return f"{path} is damaged or is no checkpoint ({reason}): download or save it again"
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse zip files that ``torch.save`` does not write: programs, and small files of huge content."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except Exception as error:
+        raise ValueError(damage(path, error)) from None
+    names = [entry.filename.rpartition("/")[2] for entry in entries]
+    if "constants.pkl" in names:
+        raise ValueError(
+            f"{path} is a TorchScript archive, which is a program: save the state dict of its module instead"
+        )
+    if "data.pkl" not in names:
+        raise ValueError(damage(path, ValueError("a zip file that torch.save did not write")))
+    size = sum(entry.file_size for entry in entries)
+    compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if compressed or size > path.stat().st_size:
+        raise ValueError(
+            f"{path} is no file of torch.save: it is compressed, and would grow from {path.stat().st_size:,} to "
+            f"{size:,} bytes"
+        )
+
+
+def _data(archive: zipfile.ZipFile) -> str:
+    return next(name for name in archive.namelist() if name.rpartition("/")[2] == "data.pkl")
+
+
+def _is_tar(path: Path) -> bool:
+    """Whether it is torch's first format; torch refuses it by advising to run it."""
+    try:
+        with tarfile.open(path, "r:") as archive:  # without decompressing anything
+            return "pickle" in archive.getnames()
+    except (tarfile.TarError, EOFError):
+        return False
+
+
+def _check_sizes(content: Any, path: Path) -> None:
+    """Refuse tensors that are larger than the file they are in: views that repeat a few bytes, or nothing at all."""
+    allowed = path.stat().st_size + SLACK
+    total, seen, waiting = 0, set(), [content]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, Tensor):
+            size = value.numel() * value.element_size()
+            total += size
+            if size > allowed or total > 4 * allowed:
+                raise ValueError(
+                    f"{path} was not read: it is {path.stat().st_size:,} bytes long and asks for tensors of {total:,}"
+                )
+        elif isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, list | tuple | set):
+            waiting += value
+        elif isinstance(value, PickledObject | nn.Module):
+            waiting += vars(value).values()
+
+
+def _asked_for(path: Path, zipped: bool, message: str, known: Iterable[str]) -> str | None:
+    """The first name in a refused pickle that is neither torch's own nor known, as the file spells it."""
+    try:
+        if zipped:
+            with zipfile.ZipFile(path) as archive, archive.open(_data(archive)) as file:
+                asked = next((name for name in _names(file, 1) if not _harmless(name, known)), None)
+        else:
+            with open(path, "rb") as file:
+                asked = next((name for name in _names(file, 5) if not _harmless(name, known)), None)
+    except Exception:  # the bytes are damaged as well
+        asked = None
+    if asked is None and (found := re.search(r"GLOBAL ([\w.]+)", message)):
+        asked = found[1]
+    return asked
+
+
+def _harmless(name: str, known: Iterable[str]) -> bool:
+    own = ("collections.OrderedDict", "builtins.set", "__builtin__.set", *known)
+    return name in own or re.fullmatch(r"torch\.(_utils\._rebuild\w+|\w*Storage|Size|device|\w+\d+)", name) is not None
+
+
+def _names(file: Any, pickles: int) -> Iterator[str]:
+    """Full names that the first pickles of a file ask for, in any protocol, without unpickling anything."""
+    for _ in range(pickles):
+        texts: list[Any] = []
+        memo: dict[int, Any] = {}
+        for code, argument, _ in pickletools.genops(file):
+            if code.name in ("GLOBAL", "INST"):
+                yield _spelled(*str(argument).split(" "))
+                texts.append(None)
+            elif code.name == "STACK_GLOBAL":
+                yield _spelled(*map(str, texts[-2:]))
+                texts.append(None)
+            elif code.name.startswith("EXT"):
+                yield f"the extension {argument} of copyreg"
+            elif code.name == "MEMOIZE":
+                memo[len(memo)] = texts[-1]
+            elif "PUT" in code.name:
+                memo[int(argument)] = texts[-1] if texts else None
+            elif "GET" in code.name:
+                texts.append(memo.get(int(argument)))
+            elif code.stack_after and code.name != "MARK":
+                texts.append(argument if isinstance(argument, str) else None)
+
+
+def _spelled(module: str, name: str) -> str:
+    """The full name as Python 3 knows it; older protocols use Python 2's."""
+    module, name = _compat_pickle.NAME_MAPPING.get((module, name), (module, name))
+    module = _compat_pickle.IMPORT_MAPPING.get(module, module)
+    if not all(part.isidentifier() for part in f"{module}.{name}".split(".")):
+        raise ValueError("these bytes are no pickle")
+    return f"{module}.{name}"
 
 
 def _load_old(path: Path, names: Iterable[str]) -> Any:
@@ -147,6 +322,8 @@ def _load_old(path: Path, names: Iterable[str]) -> Any:
                 return reference[1]
             _, dtype, key, _, count, view = reference
             if key not in storages:
+                if count * dtype.itemsize > path.stat().st_size:
+                    raise ValueError(f"it is shorter than the {count} numbers that it announces")
                 storages[key] = torch.zeros(count, dtype=dtype), dtype
             return storages[key][0] if view is None else storages[key][0][view[1] : view[1] + view[2]]
 
@@ -162,7 +339,7 @@ def _load_old(path: Path, names: Iterable[str]) -> Any:
     except UnsafePickleError:
         raise
     except Exception as error:
-        raise ValueError(damage(path, error)) from error
+        raise ValueError(damage(path, error)) from None
 
 
 def _fill(storage: Tensor, file: BinaryIO) -> None:
