@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from zoo.choices import one_of
@@ -119,6 +120,16 @@ class ZooDataModule(pl.LightningDataModule):
         self._trainer = trainer
         if isinstance(trainer, pl.Trainer):
             read_safely(trainer)
+
+    @_restricted_classmethod
+    def load_from_checkpoint(
+        cls, checkpoint_path: Any, map_location: Any = None, hparams_file: Any = None, weights_only: Any = None,
+        **overrides: Any,
+    ) -> Any:  # fmt: skip
+        """Lightning's way to read the settings in a checkpoint, which never runs what the file asks for."""
+        from zoo.checkpoints.io import load_from_checkpoint
+
+        return load_from_checkpoint(cls, checkpoint_path, None, hparams_file, **overrides)
 
     def view(self, split: Split) -> Dataset:
         """The images of a split without augmentation, in a fixed order."""

@@ -91,12 +91,13 @@ def test_what_is_no_checkpoint_of_a_run_is_refused_with_the_place_for_weights(ru
 
 def test_checkpoints_that_are_no_single_file_or_have_no_optimizer_are_let_through(in_tmp):
     (in_tmp / "sharded").mkdir()
-    (in_tmp / "sharded" / "meta.pt").touch()
-    run_folder.check_checkpoint(str(in_tmp / "sharded"), "fit")
-    for path in (None, "last", "hpc", "s3://bucket/last.ckpt", "registry:model"):
-        run_folder.check_checkpoint(path, "fit")
+    torch.save({"global_step": 1}, in_tmp / "sharded" / "meta.pt")
+    (in_tmp / "hpc_ckpt_1.ckpt").touch()
+    assert run_folder.find_checkpoint(str(in_tmp / "sharded"), "fit", in_tmp) == str(in_tmp / "sharded")
+    for path in (None, "last", "hpc"):
+        assert run_folder.find_checkpoint(path, "fit", in_tmp) == path
     torch.save(WITHOUT_OPTIMIZER, "weights_only.ckpt")
-    run_folder.check_checkpoint("weights_only.ckpt", "test")
+    assert run_folder.find_checkpoint("weights_only.ckpt", "test", in_tmp) == "weights_only.ckpt"
 
 
 def test_best_checkpoint_of_a_new_process_is_refused(run_cli, recipe):

@@ -26,7 +26,7 @@ from zoo import recipe_files
 from zoo.cli_errors import ZooParser
 from zoo.module import ZooModule
 from zoo.recipe_header import parse_header
-from zoo.run_folder import check_checkpoint, keep_old_metrics
+from zoo.run_folder import find_checkpoint, keep_old_metrics
 
 DESCRIPTION = "Train and evaluate visual tokenizers. Also: list [PATTERN], recipes, copy RECIPE [TARGET]."
 Precision = Literal["highest", "high", "medium"]
@@ -100,6 +100,14 @@ class ZooCLI(LightningCLI):
             default="high",
             help="float32 products on CUDA: 'high' uses TF32, 'highest' does not",
         )
+        parser.add_argument(
+            "--fetch_checkpoint",
+            type=bool,
+            default=False,
+            nargs="?",
+            const=True,
+            help="let --ckpt_path be an address (https://, s3://): the file is downloaded, then read as any other",
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse without Lightning's warning about arguments given from Python."""
@@ -124,10 +132,12 @@ class ZooCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Add what every run has, unless the recipe brings its own: run directory, loggers, checkpoint, guards."""
         config = self._get(self.config_init, "trainer")
-        ckpt_path = self._get(self.config, "ckpt_path")
-        check_checkpoint(ckpt_path, self.subcommand)
         name = next((path.stem for path in self.recipes.values()), type(self.model).__name__.lower())
         run_dir = Path(config["default_root_dir"] or Path("runs") / name)
+        fetch = bool(self._get(self.config, "fetch_checkpoint"))
+        ckpt_path = find_checkpoint(self._get(self.config, "ckpt_path"), self.subcommand, run_dir, fetch)
+        if ckpt_path is not None:
+            self.config_init[str(self.subcommand)]["ckpt_path"] = ckpt_path  # of what was downloaded
         # into the configuration that the run writes down, which is then a recipe of the same folder
         self.config[str(self.subcommand)]["trainer"]["default_root_dir"] = str(run_dir)
         fit = self.subcommand == "fit" and not config["fast_dev_run"]

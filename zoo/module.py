@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.parsing import AttributeDict
 from torch import Tensor, nn
 
@@ -162,6 +163,30 @@ class ZooModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
 
     # ------------------------------------------------------------------ weights
+
+    @_restricted_classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **overrides: Any,
+    ) -> Any:
+        """Lightning's way to read a checkpoint of a run, which never runs what the file asks for.
+
+        Args:
+            checkpoint_path: path, or an open file; an address is refused.
+            map_location: device of the module.
+            hparams_file: YAML or CSV with constructor arguments in place of the file's.
+            strict: whether the names of the weights must be the module's.
+            weights_only: not used; nothing but tensors and plain data is ever read.
+            overrides: constructor arguments that differ from the file's.
+        """
+        from zoo.checkpoints.io import load_from_checkpoint
+
+        return load_from_checkpoint(cls, checkpoint_path, map_location, hparams_file, strict, **overrides)
 
     def load_weights(self, weights: str | None) -> None:
         """Start from weights: a registry name, or a file or folder in any layout of ``formats``.

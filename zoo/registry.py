@@ -284,7 +284,7 @@ def model_info(name: str) -> ModelInfo:
 
     preset = find(name)
     with torch.device("meta"):
-        model = preset.cls(**_as_init_args(_without_towers(preset)))
+        model = preset.cls(**without_towers(preset.cls, preset.init_args))
     return ModelInfo(
         name=name,
         paper=preset.paper,
@@ -315,11 +315,11 @@ def class_named(path: str) -> type[ZooModule]:
     return classes[path]
 
 
-def _without_towers(preset: Preset) -> dict[str, Any]:
+def without_towers(cls: type, init_args: dict[str, Any]) -> dict[str, Any]:
     """Arguments that build the model without reading weights from disk."""
-    args = dict(preset.init_args)
+    args = dict(_as_init_args(init_args))
     for name in ("tokenizer", "condition_tokenizer"):
-        default = inspect.signature(preset.cls).parameters.get(name)
+        default = inspect.signature(cls).parameters.get(name)
         reference = args.get(name, default.default if default else None)
         if isinstance(reference, str) and not reference.startswith("ckpt:"):
             args[name] = reference.partition(":")[0] + ":random"

@@ -1,16 +1,19 @@
 """The one door through which Lightning reads and writes the checkpoints of our runs, however it was asked to."""
 
 import contextlib
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.core.saving import _load_state, load_hparams_from_tags_csv, load_hparams_from_yaml
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning.pytorch.strategies import Strategy
+from lightning.pytorch.utilities.migration.utils import _pl_migrate_checkpoint
 
 from zoo.atomic_files import write_whole
 from zoo.checkpoints import pickles
@@ -79,7 +82,7 @@ def read_safely(trainer: Trainer) -> None:
         elif type(strategy).load_checkpoint is not Strategy.load_checkpoint:
             pickles.load(path)  # strategies with a reader of their own; the others read by SafeCheckpointIO
         torch.cuda.empty_cache()
-        return inner(path, weights_only=True)
+        return _of_a_run(inner(path, weights_only=True), path)
 
     save = strategy.save_checkpoint
 
@@ -98,6 +101,68 @@ def read_safely(trainer: Trainer) -> None:
     strategy.load_checkpoint = load_checkpoint  # type: ignore[method-assign]
     strategy.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
     strategy.reads_safely = True  # type: ignore[attr-defined]
+
+
+def load_from_checkpoint(
+    cls: type,
+    source: str | Path | BinaryIO,
+    map_location: Any = None,
+    hparams_file: str | Path | None = None,
+    strict: bool | None = None,
+    **overrides: Any,
+) -> Any:
+    """Lightning's ``load_from_checkpoint`` by this door, for modules and data modules.
+
+    Args:
+        cls: to be made, or its base.
+        source: a path, or an open file.
+        map_location: device of the module; a mapping or a function is not supported.
+        hparams_file: YAML or CSV with constructor arguments in place of the file's.
+        strict: whether the names of the weights must be the module's.
+        overrides: constructor arguments that differ from the file's.
+
+    Raises:
+        FileNotFoundError: for a path that is not there.
+        ValueError: for a file that is damaged, unsafe, or no checkpoint of a run.
+    """
+    from zoo.checkpoints.size import check_size
+
+    if isinstance(source, str | Path):
+        path = _existing(source)
+        content = _of_a_run(pickles.load(path, mapped=False), path)
+    else:
+        with tempfile.TemporaryDirectory() as room:
+            path = Path(room) / "checkpoint"
+            path.write_bytes(source.read())
+            content = _of_a_run(pickles.load(path, mapped=False), path)
+    content = _pl_migrate_checkpoint(content)
+    key = cls.CHECKPOINT_HYPER_PARAMS_KEY  # type: ignore[attr-defined]
+    if hparams_file is not None:
+        reader = load_hparams_from_tags_csv if str(hparams_file).endswith(".csv") else load_hparams_from_yaml
+        content[key] = reader(local_path(hparams_file))
+    content[key] = dict(content.get(key) or {}) | overrides
+    if issubclass(cls, LightningDataModule):
+        return _load_state(cls, content, **overrides)
+    check_size(_class_asked_for(cls, content[key]), content[key], content["state_dict"], path)
+    module = _load_state(cls, content, strict=strict, **overrides)
+    return module if map_location is None else module.to(map_location)
+
+
+def _class_asked_for(cls: type, settings: dict[str, Any]) -> type:
+    """The class that Lightning will make: one that is imported, or the one that was asked for."""
+    named = str(settings.get("_class_path", ""))
+    classes, waiting = {}, [cls]
+    while waiting:
+        found = waiting.pop()
+        classes[f"{found.__module__}.{found.__qualname__}"] = found
+        waiting += found.__subclasses__()
+    return classes.get(named, next((c for name, c in classes.items() if name.endswith(f".{named}")), cls))
+
+
+def _of_a_run(content: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
+        raise ValueError(f"{path} is no checkpoint of a run; weights alone are read with model.load_weights(PATH)")
+    return content
 
 
 def _existing(source: str | Path) -> Path:

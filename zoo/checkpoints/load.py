@@ -14,6 +14,7 @@ from zoo import registry
 from zoo.checkpoints.files import Checkpoint, adapter_settings, read
 from zoo.checkpoints.format import Converted
 from zoo.checkpoints.provenance import entries_of, grouped, plain, trace
+from zoo.checkpoints.size import check_size
 from zoo.module import ZooModule
 
 SHOWN = 8  # names per message
@@ -49,9 +50,12 @@ def from_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
     path = Path(path)
     overrides = dict(overrides or {})
     checkpoint = read(path, _known_classes())
-    cls = registry.class_named(_describe(checkpoint)["class"])
+    said = _describe(checkpoint)
+    cls = registry.class_named(said["class"])
     registry.check_overrides(cls, overrides)
-    model = cls(**_typed(cls, registry._as_init_args(_describe(checkpoint)["init_args"])) | overrides)
+    settings = _typed(cls, registry._as_init_args(said["init_args"]))
+    check_size(cls, settings, checkpoint.state, path, said.get("absent", ()))
+    model = cls(**settings | overrides)
     _put(model, checkpoint)
     return model
 
@@ -72,7 +76,10 @@ def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
             f"{checkpoint.path} does not say which model it is of, so it is none of our checkpoints: "
             f"use create_model(NAME, weights={str(checkpoint.path)!r})"
         )
-    return checkpoint.zoo
+    said = checkpoint.zoo
+    if not isinstance(said.get("class"), str) or not isinstance(said.get("init_args"), dict):
+        raise ValueError(f"{checkpoint.path} does not say class and init_args of its model: save it again")
+    return said
 
 
 def _put(model: ZooModule, checkpoint: Checkpoint) -> None:
