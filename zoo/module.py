@@ -164,7 +164,7 @@ class ZooModule(pl.LightningModule):
 
     # ------------------------------------------------------------------ weights
 
-    @_restricted_classmethod
+    @_restricted_classmethod  # type: ignore[untyped-decorator]
     def load_from_checkpoint(
         cls,
         checkpoint_path: Any,

@@ -67,6 +67,8 @@ def _check_checkpoint(file: Path, subcommand: str | None) -> None:
             raise ValueError(f"{file} is a folder and no sharded checkpoint: {weights}")
         check_folder(file)
         return
+    if file.suffix == ".safetensors":
+        raise ValueError(f"{file} is no checkpoint of a run: {weights}")
     try:
         content = pickles.load(file)  # tensors are mapped into memory, not read
     except pickles.UnsafePickleError:
