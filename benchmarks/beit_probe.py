@@ -23,6 +23,7 @@ from _record import environment, write
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from zoo.losses.mixing import hits
 from zoo.models.beit import BEiT, BEiTClassifier
 from zoo.optim import Optim, cosine
 
@@ -191,7 +192,7 @@ def probe(x: tuple[Tensor, ...], y: tuple[Tensor, ...], num_classes: int, steps:
         optimizer.step()
     with torch.no_grad():
         return {
-            split: (torch.baddbmm(bias, x[i], weight).argmax(-1) == y[i]).float().mean(1)
+            split: hits(torch.baddbmm(bias, x[i], weight), y[i].expand(depth, -1)).mean(1)
             for i, split in ((1, "val"), (2, "test"))
         }
 
@@ -237,8 +238,7 @@ def fine_tuning(beit: BEiT, data: Any, test: list[dict], options: Any) -> dict[s
 
 @torch.no_grad()
 def accuracy(model: BEiTClassifier, batches: list[dict]) -> float:
-    right = torch.cat([model(b["image"]).argmax(-1) == b["label"] for b in batches])
-    return right.float().mean().item()
+    return torch.cat([hits(model(b["image"]), b["label"]) for b in batches]).mean().item()
 
 
 def summary(found: dict[str, list[float]]) -> dict[str, float]:

@@ -114,7 +114,7 @@ class ZooDataModule(pl.LightningDataModule):
         return self._trainer
 
     @trainer.setter
-    def trainer(self, trainer: pl.Trainer | None) -> None:
+    def trainer(self, trainer: Any) -> None:
         from zoo.checkpoints.io import read_safely
 
         self._trainer = trainer

@@ -206,7 +206,7 @@ def ids_in_float32(encode: Callable[..., Tokens]) -> Callable[..., Tokens]:
         if torch.compiler.is_compiling():
             with torch.autocast(images.device.type, enabled=False):
                 return encode(self, images, *args, **kwargs)
-        refuse_rounded_weights(self)
+        check_weights(self)
         with without_autocast(images.device), without_tf32():
             # one layout in memory, since others make convolutions sum in another order
             return encode(self, images.contiguous(), *args, **kwargs)
@@ -224,23 +224,36 @@ def without_autocast(device: torch.device) -> Iterator[None]:
         yield
 
 
-def refuse_rounded_weights(model: nn.Module) -> None:
-    """Refuse a tokenizer whose weights, or those of its frozen networks, were cast to another type.
+def check_weights(model: nn.Module) -> None:
+    """Refuse a tokenizer whose weights, or those of its frozen networks, give no ids or other ones.
 
     Raises:
-        ValueError: naming the weight and its type.
+        ValueError: for weights that were cast to another type than float32, or that hold infinite numbers or NaN, from
+            which argmax would make ids all the same.
     """
     towers = getattr(model, "frozen", {})
     parts = [("", model), *((f"{name}.", tower) for name, tower in towers.items())]
+    found: dict[str, Tensor] = {}
     for prefix, part in parts:
         for name, value in chain(part.named_parameters(), part.named_buffers()):
-            if value.is_floating_point() and value.dtype != torch.float32:
-                if f"{prefix}{name}".startswith(NOT_BEHIND_IDS):
-                    continue
+            if not value.is_floating_point() or f"{prefix}{name}".startswith(NOT_BEHIND_IDS):
+                continue
+            if value.dtype != torch.float32:
                 raise ValueError(
                     f"{prefix}{name} of this {type(model).__name__} has weights of {value.dtype}, and ids are those of "
                     f"float32 weights: call .float(), or leave out what cast them, and run the rest under autocast"
                 )
+            found[f"{prefix}{name}"] = value
+    state = tuple((value.data_ptr(), 0 if value.is_inference() else value._version) for value in found.values())
+    if getattr(model, "_weights_seen", None) == state:  # looked at once per write: a GPU would wait for it each time
+        return
+    if not torch.stack([value.isfinite().all().cpu() for value in found.values()]).all():
+        name = next(name for name, value in found.items() if not value.isfinite().all())
+        raise ValueError(
+            f"{name} of this {type(model).__name__} is no longer finite, so its ids would mean nothing: the training "
+            "diverged, take an earlier checkpoint"
+        )
+    model._weights_seen = state  # type: ignore[assignment]
 
 
 def reconstruct(model: Tokenizer, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h2 w2"]:

@@ -1,6 +1,7 @@
 """The probe benchmark on a tiny model."""
 
 import importlib.util
+import math
 import random
 import sys
 from pathlib import Path
@@ -54,3 +55,16 @@ def test_probe_learns_what_is_linear_in_one_block(script):
     x = [torch.stack([torch.randn(len(t), 8, generator=generator), 3 * torch.eye(8)[t]]) for t in y]
     found = script.probe(tuple(x), tuple(y), num_classes=3, steps=200, seed=0)
     assert found["test"][1] == 1 and found["val"][0] < 0.7
+
+
+def test_nan_scores_count_as_nothing(script):
+    """argmax would take the first NaN for the largest score, and class 0 for the answer."""
+    probes = script
+    model = zoo.create_model("beit_classifier_tiny").eval()
+    with torch.no_grad():
+        model.vit.head.weight.fill_(float("nan"))
+    batch = {"image": torch.rand(4, 3, 32, 32), "label": torch.zeros(4, dtype=torch.int64)}
+    assert math.isnan(probes.accuracy(model, [batch]))
+    x = tuple(torch.full((1, 6, 2), float("nan")) for _ in range(3))
+    y = tuple(torch.zeros(6, dtype=torch.int64) for _ in range(3))
+    assert all(found.isnan().all() for found in probes.probe(x, y, 2, 1, 0).values())

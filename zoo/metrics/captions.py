@@ -206,8 +206,13 @@ def retrieval_recall(
         ks: how many candidates are looked at.
 
     Raises:
-        ValueError: for a row without a right candidate.
+        ValueError: for a row without a right candidate, or scores that are NaN, which nothing would be ahead of.
     """
+    if missing := int(scores.isnan().sum()):
+        raise ValueError(
+            f"{missing} of {scores.numel()} scores are NaN, which rank nothing: the model has diverged, take an "
+            "earlier checkpoint"
+        )
     if not belongs.any(1).all():
         raise ValueError("some rows have no right candidate: leave them out")
     best = scores.masked_fill(~belongs, -math.inf).amax(1, keepdim=True)

@@ -29,9 +29,15 @@ class Extractor(Protocol):
 
 
 def quantise(images: Shaped[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
-    """Images in [0, 1] as uint8, clamped and rounded as when saved to a PNG; uint8 passes unchanged."""
+    """Images in [0, 1] as uint8, clamped and rounded as when saved to a PNG; uint8 passes unchanged.
+
+    Raises:
+        ValueError: for pixels that are NaN, which would become black ones.
+    """
     if images.dtype == torch.uint8:
         return images
+    if images.isnan().any():
+        raise ValueError("pixels are NaN and make no picture: the model has diverged, take an earlier checkpoint")
     return (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
 
 

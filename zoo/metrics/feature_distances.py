@@ -11,6 +11,20 @@ SUBSETS, SUBSET_SIZE = 100, 1000  # the published settings of KID
 CHUNK = 2**24  # entries of a block of a distance matrix, 128 MiB in float64
 
 
+def refuse_not_finite(*sets: Float[Tensor, "..."], what: str = "features") -> None:
+    """Refuse infinite numbers and NaN, whose distances would mean nothing.
+
+    Raises:
+        ValueError: saying how many there are.
+    """
+    for values in sets:
+        if bad := int((~values.isfinite()).sum()):
+            raise ValueError(
+                f"{bad} of {values.numel()} numbers in the {what} are not finite, so there is nothing to compare: look "
+                "at the images, or take an earlier checkpoint"
+            )
+
+
 def kernel_distance(
     x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], full: int = FULL, seed: int = 0
 ) -> Float[Tensor, ""]:
@@ -27,10 +41,11 @@ def kernel_distance(
         seed: of the subsets.
 
     Raises:
-        ValueError: for fewer than two features on a side.
+        ValueError: for fewer than two features on a side, or some that are not finite.
     """
     if min(len(x), len(y)) < 2:
         raise ValueError(f"the kernel distance needs at least two images on each side, got {len(x)} and {len(y)}")
+    refuse_not_finite(x, y)
     if max(len(x), len(y)) <= full:
         return _mmd(x.double(), y.double())
     generator = torch.Generator().manual_seed(seed)
@@ -68,13 +83,14 @@ def precision_recall(
         neighbours: k, 3 in the paper.
 
     Raises:
-        ValueError: where a set has too few features.
+        ValueError: where a set has too few features, or some that are not finite.
     """
     if neighbours < 1 or min(len(generated), len(real)) <= neighbours:
         raise ValueError(
             f"precision and recall with {neighbours} neighbours need more images than that on each side, got "
             f"{len(generated)} generated and {len(real)} real ones"
         )
+    refuse_not_finite(generated, real)
     generated, real = generated.double(), real.double()
     precision = _inside(generated, real, _radii(real, neighbours))
     recall = _inside(real, generated, _radii(generated, neighbours))
@@ -106,10 +122,11 @@ def inception_score(logits: Float[Tensor, "n c"], splits: int = 10, seed: int = 
         seed: of the order.
 
     Raises:
-        ValueError: for fewer images than splits.
+        ValueError: for fewer images than splits, or logits that are not finite.
     """
     if len(logits) < splits:
         raise ValueError(f"the Inception score needs at least {splits} images, got {len(logits)}")
+    refuse_not_finite(logits, what="logits")
     order = torch.randperm(len(logits), generator=torch.Generator().manual_seed(seed)).to(logits.device)
     scores = []
     for part in logits[order].double().tensor_split(splits):

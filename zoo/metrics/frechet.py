@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from zoo.metrics.extractors import Extractor, quantise
+from zoo.metrics.feature_distances import refuse_not_finite
 
 
 class FrechetDistance(Metric):
@@ -102,7 +103,11 @@ def frechet_distance(
 
     ``tr (C1 C2)^(1/2)`` is the sum of the roots of the eigenvalues of ``C1^(1/2) C2 C1^(1/2)``, which is symmetric, so
     that no root of a negative or complex number can appear but for rounding, which is clamped.
+
+    Raises:
+        ValueError: for statistics that are not finite.
     """
+    refuse_not_finite(mean1, covariance1, mean2, covariance2, what="statistics of the features")
     values, vectors = torch.linalg.eigh(covariance1)
     root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     product = root @ covariance2 @ root

@@ -17,7 +17,15 @@ from torch import Tensor
 
 from zoo.metrics.evaluate import DTYPES
 from zoo.metrics.extractors import Extractor, InceptionFeatures, Lite0Features, has_inception_weights, quantise
-from zoo.metrics.feature_distances import FULL, SUBSET_SIZE, SUBSETS, inception_score, kernel_distance, precision_recall
+from zoo.metrics.feature_distances import (
+    FULL,
+    SUBSET_SIZE,
+    SUBSETS,
+    inception_score,
+    kernel_distance,
+    precision_recall,
+    refuse_not_finite,
+)
 from zoo.metrics.frechet import frechet_distance
 from zoo.module import plain
 from zoo.tokens import NotInvertible, Tokens, TokenSpec, as_pixels
@@ -77,6 +85,7 @@ class GenerationReport:
         if not found:
             raise ValueError("there are no images to measure")
         features = torch.cat(found)
+        refuse_not_finite(features)
         return features, {
             "num_images": len(features),
             "image_shape": list(shape or ()),

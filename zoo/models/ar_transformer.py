@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from zoo.checkpoints import taming_gpt
 from zoo.choices import one_of
+from zoo.losses.mixing import hits
 from zoo.module import Batch, ZooModule
 from zoo.nn.gpt import GPT
 from zoo.nn.next_token import draw_next
@@ -236,7 +237,7 @@ class ARTransformer(ZooModule):
         logits = self.transformer(torch.cat([first, inputs[:, :-1]], 1))[:, first.shape[1] - 1 :].float()
         return {
             "loss": F.cross_entropy(logits.transpose(1, 2), target),
-            "accuracy": (logits.detach().argmax(-1) == target).float().mean(),
+            "accuracy": hits(logits, target).mean(),
         }
 
     def _prefix(self, labels: Int[Tensor, " b"] | None, count: int) -> Int[Tensor, "b 1"]:

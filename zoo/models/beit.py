@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from zoo.checkpoints import hf_beit, timm_beit, unilm
 from zoo.choices import one_of
-from zoo.losses.mixing import mix, top
+from zoo.losses.mixing import hits, mix, top
 from zoo.module import Batch, ZooModule
 from zoo.nn.beit_vit import EPS, BeitViT, exempt_from_decay, layer_of
 from zoo.nn.masking import BlockwiseMask, flat_mask, nonempty, random_mask
@@ -182,7 +182,7 @@ class BEiT(ZooModule):
             logits, target = keep_allowed(logits, self.allowed).flatten(0, 1), target.flatten()
         return {
             "loss": F.cross_entropy(logits, target),
-            "accuracy": (logits.detach().argmax(-1) == target).float().mean(),
+            "accuracy": hits(logits, target).mean(),
             "masked": mask.float().mean(),
         }
 

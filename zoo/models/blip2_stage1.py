@@ -30,6 +30,7 @@ from zoo.checkpoints.bert import start_from_bert
 from zoo.choices import one_of
 from zoo.losses.contrastive import contrastive_loss, draw_negatives, same_image, similarities
 from zoo.losses.image_text import generation_loss, matching_loss
+from zoo.losses.mixing import hits, hits_of
 from zoo.module import Batch, ZooModule
 from zoo.nn.gather import gather_rows, rank
 from zoo.nn.qformer import QFormer, select
@@ -218,16 +219,15 @@ class BLIP2Stage1(ZooModule):
         start = torch.cat([torch.full_like(ids[:, :1], self.Qformer.vocab_size - 1), ids[:, 1:]], dim=1)
         hidden = self.Qformer(text=start, mask=itg_mask(mask, queries)[:, :, queries:], cache=seen.cache).text
         generation = generation_loss(self.Qformer.word_logits(hidden).float(), ids, mask, self.label_smoothing)
-        own = torch.arange(len(ids), device=ids.device)
-        matched = (logits.argmax(1) == 1) == (torch.arange(len(logits), device=ids.device) < len(ids))
+        matched = hits(logits, (torch.arange(len(logits), device=ids.device) < len(ids)).long())
         return {
             "loss": contrast + matching + generation,
             "itc": contrast,
             "itm": matching,
             "itg": generation,
-            "itm_accuracy": matched.float().mean(),  # 2/3 for a model that always says no
-            "i2t_recall": same[own, i2t.argmax(1)].float().mean(),
-            "t2i_recall": same[own, t2i.argmax(1)].float().mean(),
+            "itm_accuracy": matched.mean(),  # 2/3 for a model that always says no
+            "i2t_recall": hits_of(i2t, same).mean(),
+            "t2i_recall": hits_of(t2i, same).mean(),
             "temperature": temperature.detach(),
         }
 
@@ -325,8 +325,8 @@ class BLIP2Stage1(ZooModule):
         if negatives is None:
             return self.match(read, ids, mask)
         image, text = negatives
-        all_ids, all_mask = gather_rows(ids, gradient=False), gather_rows(mask, gradient=False)
         own = torch.arange(len(ids), device=ids.device)
+        all_ids, all_mask = gather_rows(ids, gradient=False), gather_rows(mask, gradient=False)
         if world_size() == 1:
             read = select(read, torch.cat([own, image, own]))
         else:

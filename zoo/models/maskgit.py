@@ -29,6 +29,7 @@ from torch import Tensor
 from zoo.checkpoints import maskgit_pytorch, maskgit_transformer
 from zoo.choices import known_names, one_of
 from zoo.image_masks import box_mask, grey_out, next_window, paste, resized, token_mask
+from zoo.losses.mixing import hits
 from zoo.module import Batch, ZooModule
 from zoo.nn.halton import spread_order
 from zoo.nn.mask_schedule import MaskSchedule, mask_ratio
@@ -396,7 +397,7 @@ class MaskGIT(ZooModule):
             rearrange(logits, "b n v -> (b n) v"), target.flatten(), reduction="none",
             label_smoothing=self.label_smoothing,
         ).view_as(target)  # fmt: skip
-        right = (logits.detach().argmax(-1) == target) & mask
+        right = hits(logits, target).masked_fill(~mask, 0)
         return {
             "loss": ((every * mask).sum(1) / mask.sum(1)).mean(),
             "accuracy": right.sum() / mask.sum(),

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from zoo.checkpoints import lavis
 from zoo.checkpoints.bert import start_from_bert
 from zoo.losses.contrastive import contrastive_loss, same_image, similarities
+from zoo.losses.mixing import hits_of
 from zoo.models.blip2_stage1 import Scores, image_numbers
 from zoo.module import Batch, ZooModule
 from zoo.nn.qformer import QFormer
@@ -182,12 +183,11 @@ class SEEDStage1(ZooModule):
                 shown.float()[:, None], written.float(), temperature, same, self.label_smoothing, gather_gradient=False
             )
             overlap = query_overlap(embeddings.float())
-        own = torch.arange(len(ids), device=ids.device)
         return {
             "loss": loss + self.diversity_weight * overlap if self.diversity_weight else loss,
             "query_overlap": overlap.detach(),
-            "i2t_recall": same[own, i2t.argmax(1)].float().mean(),
-            "t2i_recall": same[own, t2i.argmax(1)].float().mean(),
+            "i2t_recall": hits_of(i2t, same).mean(),
+            "t2i_recall": hits_of(t2i, same).mean(),
             "temperature": temperature.detach(),
         }
 
