@@ -1,5 +1,8 @@
 """A model and data so small that only the machinery around them is tested."""
 
+import os
+import signal
+
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
@@ -124,3 +127,32 @@ class SameOnEveryRank(pl.Callback):
             raise AssertionError("the ranks differ")
         if trainer.is_global_zero:
             print("RANKS AGREE")
+
+
+class SignalAt(pl.Callback):
+    """The process gets a signal in the middle of a step, of a batch of validation, or of a test.
+
+    Args:
+        step: that has begun.
+        name: of the signal.
+        where: ``train``, ``validation`` or ``test``.
+        times: how often it comes.
+        rank: of the process; the others get none.
+    """
+
+    def __init__(self, step: int, name: str = "SIGTERM", where: str = "train", times: int = 1, rank: int = 0):
+        self.step, self.number, self.where, self.times, self.rank = step, getattr(signal, name), where, times, rank
+
+    def _send(self, trainer, where):
+        if where == self.where and trainer.global_step == self.step and trainer.global_rank == self.rank:
+            for _ in range(self.times):
+                os.kill(os.getpid(), self.number)
+
+    def on_train_batch_start(self, trainer, *others):
+        self._send(trainer, "train")
+
+    def on_validation_batch_start(self, trainer, *others):
+        self._send(trainer, "sanity" if trainer.sanity_checking else "validation")
+
+    def on_test_batch_start(self, trainer, *others):
+        self._send(trainer, "test")

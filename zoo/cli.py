@@ -52,9 +52,13 @@ def main(args: Sequence[str] | None = None) -> None:
         if args is None and arguments and first and not _only_asks(arguments):
             sys.stderr.write(f"tokenzoo {zoo.__version__}: {shlex.join(arguments)} ... loading the libraries\n")
             sys.stderr.flush()
-        from zoo.cli_run import run
+        try:
+            from zoo.cli_run import run
 
-        run(arguments)
+            run(arguments)
+        except KeyboardInterrupt:
+            sys.stderr.write("\ninterrupted before anything was trained\n")
+            sys.exit(130)
 
 
 def _only_asks(arguments: list[str]) -> bool:

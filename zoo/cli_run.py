@@ -49,6 +49,10 @@ def run(arguments: list[str]) -> None:
             ZooCLI(arguments)
     except FOR_THE_USER as error:
         end_with_sentence(error)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning ends with 1 where it did not train yet
+            raise stop.__context__ from None
+        raise
 
 
 def end_with_sentence(error: Exception) -> NoReturn:
@@ -74,6 +78,7 @@ class ZooCLI(LightningCLI):
         presets()  # imports the papers, so that recipes can say BEiT for zoo.BEiT
         #: configuration files, as typed -> as found
         self.recipes: dict[str, Path] = {}
+        self.arguments = arguments
         super().__init__(
             ZooModule,
             datamodules.ZooDataModule,
@@ -160,16 +165,17 @@ class ZooCLI(LightningCLI):
 
     def _default_callbacks(self, given: list[Callback], run_dir: Path, checkpoints: bool) -> list[Callback]:
         from zoo.callbacks.divergence import DivergenceGuard
+        from zoo.callbacks.interrupt import StopOnSignal
+        from zoo.callbacks.last_checkpoint import LastCheckpoint
         from zoo.callbacks.summary import RunSummary
 
-        summary = RunSummary(" --config ".join(self.recipes) or None)
+        summary = RunSummary(list(self.recipes))
         wanted: list[Callback] = [DivergenceGuard(), summary] if self.subcommand == "fit" else []
+        wanted.append(StopOnSignal(self.arguments))
         if checkpoints:
-            # save_top_k=1 without a monitor keeps the newest; runs/<recipe>/last.ckpt is overwritten every epoch
-            wanted.append(
-                ModelCheckpoint(run_dir, filename="last", save_on_train_epoch_end=True, enable_version_counter=False)
-            )
-        return [c for c in wanted if not any(isinstance(g, type(c)) for g in given)]
+            wanted.append(LastCheckpoint(run_dir))
+        bases = {LastCheckpoint: ModelCheckpoint}  # a recipe's own checkpoints stand in the place of ours
+        return [c for c in wanted if not any(isinstance(g, bases.get(type(c), type(c))) for g in given)]
 
     def _shown(self, given: list[Callback], config: Any) -> list[Callback]:
         """What the terminal shows: the networks before the run, the bar during it."""

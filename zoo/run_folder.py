@@ -107,3 +107,9 @@ def keep_old_checkpoint(run_dir: Path) -> None:
 def _free_number(folder: Path) -> int:
     taken = ("metrics-{}.csv", "last-{}.ckpt")
     return next(n for n in itertools.count(1) if not any((folder / name.format(n)).exists() for name in taken))
+
+
+def shown(path: str | Path) -> Path:
+    """A path as a message should name it: from here, where it is below."""
+    path = Path(path)
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -7,14 +7,14 @@ from zoo.callbacks.summary import RunSummary
 
 
 def test_last_line_says_what_where_and_what_next(tmp_path, capsys):
-    callbacks = [RunSummary("recipes/tiny.yaml"), Evaluation(), ImageGrids(), ModelCheckpoint(tmp_path, "last")]
+    callbacks = [RunSummary(["a tiny.yaml", "b.yaml"]), Evaluation(), ImageGrids(), ModelCheckpoint(tmp_path, "last")]
     trainer = quiet_trainer(tmp_path, max_steps=3, callbacks=callbacks, enable_checkpointing=True)
     trainer.fit(TinyTokenizer(), RandomImageData())
     line = capsys.readouterr().out.strip().splitlines()[-1]
     psnr = trainer.callback_metrics["val/psnr"].item()
     assert line.startswith(f"3 steps: val/psnr {psnr:.4g}, val/codebook_usage ")
     assert f"pictures {tmp_path / 'images'}" in line
-    assert line.endswith(f"lightning test --config recipes/tiny.yaml --ckpt_path {tmp_path / 'last.ckpt'}")
+    assert line.endswith(f"lightning test --config 'a tiny.yaml' --config b.yaml --ckpt_path {tmp_path / 'last.ckpt'}")
     assert (tmp_path / "last.ckpt").exists()
 
 

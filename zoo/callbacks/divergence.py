@@ -7,6 +7,9 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from zoo.callbacks.summary import last_checkpoint
+from zoo.run_folder import shown
+
 SHOWN = 3  # names per message
 REMEDY = "lower the learning rate, warm up longer or clip gradients (--trainer.gradient_clip_val=1)"
 
@@ -47,16 +50,18 @@ class DivergenceGuard(pl.Callback):
             more = f", ... ({len(names)} in all)" if len(names) > SHOWN else ""
             raise ValueError(
                 f"weights are no longer finite at step {trainer.global_step} ({', '.join(names[:SHOWN])}{more}): "
-                f"{REMEDY}; the last checkpoint before it is still in {trainer.default_root_dir}"
+                f"{REMEDY}; {_kept(trainer)}"
             )
 
     def _check(self, trainer: pl.Trainer) -> None:
         if self._first is not None and not self._stopped and (step := int(self._first)) >= 0:
             self._stopped = True
-            raise ValueError(
-                f"the loss is no longer finite at step {step}: {REMEDY}; the last checkpoint before it is still in "
-                f"{trainer.default_root_dir}"
-            )
+            raise ValueError(f"the loss is no longer finite at step {step}: {REMEDY}; {_kept(trainer)}")
+
+
+def _kept(trainer: pl.Trainer) -> str:
+    path = last_checkpoint(trainer)
+    return f"the last checkpoint before it is {shown(path)}" if path else "nothing was saved before it"
 
 
 @torch.no_grad()

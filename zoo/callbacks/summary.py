@@ -1,9 +1,12 @@
 """One line at the end of a run: what was reached, where it is, what to do next."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+
+from zoo.run_folder import shown
 
 METRICS = ("val/psnr", "val/codebook_usage", "val/perplexity", "val/accuracy", "val/loss", "train/loss")
 
@@ -12,12 +15,13 @@ class RunSummary(Callback):
     """Print what ``fit`` reached, where the checkpoint and the pictures are, and the command to test it.
 
     Args:
-        recipe: the recipe that was run, for the command that is printed where the run wrote no configuration.
+        recipe: what was run, one file or several, for the command that is printed where the run wrote no configuration.
         metrics: those of the logged metrics to print, in this order.
     """
 
-    def __init__(self, recipe: str | None = None, metrics: tuple[str, ...] = METRICS):
-        self.recipe, self.metrics = recipe, tuple(metrics)
+    def __init__(self, recipe: str | list[str] | None = None, metrics: tuple[str, ...] = METRICS):
+        self.recipe = [recipe] if isinstance(recipe, str) else list(recipe or [])
+        self.metrics = tuple(metrics)
         self._validated: int | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -41,12 +45,15 @@ class RunSummary(Callback):
         parts = [f"{trainer.global_step} steps{when}: {reached or 'no metrics were logged'}"]
         checkpoint = last_checkpoint(trainer)
         if checkpoint:
-            parts.append(f"checkpoint {checkpoint}")
+            parts.append(f"checkpoint {shown(checkpoint)}")
         if (folder / "images").is_dir():
             parts.append(f"pictures {folder / 'images'}")
         if checkpoint:
-            config = written_config(trainer, folder) or self.recipe or "RECIPE"
-            parts.append(f"next: lightning test --config {config} --ckpt_path {checkpoint}")
+            written = written_config(trainer, folder)
+            configs = self.recipe if written is None else [str(shown(written))]
+            options = [word for config in configs or ["RECIPE"] for word in ("--config", config)]
+            command = shlex.join(["lightning", "test", *options, "--ckpt_path", str(shown(checkpoint))])
+            parts.append(f"next: {command}")
         return "; ".join(parts)
 
 
@@ -60,9 +67,7 @@ def written_config(trainer: Any, folder: Path) -> Path | None:
 
 
 def last_checkpoint(trainer: Any) -> str:
-    """The best checkpoint where a metric is monitored, otherwise the last one; empty where none was written."""
+    """The best checkpoint where a metric is monitored, otherwise the last one; empty where none is there."""
     callback = trainer.checkpoint_callback
-    if callback is None:
-        return ""
-    best = getattr(callback, "best_model_path", "")
-    return best or getattr(callback, "last_model_path", "")
+    paths = (getattr(callback, name, "") for name in ("best_model_path", "last_model_path"))
+    return next((str(path) for path in paths if path and ("://" in str(path) or Path(path).exists())), "")

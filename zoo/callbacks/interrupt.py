@@ -1,0 +1,166 @@
+"""A run that is told to stop saves where it is, says how to go on, and ends with the exit code of the signal."""
+
+import contextlib
+import os
+import shlex
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from zoo.run_folder import shown
+
+#: Ctrl-C, the end of a job or a container, a terminal that is closed
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+NOTHING, REQUEUE, STOP = 0, 1, 2
+
+
+class Interrupted(SystemExit):
+    """A signal ended the run; the exit code is 128 and its number, as of a program that has died of it."""
+
+
+class StopOnSignal(Callback):
+    """Save and stop after the step at which Ctrl-C, SIGTERM or SIGHUP arrives; a second signal ends at once.
+
+    All ranks stop after the same step, whichever of them is told. A validation is cut short, and done again by the run
+    that goes on. Under SLURM the signal of Lightning's automatic requeueing is answered between two steps as well,
+    where the state is one that training can go on from.
+
+    Args:
+        arguments: of the command line, as typed, for the command that goes on.
+    """
+
+    def __init__(self, arguments: Sequence[str] | None = None):
+        self.arguments = None if arguments is None else list(arguments)
+        self._received: int | None = None
+        self._requeue: Callable[[], Any] | None = None
+        self._previous: dict[int, Any] = {}
+        self._trainer: Trainer | None = None
+        self._training = False
+
+    # ------------------------------------------------------------------ signals
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen(trainer, training=False)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen(trainer, training=True)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING:
+            self._listen(trainer, training=False)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen(trainer, training=False)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen(trainer, training=False)
+
+    def _listen(self, trainer: Trainer, training: bool) -> None:
+        """Take the signals over, also from Lightning, whose handler talks to other ranks in the middle of a step."""
+        self._trainer, self._training = trainer, training
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in STOPPING:
+            if (before := signal.getsignal(number)) not in (signal.SIG_IGN, self._handle, None):
+                self._previous.setdefault(number, before)
+                signal.signal(number, self._handle)
+        environment = trainer._accelerator_connector.cluster_environment
+        if training and isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            number = environment.requeue_signal or signal.SIGUSR1
+            if callable(before := signal.getsignal(number)) and number not in self._previous:
+                self._previous[number] = before
+                signal.signal(number, lambda *received: setattr(self, "_requeue", lambda: before(*received)))
+
+    def _handle(self, number: int, frame: Any) -> None:
+        again, self._received = self._received is not None, number
+        if again or not self._training:
+            launcher = None if self._trainer is None else self._trainer.strategy.launcher
+            if hasattr(launcher, "kill"):
+                launcher.kill(signal.SIGKILL if again else signal.SIGTERM)
+            if again:
+                os._exit(128 + number)
+            raise self._exception()
+        if self._trainer is None or self._trainer.is_global_zero:
+            with contextlib.suppress(OSError):  # not by print, which the signal may have interrupted
+                os.write(2, f"\n{signal.Signals(number).name}: stopping after this step; again: at once\n".encode())
+
+    def _exception(self) -> Interrupted:
+        assert self._trainer is not None
+        assert self._received is not None
+        environment = self._trainer._accelerator_connector.cluster_environment
+        launched = environment is not None and not environment.creates_processes_externally
+        # Lightning kills all processes when one that it has launched ends with another code than 0
+        return Interrupted(0 if launched and self._trainer.local_rank else 128 + self._received)
+
+    # ------------------------------------------------------------------ between two steps
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        asked = STOP if self._received is not None else REQUEUE if self._requeue is not None else NOTHING
+        if trainer.world_size > 1:
+            codes = torch.tensor(asked, device=trainer.strategy.root_device)
+            asked = int(trainer.strategy.reduce(codes, reduce_op="max"))
+        if asked == REQUEUE:
+            answer, self._requeue = self._requeue, None
+            if answer is not None:
+                answer()
+        elif asked == STOP:
+            self._received = self._received or signal.SIGTERM
+            raise self._exception()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        # ranks may have different numbers of validation batches: there the next step is waited for
+        if self._training and self._received is not None and trainer.world_size == 1:
+            raise self._exception()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, Interrupted):
+            said = f"interrupted by {signal.Signals(self._received or signal.SIGTERM).name}"
+            said += f" after step {trainer.global_step}" if self._training else ""
+            if not self._training or not trainer.checkpoint_callbacks or trainer.fast_dev_run:
+                said += ", nothing was saved"
+            else:
+                path = shown(Path(trainer.default_root_dir) / "last.ckpt")
+                trainer.save_checkpoint(path)
+                said += f", saved {path}"
+                said += "" if self.arguments is None else f"; go on with: {self.command(path)}"
+            if trainer.is_global_zero:
+                with contextlib.suppress(OSError):  # the terminal may be gone
+                    print(f"\n{said}", file=sys.stderr, flush=True)
+        self._restore()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous, self._received, self._training = {}, None, False
+
+    def command(self, checkpoint: Path) -> str:
+        """The command that goes on from a checkpoint, with the flags that were typed, ready for a shell."""
+        kept, skip = [], False
+        for argument in self.arguments or []:
+            if not skip and not argument.startswith("--ckpt_path="):
+                skip = argument == "--ckpt_path"
+                kept += [] if skip else [argument]
+            else:
+                skip = False
+        return shlex.join(["lightning", *kept, "--ckpt_path", str(checkpoint)])
