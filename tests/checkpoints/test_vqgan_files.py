@@ -175,6 +175,73 @@ def test_diffusers_settings_that_we_do_not_have_are_named(tmp_path):
         diffusers_vq.save(stirred("vqgan_maskgit_tiny"), tmp_path)
 
 
+MINIMAL = {"_class_name": "VQModel", "_diffusers_version": "0.42.1"}
+
+
+def written(folder, config):
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_fields_that_a_diffusers_configuration_leaves_out_have_the_values_of_its_code(tmp_path, caplog):
+    """Against diffusers itself: the same folder, once without any field, once without each of them alone."""
+    from diffusers import VQModel
+
+    full = {
+        "block_out_channels": [32, 64], "down_block_types": ["DownEncoderBlock2D", "AttnDownEncoderBlock2D"],
+        "up_block_types": ["AttnUpDecoderBlock2D", "UpDecoderBlock2D"], "layers_per_block": 2, "latent_channels": 4,
+        "num_vq_embeddings": 16, "norm_num_groups": 16, "vq_embed_dim": 5, "sample_size": 16,
+    }  # fmt: skip
+    changed = [{}, *({k: v for k, v in full.items() if k != left_out} for left_out in full)]
+    for config in changed:
+        levels = {len(config.get(n, [1])) for n in ("block_out_channels", "down_block_types", "up_block_types")}
+        if len(levels) > 1:
+            with pytest.raises(ValueError, match="one entry per level|up_block_types .* is not supported"):
+                diffusers_vq.constructor_arguments(written(tmp_path, MINIMAL | config))
+            continue
+        theirs = VQModel.from_config(MINIMAL | config).state_dict()
+        written(tmp_path, MINIMAL | config)
+        model = zoo.models.vqgan.VQGAN.from_diffusers_config(tmp_path, perceptual="none", disc="none", image_size=16)
+        torch.save(theirs, tmp_path / "diffusion_pytorch_model.bin")
+        load_weights(model, tmp_path)
+        assert model.hparams["norm_groups"] == config.get("norm_num_groups", 32)
+    caplog.set_level("INFO")
+    for size, expected in ((None, 32), ([24, 24], 24)):
+        config = MINIMAL | full | {"sample_size": size}
+        assert diffusers_vq.constructor_arguments(written(tmp_path, config))["image_size"] == expected
+    assert "has no sample_size: image_size is 32" in caplog.text
+    assert diffusers_vq.constructor_arguments(tmp_path, 48) | {
+        "attention": (24,)
+    } == diffusers_vq.constructor_arguments(tmp_path, 48)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"sample_size": [256, 128]}, r"sample_size is a whole number from 1, not \[256, 128\]"),
+        ({"layers_per_block": "2"}, "layers_per_block is a whole number"),
+        ({"norm_num_groups": 0}, "norm_num_groups is a whole number"),
+        ({"block_out_channels": 64}, "one entry per level"),
+        ({"block_out_channels": [64, 128]}, "one entry per level"),
+        ({"down_block_types": ["DownBlock2D"]}, "up_block_types .* is not supported"),
+        ({"act_fn": "gelu"}, "act_fn gelu is not supported"),
+        ({"attention_head_dim": 8}, "the field attention_head_dim is unknown"),
+        ({"mid_block_add_attention": "yes"}, "mid_block_add_attention is true or false"),
+    ],
+)
+def test_odd_fields_of_a_diffusers_configuration_are_named(tmp_path, change, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        diffusers_vq.constructor_arguments(written(tmp_path, MINIMAL | change))
+    assert "\n" not in str(caught.value)
+
+
+def test_groups_of_a_diffusers_configuration_are_compared_when_weights_are_read(tmp_path):
+    diffusers_vq.save(stirred("vqgan_tiny", norm_groups=16), tmp_path)
+    with pytest.raises(ValueError, match="says norm_num_groups 16, and this model has 32: set norm_groups to 16"):
+        zoo.create_model("vqgan_tiny", weights=tmp_path)
+    zoo.create_model("vqgan_tiny", norm_groups=16, weights=tmp_path)
+
+
 def flax_leaves(model):
     """The state under Flax's names, from the table of the released layout, written independently of the reader."""
     levels, blocks = len(model.encoder.down), len(model.encoder.down[0].block)

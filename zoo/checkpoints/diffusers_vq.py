@@ -6,9 +6,11 @@ run.
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from zoo.atomic_files import write_text_whole
@@ -60,15 +62,27 @@ def convert(state: State, model: nn.Module) -> Converted:
     return Converted(kept, fresh=fresh)
 
 
-VQMODEL = Format("VQModel of diffusers", matches, convert)
+#: fields of ``VQModel`` and the values that its code gives to those that a ``config.json`` leaves out
+DEFAULTS: dict[str, Any] = {
+    "in_channels": 3, "out_channels": 3, "down_block_types": ["DownEncoderBlock2D"],
+    "up_block_types": ["UpDecoderBlock2D"], "block_out_channels": [64], "layers_per_block": 1, "act_fn": "silu",
+    "latent_channels": 3, "sample_size": 32, "num_vq_embeddings": 256, "norm_num_groups": 32, "vq_embed_dim": None,
+    "scaling_factor": 0.18215, "norm_type": "group", "mid_block_add_attention": True, "lookup_from_codebook": False,
+    "force_upcast": False,
+}  # fmt: skip
+SIZES = ("layers_per_block", "latent_channels", "num_vq_embeddings", "norm_num_groups")
 
 
-def constructor_arguments(folder: str | Path) -> dict[str, Any]:
+def constructor_arguments(folder: str | Path, image_size: int | None = None) -> dict[str, Any]:
     """The arguments of our ``VQGAN`` for the ``config.json`` in a folder of diffusers.
+
+    Args:
+        folder: with the file; fields that it leaves out have the defaults of ``VQModel``.
+        image_size: side of the images in pixels; None takes ``sample_size``, which diffusers itself never reads.
 
     Raises:
         FileNotFoundError: where there is none.
-        ValueError: naming a setting that is not supported.
+        ValueError: naming a field that is not supported, or unknown.
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
@@ -76,32 +90,87 @@ def constructor_arguments(folder: str | Path) -> dict[str, Any]:
     config = json.loads(path.read_text())
     if config.get("_class_name") != "VQModel":
         raise ValueError(f"{path} is of the class {config.get('_class_name')}, only VQModel is read")
-    widths = config["block_out_channels"]
-    kinds = config["down_block_types"]
+    if image_size is None and config.get("sample_size") is None:
+        rank_zero_info(
+            f"{path} has no sample_size: image_size is {DEFAULTS['sample_size']}, the default of VQModel; give "
+            "image_size for another"
+        )
+    return _arguments(config, str(path), image_size)
+
+
+def _arguments(config: Mapping[str, Any], path: str, image_size: int | None) -> dict[str, Any]:
+    if unknown := sorted(name for name in config if name not in DEFAULTS and not name.startswith("_")):
+        raise ValueError(f"{path}: the field {', '.join(unknown)} is unknown, so what it changes is too")
+    known = {name: config.get(name, default) for name, default in DEFAULTS.items()}
+    widths, kinds = known["block_out_channels"], known["down_block_types"]
+    if not _counts(widths) or not isinstance(kinds, list) or len(kinds) != len(widths):
+        raise ValueError(
+            f"{path}: block_out_channels {widths} and down_block_types {kinds} must be lists with one entry per level"
+        )
     expected = {
         "in_channels": 3, "out_channels": 3, "act_fn": "silu", "norm_type": "group",
-        "up_block_types": [k.replace("Down", "Up").replace("Encoder", "Decoder") for k in reversed(kinds)],
+        "up_block_types": [str(k).replace("Down", "Up").replace("Encoder", "Decoder") for k in reversed(kinds)],
     }  # fmt: skip
     for name, value in expected.items():
-        if config.get(name, value) != value:
-            raise ValueError(f"{path}: {name} {config[name]} is not supported, only {value} is")
-    if unknown := set(kinds) - {"DownEncoderBlock2D", "AttnDownEncoderBlock2D"}:
-        raise ValueError(f"{path}: the block {unknown.pop()} is not supported")
+        if known[name] != value:
+            raise ValueError(f"{path}: {name} {known[name]} is not supported, only {value} is")
+    if unknown := sorted(set(kinds) - {"DownEncoderBlock2D", "AttnDownEncoderBlock2D"}):
+        raise ValueError(f"{path}: the block {unknown[0]} is not supported")
     if any(width % widths[0] for width in widths):
         raise ValueError(f"{path}: block_out_channels {widths} are not multiples of the first")
-    size = config["sample_size"]
+    sizes = {name: known[name] for name in SIZES}
+    sizes["vq_embed_dim"] = known["vq_embed_dim"] or known["latent_channels"]
+    size = known["sample_size"] if known["sample_size"] is not None else DEFAULTS["sample_size"]
+    if isinstance(size, list) and len(set(size)) == 1:
+        size = size[0]
+    sizes["sample_size"] = size if image_size is None else image_size
+    for name, value in sizes.items():
+        if not _counts([value]):
+            raise ValueError(f"{path}: {name} is a whole number from 1, not {value!r}")
+    if not isinstance(known["mid_block_add_attention"], bool):
+        raise ValueError(f"{path}: mid_block_add_attention is true or false, not {known['mid_block_add_attention']!r}")
+    size = sizes["sample_size"]
     return {
         "image_size": size,
         "width": widths[0],
         "multipliers": tuple(width // widths[0] for width in widths),
-        "blocks": config["layers_per_block"],
+        "blocks": sizes["layers_per_block"],
         "attention": tuple(size // 2**i for i, kind in enumerate(kinds) if kind.startswith("Attn")),
-        "mid_attention": config.get("mid_block_add_attention", True),
-        "norm_groups": config.get("norm_num_groups", 32),
-        "z_channels": config["latent_channels"],
-        "vocab_size": config["num_vq_embeddings"],
-        "code_width": config.get("vq_embed_dim") or config["latent_channels"],
+        "mid_attention": known["mid_block_add_attention"],
+        "norm_groups": sizes["norm_num_groups"],
+        "z_channels": sizes["latent_channels"],
+        "vocab_size": sizes["num_vq_embeddings"],
+        "code_width": sizes["vq_embed_dim"],
     }
+
+
+def _counts(values: Any) -> bool:
+    return (
+        isinstance(values, list)
+        and bool(values)
+        and all(isinstance(value, int) and not isinstance(value, bool) and value > 0 for value in values)
+    )
+
+
+def check_config(config: Mapping[str, Any], model: nn.Module) -> tuple[str, ...]:
+    """Compare what no tensor shows, the groups of the normalisation, with the model.
+
+    Raises:
+        ValueError: where the configuration says something else, or nothing that we read.
+    """
+    if config.get("_class_name") != "VQModel":
+        return ()
+    args: Any = model.hparams
+    groups = _arguments(config, "config.json beside these weights", args["image_size"])["norm_groups"]
+    if groups != args["norm_groups"]:
+        raise ValueError(
+            f"config.json beside these weights says norm_num_groups {groups}, and this model has {args['norm_groups']}: "
+            f"set norm_groups to {groups}, or build it by VQGAN.from_diffusers_config"
+        )
+    return ()
+
+
+VQMODEL = Format("VQModel of diffusers", matches, convert, check_config=check_config)
 
 
 def save(model: nn.Module, folder: str | Path) -> Path:

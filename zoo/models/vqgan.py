@@ -355,7 +355,7 @@ class VQGAN(ZooModule):
     @classmethod
     def from_diffusers_config(cls, folder: str | Path, **overrides: Any) -> "VQGAN":
         """The model of a folder that diffusers' ``VQModel`` wrote; ``overrides`` may hold ``weights``."""
-        return cls(**diffusers_vq.constructor_arguments(folder) | overrides)
+        return cls(**diffusers_vq.constructor_arguments(folder, overrides.get("image_size")) | overrides)
 
     def drop_discriminator(self) -> None:
         """Leave the discriminator out of weights that are written from now on, and say so in them."""
@@ -426,7 +426,7 @@ register(
     weights=_published(README + "taming-transformers", "MIT", "ImageNet, 256 px"),
 )  # fmt: skip
 register(
-    "vqgan_imagenet_depth", VQGAN, paper=PAPER, channels=1,
+    "vqgan_imagenet_depth", VQGAN, paper=PAPER, channels=1, disc_start=50_001, disc_weight=0.75,
     weights=_published("section D-RIN in the README of CompVis/taming-transformers", "MIT", "depth maps, 256 px"),
 )  # fmt: skip
 register(
@@ -439,12 +439,17 @@ for name, sizes in {
         "multipliers": (1, 2, 4), "attention": (), "mid_attention": False, "z_channels": 3, "vocab_size": 8192,
         "disc_start": 11,
     },
-    "f8": {"multipliers": (1, 2, 2, 4), "attention": (32,), "z_channels": 4, "vocab_size": 16384},
-    "f8_n256": {"multipliers": (1, 2, 2, 4), "attention": (32,), "z_channels": 4, "vocab_size": 256},
-    "f16": {"z_channels": 8, "vocab_size": 16384},
+    "f8": {
+        "multipliers": (1, 2, 2, 4), "attention": (32,), "z_channels": 4, "vocab_size": 16384, "disc_layers": 2,
+        "disc_start": 1, "disc_weight": 0.6,
+    },
+    "f8_n256": {
+        "multipliers": (1, 2, 2, 4), "attention": (32,), "z_channels": 4, "vocab_size": 256, "disc_start": 250_001,
+    },
+    "f16": {"z_channels": 8, "vocab_size": 16384, "disc_layers": 2, "disc_start": 250_001},
 }.items():  # fmt: skip
     register(
-        f"ldm_vq_{name}", VQGAN, paper=LDM, code_width=sizes["z_channels"], disc_weight=0.75, **sizes,
+        f"ldm_vq_{name}", VQGAN, paper=LDM, code_width=sizes["z_channels"], **{"disc_weight": 0.75} | sizes,
         weights=_published(README + "latent-diffusion", "MIT", "OpenImages, 256 px"),
     )  # fmt: skip
 for size in (256, 512):
