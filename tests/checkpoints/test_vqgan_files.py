@@ -196,7 +196,7 @@ def test_fields_that_a_diffusers_configuration_leaves_out_have_the_values_of_its
     for config in changed:
         levels = {len(config.get(n, [1])) for n in ("block_out_channels", "down_block_types", "up_block_types")}
         if len(levels) > 1:
-            with pytest.raises(ValueError, match="one entry per level|up_block_types .* is not supported"):
+            with pytest.raises(ValueError, match=r"one entry per level|up_block_types .* is not supported"):
                 diffusers_vq.constructor_arguments(written(tmp_path, MINIMAL | config))
             continue
         theirs = VQModel.from_config(MINIMAL | config).state_dict()

@@ -164,8 +164,8 @@ def check_config(config: Mapping[str, Any], model: nn.Module) -> tuple[str, ...]
     groups = _arguments(config, "config.json beside these weights", args["image_size"])["norm_groups"]
     if groups != args["norm_groups"]:
         raise ValueError(
-            f"config.json beside these weights says norm_num_groups {groups}, and this model has {args['norm_groups']}: "
-            f"set norm_groups to {groups}, or build it by VQGAN.from_diffusers_config"
+            f"config.json beside these weights says norm_num_groups {groups}, and this model has "
+            f"{args['norm_groups']}: set norm_groups to {groups}, or build it by VQGAN.from_diffusers_config"
         )
     return ()
 

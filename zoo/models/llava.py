@@ -269,14 +269,17 @@ register(
 for size in (7, 13):
     register(
         f"llava_1_0_{size}b", LLaVA, paper="arXiv:2304.08485", image_size=224, language_model=f"vicuna_{size}b",
-        projector_depth=1, optim=Optim(lr=2e-3, weight_decay=0.0),
+        projector_depth=1, optim=Optim(lr=2e-3, weight_decay=0.0, warmup_steps=140),  # 3 % of 595,375 / 128
     )  # fmt: skip
 register(
     "llava_1_5_7b", LLaVA, paper=PAPER, recipe="paper/llava_1_5_7b_pretrain.yaml", language_dtype="bfloat16",
-    optim=Optim(lr=1e-3, weight_decay=0.0, warmup_steps=65),
+    optim=Optim(lr=1e-3, weight_decay=0.0, warmup_steps=66),  # 3 % of 558,128 / 256
 )  # fmt: skip
 register(
     "llava_1_5_7b_finetune", LLaVA, paper=PAPER, recipe="paper/llava_1_5_7b_finetune.yaml", conversation="v1",
     tuning="full", gradient_checkpointing=True, optim=Optim(lr=2e-5, weight_decay=0.0, warmup_steps=156),
 )  # fmt: skip
-register("llava_1_5_13b", LLaVA, paper=PAPER, language_model="vicuna_13b", language_dtype="bfloat16")
+register(
+    "llava_1_5_13b", LLaVA, paper=PAPER, language_model="vicuna_13b", language_dtype="bfloat16",
+    optim=Optim(lr=1e-3, weight_decay=0.0, warmup_steps=66),
+)  # fmt: skip

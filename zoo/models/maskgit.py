@@ -464,7 +464,7 @@ for size in (256, 512):
 register(
     "maskgit_imagenet256_valeoai", MaskGIT, paper=PAPER, tokenizer="vqgan_imagenet_f16_1024", class_dropout=0.1,
     schedule="arccos", layout="valeoai",
-    optim=Optim(lr=1e-4, betas=(0.9, 0.96), weight_decay=0.01, schedule="constant"),
+    optim=Optim(lr=1e-4, betas=(0.9, 0.96), weight_decay=1e-5, decay="all", schedule="constant", warmup_steps=2500),
     weights={
         "valeoai": Weights(
             origin="MaskGIT_ImageNet_256.pth of llvictorll/Maskgit-pytorch on the Hugging Face hub", licence="MIT",

@@ -273,4 +273,5 @@ register("minigpt4_vicuna_13b", MiniGPT4, paper=PAPER, language_model="vicuna_13
 register(
     "minigpt4_llama2_7b", MiniGPT4, paper=PAPER, tokenizer=None, vision="eva_vit_g", merge=4,
     language_model="llama2_7b", prompts=PROMPTS, template="[INST] {} [/INST] ", end="</s>", max_text_tokens=160,
+    optim=Optim(lr=3e-5, min_lr=1e-5, weight_decay=0.05, warmup_steps=200, total_steps=1000),
 )  # fmt: skip

@@ -456,7 +456,8 @@ for size in (256, 512):
     register(
         f"vqgan_maskgit_{size}", VQGAN, paper=MASKGIT, image_size=size, architecture="maskgit", legacy=False,
         entropy_weight=0.1, pixel_loss="l2", perceptual_weight=0.1, adversarial="non_saturating", disc="stylegan",
-        disc_weight=0.1, adaptive=False, r1=10.0, optim=Optim(lr=1e-4, betas=(0.0, 0.99), weight_decay=0.0),
+        disc_weight=0.1, adaptive=False, r1=10.0,
+        optim=Optim(lr=1e-4, betas=(0.0, 0.99), weight_decay=0.0, schedule="constant"),
         weights=_published(
             f"https://storage.googleapis.com/maskgit-public/checkpoints/tokenizer_imagenet{size}_checkpoint",
             "Apache-2.0", f"ImageNet, {size} px", "google",
