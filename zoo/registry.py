@@ -206,11 +206,17 @@ def weights_path(preset: Preset, weights: Literal[True] | str | Path) -> Path:
 def locate_weights(source: str) -> Path:
     """The file or folder behind a path, ``ckpt:PATH``, or the name of a model with weights (``NAME`` or ``NAME:TAG``).
 
+    A path may end in ``#SET``, which of several sets of weights in it is meant.
+
     Raises:
         FileNotFoundError: for anything else.
+        ValueError: for an address.
     """
-    path = Path(source.removeprefix("ckpt:"))
-    if path.exists():
+    from zoo.checkpoints.addresses import local_path
+    from zoo.checkpoints.weight_sets import split_choice
+
+    path = local_path(source.removeprefix("ckpt:"))
+    if split_choice(path)[0].exists():
         return path
     name, _, tag = source.partition(":")
     if name in presets():

@@ -2,24 +2,23 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from zoo.checkpoints import flax_msgpack, pickles
+from zoo.checkpoints.addresses import local_path
+from zoo.checkpoints.folders import choose_file, read_json, shards_of
+from zoo.checkpoints.weight_sets import SHADOW, WRAPPERS, choose, split_choice, with_shadows
 
-WRAPPERS = ("state_dict", "model", "module", "model_state_dict")  # Lightning and OpenMMLab, unilm, DeepSpeed, valeoai
-HF_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "diffusion_pytorch_model.safetensors",
-    "diffusion_pytorch_model.bin",
-)
 LORA_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+
+
+POINTER = b"version h"  # of git-lfs, in place of the file
+COMPILED = "_orig_mod."  # torch.compile puts it into the names of what it wraps
 
 
 @dataclass(frozen=True)
@@ -30,57 +29,80 @@ class Checkpoint:
         path: of the file or folder.
         state: name -> tensor, as found.
         zoo: what one of our own checkpoints says about its model: ``class``, ``init_args``, ``version``.
+        notes: what to say about the choice among several sets of weights.
     """
 
     path: Path
     state: dict[str, Tensor]
     zoo: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read(path: Path, classes: Iterable[str] = ()) -> Checkpoint:
     """Read a file (safetensors, Flax, or anything of ``torch.save``) or a folder of them; no pickle is executed.
 
     Args:
-        path: file, folder with ``encoder.pkl`` and/or ``decoder.pkl``, or folder in the layout of transformers.
+        path: file, index of shards, folder with ``encoder.pkl`` and/or ``decoder.pkl``, or folder in the layout of
+            transformers or diffusers; ``#NAME`` behind it asks for one of several sets of weights.
         classes: full names of classes that pickled modules may have.
 
     Raises:
         FileNotFoundError: for a path that is not there, or a folder without weights.
-        ValueError: for a file that is damaged, unsafe, or holds no weights.
+        ValueError: for an address, or a file that is damaged, unsafe, or holds no weights.
     """
+    path, wanted = split_choice(local_path(path))
     if path.is_dir():
-        return Checkpoint(path, _read_folder(path, tuple(classes)))
+        return _read_folder(path, tuple(classes), wanted)
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint {path}")
+    if not path.is_file():
+        raise ValueError(f"{path} is no file, and nothing is read from it")
+    if path.name.endswith(".json"):
+        return Checkpoint(path, _read_shards(path, tuple(classes)))
     with open(path, "rb") as file:
         start = file.read(9)
+    if start == POINTER:
+        raise ValueError(f"{path} is a pointer of git-lfs and no weights: run git lfs pull where it comes from")
+    if flax_msgpack.matches(start) and start[8:] != b"{":
+        state, notes = flax_msgpack.read_set(path, wanted)
+        return Checkpoint(path, state, notes=notes)
     if path.suffix == ".safetensors" or start[8:] == b"{":
-        return _read_safetensors(path)
-    if flax_msgpack.matches(start):
-        return Checkpoint(path, flax_msgpack.read(path))
-    content = pickles.load(path, classes)
-    zoo = content.get("zoo") if isinstance(content, Mapping) else None
-    return Checkpoint(path, _without_ddp(_state_of(content, path)), zoo if isinstance(zoo, dict) else None)
+        found, inner = _read_safetensors(path), wanted is not None
+        if wanted not in (None, SHADOW):
+            raise ValueError(f"{path} holds no weights called {wanted!r}: it holds one set without a name")
+    else:
+        content = pickles.load(path, classes)
+        said = content.get("zoo") if isinstance(content, Mapping) else None
+        inner = wanted == SHADOW and not (isinstance(content, Mapping) and SHADOW in content)
+        state, notes = _state_of(content, path, None if inner else wanted)
+        found = Checkpoint(path, _bare(state), said if isinstance(said, dict) else None, notes)
+    state, notes = with_shadows(found.state, path, inner)
+    return replace(found, state=state, notes=(*found.notes, *notes))
 
 
-def _read_folder(folder: Path, classes: tuple[str, ...]) -> dict[str, Tensor]:
+def _read_folder(folder: Path, classes: tuple[str, ...], wanted: str | None) -> Checkpoint:
     parts = [part for part in ("encoder", "decoder") if (folder / f"{part}.pkl").exists()]
-    if parts:
-        return {f"{p}.{name}": v for p in parts for name, v in read(folder / f"{p}.pkl", classes).state.items()}
-    for name in LORA_FILES:
+    if parts and wanted is None:
+        state = {f"{p}.{name}": v for p in parts for name, v in read(folder / f"{p}.pkl", classes).state.items()}
+        return Checkpoint(folder, state)
+    for name in LORA_FILES if wanted is None else ():
         if (folder / name).exists():
             beside = folder / "non_lora_trainables.bin"  # LLaVA keeps its projector there
             others = read(beside).state if beside.exists() else {}
-            return others | read(folder / name).state
-    for name in HF_FILES:
-        if (folder / name).exists():
-            if not name.endswith(".index.json"):
-                return read(folder / name, classes).state
-            shards = sorted(set(json.loads((folder / name).read_text())["weight_map"].values()))
-            return {name: v for shard in shards for name, v in read(folder / shard, classes).state.items()}
-    raise FileNotFoundError(
-        f"the folder {folder} holds neither encoder.pkl, decoder.pkl nor {HF_FILES[0]}, {HF_FILES[2]}"
-    )
+            return Checkpoint(folder, others | read(folder / name).state)
+    file, notes = choose_file(folder, wanted)
+    found = read(file, classes)
+    return Checkpoint(found.path if file.is_dir() else folder, found.state, found.zoo, (*notes, *found.notes))
+
+
+def _read_shards(index: Path, classes: tuple[str, ...]) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for shard, names in shards_of(index).items():
+        found = read(Path(shard), classes).state
+        if lacking := [name for name in names if name.replace(COMPILED, "") not in found]:
+            raise ValueError(f"{shard} lacks {', '.join(lacking[:8])}, which {index.name} says is in it")
+        state |= found
+    return state
 
 
 def adapter_settings(folder: Path) -> dict[str, Any] | None:
@@ -91,40 +113,53 @@ def adapter_settings(folder: Path) -> dict[str, Any] | None:
     file = folder / "adapter_config.json"
     if not file.is_file():
         return None
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = read_json(file)
     names = {"lora_rank": "r", "lora_alpha": "lora_alpha"}
     return {"init_args": {ours: config[theirs] for ours, theirs in names.items() if theirs in config}}
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(path, "pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
             metadata = file.metadata() or {}
-        return Checkpoint(path, state, json.loads(metadata["zoo"]) if "zoo" in metadata else None)
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(pickles.damage(path, error)) from error
+        said = json.loads(metadata["zoo"]) if "zoo" in metadata else None
+    except Exception as error:  # of safetensors, of torch for a type it lacks, or of json
+        raise ValueError(pickles.damage(path, error)) from None
+    if said is not None and not isinstance(said, dict):
+        raise ValueError(f"{path} is damaged: what it says about its model is a {type(said).__name__}; save it again")
+    return Checkpoint(path, _bare(state), said)
 
 
-def _state_of(content: Any, path: Path) -> dict[str, Tensor]:
+def _state_of(content: Any, path: Path, wanted: str | None = None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     if pickles.is_module(content):
-        return dict(pickles.tensors(content))
+        return dict(pickles.tensors(content)), ()
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, neither a state dict nor a module")
-    for wrapper in WRAPPERS:
-        inner = content.get(wrapper)
-        if isinstance(inner, Mapping) or pickles.is_module(inner):
-            return _state_of(inner, path)
-    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    key, notes = choose(content, path, wanted)
+    if key is not None:
+        state, more = _state_of(content[key], path)
+        if isinstance(critic := content.get("discriminator"), Mapping) and "model" in content:  # LlamaGen
+            state |= {f"discriminator.{name}": v for name, v in _state_of(critic, path)[0].items()}
+        return state, (*notes, *more)
+    others = [str(name)[:99] for name, value in content.items() if not isinstance(value, Tensor)]
     if others or not content:
         found = f"{', '.join(others[:8])} are not tensors" if others else "it is empty"
         raise ValueError(f"{path} holds no state dict: {found}, and there is no entry {', '.join(WRAPPERS)}")
-    return {str(name): value.detach() for name, value in content.items()}
+    for name, value in content.items():
+        if value.layout != torch.strided or value.device.type != "cpu":
+            raise ValueError(
+                f"{path} holds {name} as a {value.layout} tensor on {value.device.type}, without all values"
+            )
+    return {str(name): value.detach() for name, value in content.items()}, ()
 
 
-def _without_ddp(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    if all(name.startswith("module.") for name in state):
+def _bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the words that compiling and distributing put into names."""
+    if any(COMPILED in name for name in state):
+        state = {name.replace(COMPILED, ""): value for name, value in state.items()}
+    if state and all(name.startswith("module.") for name in state):
         return {name.removeprefix("module."): value for name, value in state.items()}
     return state

@@ -52,25 +52,58 @@ def read(path: Path) -> dict[str, Tensor]:
         ModuleNotFoundError: without the package ``msgpack``.
         ValueError: for damaged bytes, or content other than a tree of arrays.
     """
+    return read_set(path)[0]
+
+
+def read_set(path: Path, wanted: str | None = None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The arrays of :func:`read`, and what to say about the choice among several sets of them.
+
+    Args:
+        path: the file.
+        wanted: one of several sets of weights at the top of the tree; None takes the averaged one.
+
+    Raises:
+        ModuleNotFoundError: without the package ``msgpack``.
+        ValueError: for damaged bytes, content other than a tree of arrays, or a set that is not there.
+    """
     try:
         import msgpack
     except ModuleNotFoundError:
         raise ModuleNotFoundError(f"{path} is a Flax checkpoint, whose bytes need: pip install msgpack") from None
     data = path.read_bytes()
     try:
-        tree = msgpack.unpackb(data, ext_hook=_array, raw=False, strict_map_key=True, max_ext_len=len(data))
+        tree = msgpack.unpackb(
+            data, ext_hook=_array, raw=False, strict_map_key=True, max_ext_len=len(data), max_array_len=2**16
+        )
     except RefusedContent as error:
         raise ValueError(f"{path} was not read: {error}; save the parameters alone") from None
     except Exception as error:  # msgpack raises whatever the damaged bytes lead to
-        raise ValueError(damage(path, error)) from error
+        raise ValueError(damage(path, error)) from None
+    notes: tuple[str, ...] = ()
+    if isinstance(tree, Mapping):
+        tree, notes = _chosen(tree, path, wanted)
     while isinstance(tree, Mapping) and tree.keys() == {"params"}:
         tree = tree["params"]
     if not isinstance(tree, Mapping):
         raise ValueError(f"{path} was not read: it holds a {type(tree).__name__}, not a tree of arrays")
     try:
-        return dict(_leaves(tree))
+        return dict(_leaves(tree)), notes
     except RefusedContent as error:
         raise ValueError(f"{path} was not read: {error}; save the parameters alone") from None
+
+
+def _chosen(tree: Mapping[str, Any], path: Path, wanted: str | None) -> tuple[Any, tuple[str, ...]]:
+    """The wanted set of a training state, or the averaged one, or the tree as it is."""
+    sets = [key for key, value in tree.items() if isinstance(value, Mapping) and "params" in key]
+    if wanted is not None:
+        if wanted not in sets:
+            raise ValueError(f"{path} holds no weights called {wanted!r}: it holds {', '.join(sets) or 'one set'}")
+        return tree[wanted], ()
+    averaged = next((key for key in sets if "ema" in key), None)
+    if averaged is None or len(sets) < 2:
+        return tree, ()
+    raw = next(key for key in sets if key != averaged)
+    return tree[averaged], (f"read the averaged weights {averaged!r} of {path}; {path}#{raw} are the raw ones",)
 
 
 class RefusedContent(ValueError):

@@ -30,8 +30,9 @@ def rename(name: str, levels: int) -> str:
 def convert(state: State, model: nn.Module) -> Converted:
     """Rename; the usage counter is left out."""
     levels = 1 + max(int(m[1]) for name in state if (m := re.match(r"decoder\.conv_blocks\.(\d+)\.", name)))
-    kept = {rename(name, levels): value for name, value in state.items() if name != COUNTER}
-    kept, fresh = with_discriminator(kept, {}, model, "discriminator.")
+    critic = "discriminator."  # of a training file, where it stands beside the model
+    kept = {rename(name, levels): v for name, v in state.items() if name != COUNTER and not name.startswith(critic)}
+    kept, fresh = with_discriminator(kept, state, model, critic)
     return Converted(kept, fresh=fresh)
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from zoo import registry
-from zoo.checkpoints.files import Checkpoint, adapter_settings, read
+from zoo.checkpoints.files import COMPILED, Checkpoint, adapter_settings, read
 from zoo.checkpoints.format import Converted
 from zoo.checkpoints.provenance import entries_of, grouped, plain, trace
 from zoo.checkpoints.size import check_size
@@ -91,7 +91,7 @@ def _put(model: ZooModule, checkpoint: Checkpoint) -> None:
     model.set_absent(converted.absent)
     model.fresh = dict(converted.fresh)
     model.warn_of_other_parts(checkpoint.zoo or adapter_settings(checkpoint.path), str(checkpoint.path))
-    _report(checkpoint.path, layout, converted, unused)
+    _report(checkpoint, layout, converted, unused)
 
 
 def _unused(state: Mapping[str, Tensor], converted: Converted) -> list[str]:
@@ -105,9 +105,10 @@ def _convert(model: ZooModule, checkpoint: Checkpoint) -> tuple[str, Converted]:
     own = model.state_dict()
     state = trace(checkpoint.state)
     said = (checkpoint.zoo or {}).get("absent", {})
-    names_equal = state.keys() == {name for name in own if not name.startswith(tuple(said))}
-    if names_equal and all(state[name].shape == own[name].shape for name in state):
-        return "ours", Converted(dict(state), absent=said)
+    compiled = {name.replace(COMPILED, ""): name for name in own}  # where networks of the model are wrapped
+    names_equal = state.keys() == {plain for plain in compiled if not plain.startswith(tuple(said))}
+    if names_equal and all(state[name].shape == own[compiled[name]].shape for name in state):
+        return "ours", Converted({compiled[name]: value for name, value in state.items()}, absent=said)
     for layout in model.formats:
         if layout.matches(state):
             notes = () if layout.check_config is None else layout.check_config(_config_beside(checkpoint.path), model)
@@ -181,9 +182,12 @@ def _check(model: ZooModule, converted: Converted, checkpoint: Checkpoint, layou
         )
 
 
-def _report(path: Path, layout: str, converted: Converted, unused: list[str]) -> None:
+def _report(checkpoint: Checkpoint, layout: str, converted: Converted, unused: list[str]) -> None:
+    path = checkpoint.path
     if layout != "ours":
         rank_zero_info(f"read {path} as {layout}")
+    for note in checkpoint.notes:
+        rank_zero_info(note)
     for note in converted.notes:
         rank_zero_info(note)
     for prefix, reason in converted.fresh.items():

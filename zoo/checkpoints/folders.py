@@ -1,0 +1,110 @@
+"""Which files of a folder hold its weights: whole or in shards, in variants, or averaged beside raw."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zoo.checkpoints.pickles import damage
+from zoo.checkpoints.sharded import inside
+
+#: safetensors before pickles, transformers before diffusers
+NAMES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+)
+#: ``model.fp16.safetensors``, ``model.safetensors.index.json``, ``model.safetensors.index.fp16.json``
+PATTERN = re.compile(
+    r"(?P<stem>model|pytorch_model|diffusion_pytorch_model)(\.(?P<first>[\w-]+))?\.(?P<kind>safetensors|bin)"
+    r"(?P<index>\.index(\.(?P<last>[\w-]+))?\.json)?"
+)
+SHARD = re.compile(r"-\d+-of-\d+$")
+#: folders that training scripts write side by side: averaged weights first, which they evaluate and publish
+AVERAGED = {"vqmodel_ema": "vqmodel", "ema_model": "unwrapped_model"}  # diffusers; open-muse and TiTok
+WHOSE = {"vqmodel_ema": "diffusers", "ema_model": "TiTok"}
+
+
+def weight_files(folder: Path) -> dict[str, Path]:
+    """The file or index with the weights of each variant of a folder; the variant without a name is ``""``."""
+    found: dict[str, tuple[tuple[int, bool], Path]] = {}
+    for file in folder.iterdir():
+        match = PATTERN.fullmatch(file.name)
+        if match is None or SHARD.search(match["first"] or ""):
+            continue
+        order = NAMES.index(f"{match['stem']}.{match['kind']}"), match["index"] is not None
+        variant = match["first"] or match["last"] or ""
+        if variant not in found or order < found[variant][0]:
+            found[variant] = order, file
+    return {variant: file for variant, (_, file) in sorted(found.items())}
+
+
+def choose_file(folder: Path, wanted: str | None) -> tuple[Path, tuple[str, ...]]:
+    """The file, index or folder that holds the wanted weights of a folder, and what to say about the choice.
+
+    Args:
+        folder: in the layout of transformers, diffusers, or a training script with averaged weights beside.
+        wanted: a variant, or the name of an inner folder; None takes the usual one.
+
+    Raises:
+        FileNotFoundError: where there are no weights, or not those.
+        ValueError: where there are several variants and none is the usual one.
+    """
+    files = weight_files(folder)
+    inner = {child.name: child for child in sorted(folder.iterdir()) if child.is_dir() and weight_files(child)}
+    if wanted is not None:
+        choices = {variant: file for variant, file in files.items() if variant} | inner
+        if wanted not in choices:
+            there = ", ".join(choices) or "none"
+            raise FileNotFoundError(f"{folder} holds no weights called {wanted!r}: there are {there}")
+        return choices[wanted], ()
+    if "" in files:
+        return files[""], ()
+    if len(files) == 1:
+        variant, file = next(iter(files.items()))
+        return file, (f"{folder} holds the variant {variant} alone, which was read",)
+    if files:
+        names = ", ".join(f"{folder}#{variant}" for variant in files)
+        raise ValueError(f"{folder} holds several variants of its weights: choose one of {names}")
+    for averaged, raw in AVERAGED.items():
+        if averaged in inner:
+            note = f"read the averaged weights {folder / averaged}, which {WHOSE[averaged]} publishes"
+            return inner[averaged], (note + (f"; {folder}#{raw} are those before averaging" if raw in inner else ""),)
+    hint = f"; there are weights in {', '.join(str(child) for child in inner.values())}" if inner else ""
+    raise FileNotFoundError(
+        f"the folder {folder} holds neither encoder.pkl, decoder.pkl nor {', '.join(NAMES)}, whole or in shards{hint}"
+    )
+
+
+def shards_of(index: Path) -> dict[str, list[str]]:
+    """The files that an index names, each with the tensors that are to be in it.
+
+    Raises:
+        ValueError: for an index without its map, or one that leads out of its folder.
+        FileNotFoundError: for a file that is not there.
+    """
+    content = read_json(index)
+    shards = content.get("weight_map")
+    if not isinstance(shards, Mapping) or not shards:
+        raise ValueError(f"{index} has no weight_map that says which file holds which tensor: download it again")
+    found: dict[str, list[str]] = {}
+    for name, shard in shards.items():
+        found.setdefault(str(inside(index.parent, shard, index)), []).append(name)
+    return dict(sorted(found.items()))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise ValueError(damage(path, error)) from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__} and not settings by name: download it again")
+    return content

@@ -1,0 +1,108 @@
+"""Files that hold several sets of weights, averaged and raw: which one is read, and how to ask for another.
+
+A path with ``#`` and a name asks for a set: ``last.pt#model``. Without one it is the set that the project which writes
+such files evaluates and publishes.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from zoo.checkpoints import pickles
+
+WRAPPERS = ("state_dict", "model", "module", "model_state_dict")  # Lightning and OpenMMLab, unilm, DeepSpeed, valeoai
+#: averaged set, raw set, the one that is read, and whose choice that is
+PAIRS = (
+    ("ema", "model", "ema", "LlamaGen"),
+    ("state_dict_ema", "state_dict", "state_dict_ema", "timm"),
+    ("model_ema", "model", "model", "unilm"),
+    ("state_dict", "current_model_state", "state_dict", "Lightning's weight averaging"),
+    ("state_dict", "ema_state_dict", "state_dict", "OpenMMLab"),  # which swaps them when it saves
+)
+SHADOW = "model_ema"  # prefix of averages inside a state dict, whose names have lost their dots: Latent Diffusion
+SHADOW_COUNTERS = ("model_ema.decay", "model_ema.num_updates")
+
+
+def split_choice(source: str | Path) -> tuple[Path, str | None]:
+    """A path, and the set that is asked for behind ``#``; a file whose name has one is itself."""
+    path = Path(source)
+    stem, mark, wanted = path.name.rpartition("#")
+    if not mark or not stem or path.exists():
+        return path, None
+    return path.with_name(stem), wanted
+
+
+def choose(content: Mapping[str, Any], path: Path, wanted: str | None) -> tuple[str | None, tuple[str, ...]]:
+    """The key of the set to read; None where the content is one set by itself.
+
+    Args:
+        content: of the file.
+        path: of the file, for messages.
+        wanted: set that was asked for.
+
+    Returns:
+        The key, and what to say about the choice.
+
+    Raises:
+        ValueError: for a set that is not there.
+    """
+    known = dict.fromkeys([*WRAPPERS, *(key for pair in PAIRS for key in pair[:2])])
+    others = [key for key in content if isinstance(key, str) and "ema" in key.lower()]
+    sets = [key for key in (*known, *others) if holds_weights(content.get(key))]
+    sets = list(dict.fromkeys(sets))
+    if wanted is not None:
+        if wanted not in sets:
+            there = ", ".join(f"{path}#{key}" for key in sets) or "one set without a name"
+            raise ValueError(f"{path} holds no weights called {wanted!r}: it holds {there}")
+        return wanted, ()
+    for averaged, raw, first, whose in PAIRS:
+        if averaged in sets and raw in sets:
+            other = raw if first == averaged else averaged
+            kinds = {averaged: "averaged", raw: "raw"}
+            return first, (
+                f"read the {kinds[first]} weights {first!r} of {path}, as {whose} does; {path}#{other} are the "
+                f"{kinds[other]} ones",
+            )
+    first = next((key for key in (*WRAPPERS, *sets) if key in sets), None)
+    rest = [f"{path}#{key}" for key in sets if key != first and "ema" in key.lower()]
+    return first, ((f"read {first!r} of {path}, which also holds {', '.join(rest)}",) if first and rest else ())
+
+
+def holds_weights(value: Any) -> bool:
+    """Whether it is a state dict, perhaps wrapped once more, or a pickled module."""
+    if pickles.is_module(value):
+        return True
+    if not isinstance(value, Mapping):
+        return False
+    return any(isinstance(v, Tensor) for v in value.values()) or any(holds_weights(value.get(key)) for key in WRAPPERS)
+
+
+def shadow_names(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Name of a parameter -> name of its average in the same state dict."""
+    prefix = f"{SHADOW}."
+    bare = {name.replace(".", ""): name for name in state if not name.startswith(prefix)}
+    found = {bare.get(name.removeprefix(prefix)): name for name in state if name.startswith(prefix)}
+    return {name: shadow for name, shadow in found.items() if name is not None}
+
+
+def with_shadows(state: dict[str, Tensor], path: Path, wanted: bool) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The state dict with its averages in place of the raw parameters where these are wanted, and what to say.
+
+    Raises:
+        ValueError: for averages that are wanted and not there.
+    """
+    shadows = shadow_names(state)
+    if wanted and not shadows:
+        raise ValueError(f"{path} holds no averaged weights {SHADOW}.*")
+    if not shadows:
+        return state, ()
+    averaged = set(shadows.values()).union(SHADOW_COUNTERS)
+    raw = {name: value for name, value in state.items() if name not in averaged}
+    if wanted:
+        return raw | {name: state[shadow] for name, shadow in shadows.items()}, ()
+    said = (
+        f"read the raw weights of {path}, as Latent Diffusion does for its first stage; {path}#model_ema are averaged"
+    )
+    return raw, (said,)
