@@ -38,7 +38,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
 
 
-def read(path: Path, classes: Iterable[str] = ()) -> Checkpoint:
+def read(path: str | Path, classes: Iterable[str] = ()) -> Checkpoint:
     """Read a file (safetensors, Flax, or anything of ``torch.save``) or a folder of them; no pickle is executed.
 
     Args:
