@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from zoo.atomic_files import write_text_whole
@@ -14,6 +15,7 @@ from zoo.checkpoints.hf_language import with_image_token
 
 PROJECTOR = "mm_projector."
 HF_PROJECTOR = "multi_modal_projector."
+ROTARY = "rotary_emb.inv_freq"
 LORA_NAME = re.compile(r"base_model\.model\.(?P<layer>.+)\.(?P<part>lora_[AB])\.weight")
 OUR_LORA = "language_model.network.{layer}.{part}.default.weight"
 
@@ -69,8 +71,8 @@ def convert_hf(state: State, model: Any) -> Converted:
     kept = {}
     for name, value in state.items():
         if HF_PROJECTOR in name:
-            layer, kind = name.split(HF_PROJECTOR)[1].split(".")
-            kept[f"{PROJECTOR}{order[layer]}.{kind}"] = value.float()
+            layer, _, kind = name.split(HF_PROJECTOR)[1].partition(".")
+            kept[f"{PROJECTOR}{order.get(layer, layer)}.{kind}"] = value.float()
     if model.tuning == "full":
         kept |= {f"language_model.network.{n}": v.float() for n, v in language_state(state).items()}
     return _with_language(kept, state, model)
@@ -81,7 +83,24 @@ def _with_language(kept: dict[str, Tensor], state: State, model: nn.Module) -> C
     if not any(name.startswith("language_model.") for name in kept):
         fresh = {"language_model.": "it stays that of 'language_model'"} if model.tuning != "projector" else {}
         return Converted(kept, fresh=fresh)
-    return Converted(kept, absent=absent)
+    return Converted(kept, absent=absent, checked=_check_rotary(state, model))
+
+
+def _check_rotary(state: State, model: Any) -> tuple[str, ...]:
+    """Frequencies of the positions, which old files hold for each layer and which the model computes by itself.
+
+    Raises:
+        ValueError: for others than the model's.
+    """
+    names = [name for name in state if name.endswith(ROTARY)]
+    own = [value for name, value in model.language.network.named_buffers() if name.endswith(ROTARY)]
+    for name in names if own else ():
+        if state[name].shape != own[0].shape or not torch.allclose(state[name].float(), own[0].float(), rtol=1e-2):
+            raise ValueError(
+                f"{name} holds other frequencies than this model's language model computes with: take the "
+                "configuration of these weights as 'language_model' (rope_theta)"
+            )
+    return tuple(names) if own else ()
 
 
 def language_state(state: State) -> dict[str, Tensor]:
