@@ -1,6 +1,7 @@
 """One JSON per benchmark run: what was measured, how, and where."""
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.atomic_files import write_text_whole
+from zoo.strict_json import not_finite_in, strict_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -64,14 +66,23 @@ def check(record: dict[str, Any]) -> None:
     for name, value in record["metrics"].items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"metric {name} must be a number, got {value!r}")
+        if not math.isfinite(value):
+            raise ValueError(f"metric {name} is {value}, which is no measurement")
     if record["status"] == "ok" and not record["metrics"]:
         raise ValueError("a record with status 'ok' has metrics")
 
 
 def write(record: dict[str, Any], path: Path) -> None:
-    """Check a record and write it."""
+    """Check a record and write it.
+
+    Metrics that are no finite numbers are left out and named by the status, so that the others are not lost.
+    """
+    if bad := not_finite_in(record["metrics"]):
+        status = "not finite: " + ", ".join(f"{name} {number}" for name, number in bad.items())
+        metrics = {name: value for name, value in record["metrics"].items() if name not in bad}
+        record = record | {"status": status, "metrics": metrics}
     check(record)
-    write_text_whole(path, json.dumps(record, indent=2) + "\n")
+    write_text_whole(path, strict_json(record, "null") + "\n")
 
 
 def read_all(folder: Path = RESULTS) -> list[dict[str, Any]]:

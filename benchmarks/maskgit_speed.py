@@ -9,7 +9,6 @@ not decoded to pixels. They alternate, so that a change of the load hits both; t
 """
 
 import argparse
-import json
 import math
 import statistics
 import time
@@ -24,6 +23,7 @@ import zoo
 from zoo.atomic_files import write_picture_whole
 from zoo.callbacks.pictures import line_plots
 from zoo.models.dvae import DVAE
+from zoo.strict_json import strict_json
 
 CODES, CLASSES = 512, 9
 COUNTS = (64, 256, 1024)
@@ -142,10 +142,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     sizes = {name: getattr(args, name) for name in ("width", "depth", "heads")}
     if args.curve:
-        print(json.dumps(curve(args.curve, args.batch, args.repeats, sizes), indent=2))
+        print(strict_json(curve(args.curve, args.batch, args.repeats, sizes), "null"))
         return
     result = measure(args.tokens, args.batch, args.steps, args.repeats, sizes)
-    print(json.dumps(result["metrics"], indent=2))
+    print(strict_json(result["metrics"], "null"))
     if args.out:
         write(result, args.out)
 

@@ -1,9 +1,10 @@
 """Reconstruction metrics of one tokenizer on one data set, with their protocol.
 
-    python benchmarks/rfid.py --model dvae_emoji --data EmojiData --data.image_size 64 --out results/dvae_emoji.json
+    python benchmarks/rfid.py --model dvae_emoji --data EmojiData --out results/dvae_emoji.json
 
-With ``--inception-weights PATH`` the Frechet distance is rFID; without, it is FD-lite0, under that name.
-``--lpips vgg=PATH`` adds the published LPIPS.
+Every image of the split is seen once, in order and without augmentation, at the model's image size unless
+``--data.image_size`` says another. With ``--inception-weights PATH`` the Frechet distance is rFID; without, it is
+FD-lite0, under that name. ``--lpips vgg=PATH`` adds the published LPIPS.
 """
 
 import argparse
@@ -23,7 +24,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--split", default="test", choices=("train", "val", "test"))
     parser.add_argument("--num-images", type=int, help="only the first so many")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--precision", default="32", choices=("32", "bf16", "16"))
+    parser.add_argument(
+        "--precision", default="32", choices=("32", "bf16", "16"), help="of the decoder; ids are always those of 32"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--inception-weights", help="local file, for rFID")
@@ -44,9 +47,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     data_arguments = _data_arguments(parser, rest)
     torch.manual_seed(options.seed)
     try:
+        model = model_from(options.model)
+        data_class = _data_class(options.data, data_arguments)
+        size = getattr(model, "image_size", None) or getattr(getattr(model, "tokenizer", None), "image_size", None)
+        own_size = {} if size is None or "image_size" in data_arguments else {"image_size": size}
         result = evaluate(
-            model_from(options.model),
-            _data_class(options.data, data_arguments)(**data_arguments | {"batch_size": options.batch_size}),
+            model,
+            data_class(**own_size | data_arguments | {"batch_size": options.batch_size}),
             split=options.split,
             num_images=options.num_images,
             device=options.device,

@@ -19,6 +19,7 @@ import zoo
 from zoo.atomic_files import write_text_whole
 from zoo.checkpoints.export import save_weights
 from zoo.registry import WEIGHTS_DIR, find
+from zoo.strict_json import strict_json
 
 #: every card has exactly these keys
 CARD = ("name", "file", "sha256", "bytes", "parameters", "recipe", "command", "commit", "seed", "steps", "minutes",
@@ -43,7 +44,7 @@ def main() -> None:
     path = save_weights(model, WEIGHTS_DIR / f"{args.name}.safetensors", torch.float16 if args.half else None)
     steps = torch.load(args.checkpoint, map_location="cpu", weights_only=True)["global_step"]
     card = make_card(args.name, path, model, vars(args) | {"steps": steps})
-    write_text_whole(path.with_suffix(".json"), json.dumps(card, indent=2) + "\n")
+    write_text_whole(path.with_suffix(".json"), strict_json(card) + "\n")
     print(f"{path} ({card['bytes'] / 1e6:.1f} MB) and its card")
 
 

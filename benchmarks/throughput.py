@@ -9,7 +9,6 @@ Peak memory is the resident set of a fresh process per side.
 """
 
 import argparse
-import json
 import resource
 import statistics
 import subprocess
@@ -23,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from _record import environment, write
 from torch import Tensor
+
+from zoo.strict_json import strict_json
 
 Step = Callable[[], Tensor]
 
@@ -277,7 +278,7 @@ def main() -> None:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
     result = compare(args.case, args.threads, size, batch, args.repeats)
-    print(json.dumps(result["metrics"], indent=2))
+    print(strict_json(result["metrics"], "null"))
     if args.out:
         write(result, args.out)
 

@@ -9,7 +9,6 @@ fresh process per side (Linux).
 """
 
 import argparse
-import json
 import re
 import statistics
 import subprocess
@@ -22,6 +21,8 @@ from pathlib import Path
 import torch
 from _record import environment, write
 from torch import Tensor
+
+from zoo.strict_json import strict_json
 
 PACKAGE = "vector-quantize-pytorch"
 CODES = (8192, 16384)
@@ -168,7 +169,7 @@ def main() -> None:
             if args.out:
                 write(result, args.out / f"vq_lookup_{codes}_{mode}.json")
             else:
-                print(json.dumps(result["metrics"], indent=2))
+                print(strict_json(result["metrics"], "null"))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from zoo.recipe_files import packaged
 from zoo.recipe_header import parse_header
+from zoo.strict_json import strict_json
 
 if TYPE_CHECKING:
     from zoo.registry import ModelInfo
@@ -101,7 +102,7 @@ def write_table() -> None:
     papers = []
     for module, path in _papers().items():
         names = [name for name, preset in presets().items() if preset.cls.__module__ == f"zoo.models.{module}"]
-        rows = [json.dumps(_row(name), ensure_ascii=False) for name in sorted(names, key=natural_order)]
+        rows = [strict_json(_row(name), indent=None, ascii_only=False) for name in sorted(names, key=natural_order)]
         listed = ",\n  ".join(rows)  # a line per model, so that changes can be read
         papers.append(f'"{module}": {{\n "registrations": "{_digest(path)}",\n "rows": [\n  {listed}\n ]\n}}')
     TABLE.write_text("{\n" + ",\n".join(papers) + "\n}\n", encoding="utf-8")

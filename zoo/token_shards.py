@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from zoo.atomic_files import write_text_whole, write_whole
+from zoo.strict_json import strict_json
 from zoo.tokens import ID_PRECISION, TokenSpec
 
 FORMAT = 1
@@ -108,7 +109,7 @@ def make_header(
 
 def write_header(folder: str | Path, header: dict[str, Any]) -> Path:
     """Write the header of a folder, after all of its shards."""
-    return write_text_whole(Path(folder) / HEADER, json.dumps(header, indent=2) + "\n")
+    return write_text_whole(Path(folder) / HEADER, strict_json(header) + "\n")
 
 
 def read_header(folder: str | Path) -> dict[str, Any]:

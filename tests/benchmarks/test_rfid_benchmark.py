@@ -147,3 +147,57 @@ def test_results_page_is_up_to_date(script):
     report = script("_report")
     stored = (BENCHMARKS / "RESULTS.md").read_text()
     assert stored == report.render(report.read_all()), "run python benchmarks/_report.py"
+
+
+def test_two_seeds_measure_the_same_on_the_training_split(script, monkeypatch):
+    import datamodules
+
+    rfid = script("rfid")
+    made, setup = [], datamodules.PhotoData.setup
+    monkeypatch.setattr(datamodules.PhotoData, "setup", lambda data, stage: made.append(data) or setup(data, stage))
+    command = ["--model", "dvae_emoji", "--data", "PhotoData", "--split", "train", "--data.image_size", "256"]
+    one, two = (rfid.main([*command, "--seed", seed]) for seed in ("0", "7"))
+    assert one["protocol"]["images_sha256"] == two["protocol"]["images_sha256"]
+    assert one["protocol"]["view"].startswith("all images in order")
+    assert one["metrics"] == two["metrics"] and one["n"] == len(made[0].view("train")) == two["n"]
+    assert made[0].predict_split == "val"
+
+
+def test_a_loader_that_shuffles_is_refused():
+    from torch.utils.data import DataLoader
+
+    from zoo.metrics.evaluate import evaluate
+
+    class Shuffled(RandomImageData):
+        def train_dataloader(self):
+            return DataLoader(super().train_dataloader().dataset, batch_size=8, shuffle=True)
+
+        def val_dataloader(self):
+            return DataLoader(super().train_dataloader().dataset, batch_size=8, drop_last=True)
+
+    for split in ("train", "val"):
+        with pytest.raises(ValueError, match=f"the {split} loader of Shuffled shuffles its images or drops"):
+            evaluate(TinyTokenizer(), Shuffled(), split)
+    assert evaluate(TinyTokenizer(), Shuffled(), "test", lite0=False)["protocol"]["num_images"] == 22
+
+
+def test_the_images_have_the_size_of_the_model_unless_told_otherwise(script):
+    rfid = script("rfid")
+    command = ["--data", "PhotoData", "--split", "val"]
+    sizes = {}
+    for model in ("dvae_tiny:random", "maskgit_tiny:random", "beit_tiny:random"):
+        sizes[model] = rfid.main(["--model", model, *command])["protocol"]["image_shape"]
+    assert sizes["dvae_tiny:random"] == sizes["maskgit_tiny:random"] == [32, 32]
+    asked = rfid.main(["--model", "dvae_tiny:random", *command, "--data.image_size", "64"])
+    assert asked["protocol"]["image_shape"] == [64, 64]
+
+
+def test_metrics_that_are_no_numbers_are_named_and_the_others_kept(script, tmp_path):
+    module = script("_record")
+    path = tmp_path / "x.json"
+    module.write(record(metrics={"psnr": float("inf"), "ssim": 1.0}, protocol={"scale": float("nan")}), path)
+    written = json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(word))
+    assert written["metrics"] == {"ssim": 1.0} and written["status"] == "not finite: psnr inf"
+    assert written["protocol"] == {"scale": None}
+    with pytest.raises(ValueError, match="metric psnr is nan"):
+        module.check(record(metrics={"psnr": float("nan")}))

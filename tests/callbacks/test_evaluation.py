@@ -107,17 +107,22 @@ def test_two_views_are_compared_with_the_one_of_the_right_size(tmp_path):
     assert logged["val/psnr"] > 5
 
 
-def test_bf16_applies_to_the_model_and_not_to_the_metrics(tmp_path):
-    seen = []
+def test_bf16_applies_to_the_decoder_and_not_to_ids_and_metrics(tmp_path):
+    seen = {"encode": [], "decode": []}
 
     class Watched(TinyTokenizer):
         def encode(self, images):
-            seen.append(torch.is_autocast_enabled("cpu"))
+            seen["encode"].append(torch.is_autocast_enabled("cpu"))
             return super().encode(images)
+
+        def decode(self, tokens):
+            seen["decode"].append(torch.is_autocast_enabled("cpu"))
+            return super().decode(tokens)
 
     trainer = quiet_trainer(tmp_path, callbacks=[Evaluation(lite0=False)], precision="bf16-mixed")
     logged = trainer.validate(Watched(), RandomImageData(), verbose=False)[0]
-    assert all(seen) and len(seen) == 6  # once in the validation step and once in the callback, for three batches
+    # once in the validation step and once in the callback, for three batches
+    assert seen == {"encode": [False] * 6, "decode": [True] * 6}
     assert logged["val/psnr"] == evaluate(TinyTokenizer(), RandomImageData(), "val", precision="bf16", full=False)[
         "metrics"
     ]["psnr"]  # fmt: skip

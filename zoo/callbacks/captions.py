@@ -1,6 +1,5 @@
 """Captions that a model writes of an evaluation set: scores, a sheet of pictures, and all of them as text."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from zoo.atomic_files import write_picture_whole, write_text_whole
 from zoo.callbacks.pictures import caption_sheet, log_picture
 from zoo.metrics.captions import BLEU, ROUGEL, CaptionMetric, CIDErD
 from zoo.second_stage import images_of
+from zoo.strict_json import strict_json
 from zoo.tokens import Tokens, as_pixels
 
 
@@ -111,7 +111,7 @@ class Captions(Callback):
         if not trainer.is_global_zero or self.folder is None:
             return
         path = self.folder / f"step_{trainer.global_step:06d}.jsonl"
-        write_text_whole(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in self._records))
+        write_text_whole(path, "".join(strict_json(r, indent=None, ascii_only=False) + "\n" for r in self._records))
         if not self._pictures:
             return
         lines = [[r["caption"], r["references"][0]] for r in self._records[: len(self._pictures)]]

@@ -1,6 +1,5 @@
 """The evaluation callback: reconstruction metrics of any model that decodes to pixels."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from zoo.atomic_files import write_text_whole
 from zoo.metrics.reconstruction import ReconstructionReport, reconstruct_batch
+from zoo.strict_json import not_finite_in, strict_json
 
 
 class Evaluation(Callback):
@@ -123,7 +123,10 @@ class Evaluation(Callback):
                 **self.protocol("test"),
                 "metrics": {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")},
             }
-            text = json.dumps(record, indent=2, default=str) + "\n"
+            # the other values are worth keeping; which ones are no numbers stands beside them
+            if bad := not_finite_in(record):
+                record["not_finite"] = bad
+            text = strict_json(record, "null", default=str) + "\n"
             write_text_whole(Path(folder) / "protocol.json", text)
 
     def protocol(self, stage: str = "test") -> dict[str, Any]:

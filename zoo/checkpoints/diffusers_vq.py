@@ -17,6 +17,7 @@ from zoo.atomic_files import write_text_whole
 from zoo.checkpoints.export import write_safetensors
 from zoo.checkpoints.format import Converted, Format, State
 from zoo.checkpoints.taming import with_discriminator
+from zoo.strict_json import strict_json
 
 FILE = "diffusion_pytorch_model.safetensors"
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
@@ -222,6 +223,6 @@ def save(model: nn.Module, folder: str | Path) -> Path:
             state[theirs] = (value[:, :, 0, 0] if linear else value).detach().cpu().contiguous()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text_whole(folder / "config.json", json.dumps(config, indent=2) + "\n")
+    write_text_whole(folder / "config.json", strict_json(config) + "\n")
     write_safetensors(state, folder / FILE, {"format": "pt"})
     return folder

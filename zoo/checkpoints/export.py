@@ -1,6 +1,5 @@
 """Writing weights: safetensors with a description of the model, from which it can be built again."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from zoo.atomic_files import write_whole
 from zoo.module import ZooModule
+from zoo.strict_json import strict_json
 
 
 def save_weights(model: ZooModule, path: str | Path, dtype: torch.dtype | None = None) -> Path:
@@ -28,7 +28,9 @@ def save_weights(model: ZooModule, path: str | Path, dtype: torch.dtype | None =
     model.on_save_checkpoint(description)
     block = description["zoo"] | ({"absent": model.absent} if model.absent else {})
     state = {name: v for name, v in model.state_dict().items() if not name.startswith(tuple(model.absent))}
-    return write_safetensors({name: _stored(v, dtype) for name, v in state.items()}, path, {"zoo": json.dumps(block)})
+    return write_safetensors(
+        {name: _stored(v, dtype) for name, v in state.items()}, path, {"zoo": strict_json(block, indent=None)}
+    )
 
 
 def write_safetensors(state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> Path:

@@ -3,7 +3,6 @@
 llama.cpp interleaves the rows of the query and key matrices for its rotary embedding; that is undone here.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from zoo.atomic_files import write_whole
 from zoo.cache import cache_folder
+from zoo.strict_json import strict_json
 
 NAMES = {
     "token_embd": "model.embed_tokens",
@@ -113,4 +113,4 @@ def _write(folder: Path, reader: Any, path: Path, config: dict[str, Any]) -> Non
     state = {name: value.to(torch.bfloat16) for name, value in llama_state(reader, config).items()}
     save_file(state, folder / "model.safetensors", {"format": "pt"})
     AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True).save_pretrained(folder)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "config.json").write_text(strict_json(config) + "\n")

@@ -5,7 +5,6 @@ is 1e-6; published hub configurations keep the default, so their logits differ f
 says 1e-6.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from zoo.checkpoints import beit_surgery
 from zoo.checkpoints.beit_surgery import INDEX, TABLE
 from zoo.checkpoints.export import write_safetensors
 from zoo.checkpoints.format import Converted, Format, State
+from zoo.strict_json import strict_json
 
 Names = Literal["v5", "v4"]
 
@@ -157,7 +157,7 @@ def save_hf(model: nn.Module, folder: str | Path, names: Names = "v5") -> Path:
         raise ValueError(f"names is 'v5' or 'v4', not {names!r}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_text_whole(folder / "config.json", json.dumps(hf_config(model), indent=2) + "\n")
+    write_text_whole(folder / "config.json", strict_json(hf_config(model)) + "\n")
     state = from_unilm(vit.state_dict(), names)
     if vit.head is not None:
         state = {re.sub("^layernorm[.]", CLASSIFIER_NORM, name): value for name, value in state.items()}

@@ -5,7 +5,6 @@ resumed from it. ``Blip2ForConditionalGeneration`` holds image encoder and langu
 ``vision`` and ``language_model``, which take such folders as well.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from zoo.checkpoints.export import write_safetensors
 from zoo.checkpoints.format import Converted, Format, State, check_positions
 from zoo.checkpoints.hf_language import with_image_token
 from zoo.checkpoints.lavis import TEXT_BRANCH
+from zoo.strict_json import strict_json
 
 POSITIONS = ("embeddings.position_ids", "qformer.embeddings.position_ids", "model.embeddings.position_ids")
 #: LAVIS's name -> transformers'
@@ -135,7 +135,7 @@ def save_blip2(model: Any, folder: str | Path) -> Path:
         text_config, words, image_token = with_image_token(model.language, folder)
         state |= {f"language_model.{name}": value for name, value in words.items()}
         config |= {"text_config": text_config, "image_token_index": image_token}
-    write_text_whole(folder / "config.json", json.dumps(config, indent=2, default=str) + "\n")
+    write_text_whole(folder / "config.json", strict_json(config, default=str) + "\n")
     stored = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     write_safetensors(stored, folder / "model.safetensors", {"format": "pt"})
     return folder

@@ -12,6 +12,7 @@ from zoo.atomic_files import write_text_whole
 from zoo.checkpoints.export import write_safetensors
 from zoo.checkpoints.format import Converted, Format, State
 from zoo.checkpoints.hf_language import with_image_token
+from zoo.strict_json import strict_json
 
 PROJECTOR = "mm_projector."
 HF_PROJECTOR = "multi_modal_projector."
@@ -167,7 +168,7 @@ def save_llava(model: Any, folder: str | Path) -> Path:
         state |= {f"model.multi_modal_projector.{theirs}.{n}": v for n, v in projector[ours].state_dict().items()}
     for name, value in words.items():
         state[f"model.language_model.{name.removeprefix('model.')}" if name.startswith("model.") else name] = value
-    write_text_whole(folder / "config.json", json.dumps(config, indent=2, default=str) + "\n")
+    write_text_whole(folder / "config.json", strict_json(config, default=str) + "\n")
     stored = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
     write_safetensors(stored, folder / "model.safetensors", {"format": "pt"})
     return folder

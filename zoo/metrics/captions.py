@@ -19,6 +19,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torchmetrics import Metric
 
+from zoo.strict_json import strict_json
+
 SIGMA = 6.0  # of CIDEr-D's penalty on differences in length
 BETA = 1.2  # weight of recall in ROUGE-L
 SMALL, TINY = 1e-9, 1e-15  # BLEU: keep quotients finite, and their product above 0
@@ -80,7 +82,7 @@ class CaptionMetric(Metric):
             raise ValueError("references must hold a list of at least one caption per image")
         lines = []
         for caption, given in zip(captions, references, strict=True):
-            lines.append(json.dumps([caption_tokens(caption), *map(caption_tokens, given)]) + "\n")
+            lines.append(strict_json([caption_tokens(caption), *map(caption_tokens, given)], indent=None) + "\n")
         written = bytearray("".join(lines).encode())
         if written:
             self.written.append(torch.frombuffer(written, dtype=torch.uint8).to(self.device))

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler
 
 from zoo.metrics.reconstruction import ReconstructionReport, reconstruct_batch
 from zoo.module import plain
@@ -27,7 +28,8 @@ def evaluate(
 
     Args:
         model: decodes to pixels.
-        datamodule: its ``{split}_dataloader`` yields batches with ``image``.
+        datamodule: its batches have ``image``. The images of a split are seen once each, in order and without
+            augmentation: those of ``view(split)``, or of ``{split}_dataloader`` where there are no views.
         split: which images.
         num_images: only the first so many; None takes all.
         device: where to run.
@@ -40,7 +42,8 @@ def evaluate(
 
     Raises:
         NotInvertible: where the model does not decode to pixels.
-        ValueError: where the split has fewer images than asked for, or fewer than two are asked for.
+        ValueError: where the split has fewer images than asked for, fewer than two are asked for, or the loader of a
+            data module without views shuffles them or leaves some out.
     """
     if model.spec is None or model.spec.decodes != "pixels":
         raise NotInvertible(f"{type(model).__name__} does not decode to pixels, so there is nothing to compare")
@@ -75,12 +78,29 @@ def evaluate(
         metrics = measured.compute()
     seconds = time.perf_counter() - start
     data = {"class": type(datamodule).__name__, **plain(dict(getattr(datamodule, "hparams", {})))}
-    return {"metrics": metrics, "protocol": {"split": split, "data": data} | measured.protocol(), "seconds": seconds}
+    facts = {"split": split, "view": "all images in order, crop and resize of the data module, no augmentation"}
+    if num_images is not None:
+        facts["view"] = facts["view"].replace("all", "the first")
+    protocol = facts | {"data": data} | measured.protocol()
+    return {"metrics": metrics, "protocol": protocol, "seconds": seconds}
 
 
 def _loader(datamodule: Any, split: str) -> Any:
+    """A loader of fixed views; that of ``train`` shuffles, augments and drops the last batch."""
     if split not in ("train", "val", "test"):
         raise ValueError(f"split must be train, val or test, got {split!r}")
     datamodule.prepare_data()
     datamodule.setup({"train": "fit", "val": "validate", "test": "test"}[split])
-    return getattr(datamodule, f"{split}_dataloader")()
+    if hasattr(datamodule, "view"):
+        chosen, datamodule.predict_split = datamodule.predict_split, split
+        try:
+            return datamodule.predict_dataloader()
+        finally:
+            datamodule.predict_split = chosen
+    loader = getattr(datamodule, f"{split}_dataloader")()
+    if isinstance(loader, DataLoader) and (isinstance(loader.sampler, RandomSampler) or loader.drop_last):
+        raise ValueError(
+            f"the {split} loader of {type(datamodule).__name__} shuffles its images or drops the last ones, so the "
+            "numbers would depend on chance: measure another split, or let a ZooDataModule give views of it"
+        )
+    return loader

@@ -218,9 +218,9 @@ class BEiT(ZooModule):
         return normalise(as_pixels(images, size=self.image_size), self.normalisation)
 
     def forward_intermediates(
-        self, images: Shaped[Tensor, "b 3 h w"], indices: list[int] | tuple[int, ...] | None = None
+        self, images: Shaped[Tensor, "b 3 h w"], indices: int | list[int] | tuple[int, ...] | None = None
     ) -> list[Float[Tensor, "b d gh gw"]]:
-        """Raw feature maps after some blocks, by default those of the published segmentation models."""
+        """Raw feature maps after some blocks, see :meth:`zoo.nn.beit_vit.BeitViT.forward_intermediates`."""
         return self.vit.forward_intermediates(self.network_view(images), indices)
 
     def complete(
@@ -363,7 +363,13 @@ class BEiTClassifier(ZooModule):
         self.load_weights(weights)
 
     def reset_head(self, num_classes: int) -> None:
-        """Replace the classifier by a new one for other labels; the transformer stays as it is."""
+        """Replace the classifier by a new one for other labels; the transformer stays as it is.
+
+        Raises:
+            ValueError: for no class at all.
+        """
+        if num_classes < 1:
+            raise ValueError(f"a classifier needs at least one class, got num_classes {num_classes}")
         self.num_classes = self.hparams["num_classes"] = num_classes
         device = self.vit.cls_token.device
         with torch.no_grad():
@@ -438,7 +444,7 @@ class BEiTClassifier(ZooModule):
         return normalise(as_pixels(images, size=self.image_size), self.normalisation)
 
     def forward_intermediates(
-        self, images: Shaped[Tensor, "b 3 h w"], indices: list[int] | tuple[int, ...] | None = None
+        self, images: Shaped[Tensor, "b 3 h w"], indices: int | list[int] | tuple[int, ...] | None = None
     ) -> list[Float[Tensor, "b d gh gw"]]:
         """Raw feature maps after some blocks, as :meth:`BEiT.forward_intermediates`."""
         return self.vit.forward_intermediates(self.network_view(images), indices)

@@ -358,16 +358,31 @@ class BeitViT(nn.Module):
         return [outputs[i] for i in indices]
 
     def forward_intermediates(
-        self, images: Float[Tensor, "b 3 h w"], indices: tuple[int, ...] | list[int] | None = None
+        self, images: Float[Tensor, "b 3 h w"], indices: int | tuple[int, ...] | list[int] | None = None
     ) -> list[Float[Tensor, "b d gh gw"]]:
         """Feature maps for segmentation: raw block outputs without the class token, no final norm.
 
         Args:
             images: normalised pixels.
-            indices: 0-based blocks; None takes the reference's, 3 5 7 11 of 12 and 7 11 15 23 of 24. (The pinned
-                transformers feeds blocks 1 3 5 9 under the reference's setting.)
+            indices: 0-based blocks, negative ones counted from the end; a number takes the last so many, as in timm;
+                None takes the reference's, 3 5 7 11 of 12 and 7 11 15 23 of 24. (The pinned transformers feeds blocks
+                1 3 5 9 under the reference's setting.)
+
+        Raises:
+            ValueError: for blocks that there are not.
         """
-        indices = indices if indices is not None else [max(0, self.depth * part // 6 - 1) for part in (2, 3, 4, 6)]
+        if indices is None:
+            indices = [max(0, self.depth * part // 6 - 1) for part in (2, 3, 4, 6)]
+        elif isinstance(indices, int):
+            if not 1 <= indices <= self.depth:
+                raise ValueError(f"a number of indices takes the last so many of {self.depth} blocks, got {indices}")
+            indices = list(range(self.depth - indices, self.depth))
+        else:
+            if wrong := [i for i in indices if not -self.depth <= i < self.depth]:
+                raise ValueError(
+                    f"block indices must lie in 0..{self.depth - 1}, got {wrong}; negative ones count from the end"
+                )
+            indices = [i % self.depth for i in indices]
         gh, gw = self.grid
         outputs = self.block_outputs(images, indices)
         return [rearrange(y[:, 1:], "b (gh gw) d -> b d gh gw", gh=gh, gw=gw).contiguous() for y in outputs]
