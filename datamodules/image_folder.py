@@ -1,89 +1,38 @@
 """ImageFolderData: a folder of images of any nesting, with labels from its sub-folders if it has them."""
 
 import hashlib
-import os
-import struct
+import tempfile
+import time
+import uuid
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import UInt8
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import Joined, Sample, Samples, Split, ZooDataModule
+from datamodules.image_files import Unreadable, find_files, find_images, read_image, shown
 from datamodules.transforms import (
     EVAL_TRANSFORMS,
     EvalTransform,
     ImageTooSmall,
     TrainTransform,
     Transform,
-    from_pil,
     make_eval_transform,
     make_train_transform,
 )
 from zoo.choices import one_of
 
-EXTENSIONS = (".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-# for damaged files; SyntaxError for PNG, struct.error for EXIF
-_PILLOW_RAISES = (OSError, ValueError, SyntaxError, EOFError, OverflowError, struct.error)
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test"}
-
-
-class Unreadable(ValueError):
-    """A file is not an image, or a damaged one, or of a kind that has no faithful 8-bit form."""
+_NAMED = 50  # so many broken images are named in the error itself
+_LOOK = 60.0  # seconds for which the rest of a folder is looked through once too much of it is broken
 
 
 class TooManyBroken(RuntimeError):
     """More images cannot be used than ``max_broken`` allows."""
-
-
-def find_images(root: Path) -> list[str]:
-    """Images below a folder, as sorted paths relative to it; hidden files and folders are passed over.
-
-    Raises:
-        FileNotFoundError: where there is no such folder, or no image in it.
-    """
-    if not root.is_dir():
-        what = "is a file, not a folder" if root.exists() else "does not exist"
-        raise FileNotFoundError(f"the image folder {root} {what}: give the path of a folder of images")
-    found = []
-    for folder, subfolders, files in os.walk(root, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith((".", "__")))
-        found += [
-            (Path(folder) / name).relative_to(root).as_posix()
-            for name in files
-            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-        ]
-    if not found:
-        raise FileNotFoundError(
-            f"there is no image in {root} or below it: bring files that end in {', '.join(e[1:] for e in EXTENSIONS)}"
-        )
-    return sorted(found)
-
-
-def read_image(path: Path) -> UInt8[Tensor, "3 h w"]:
-    """An image as it is meant to be seen: upright, transparency on white, grey and palette as RGB.
-
-    Raises:
-        Unreadable: for anything that Pillow cannot read, and for pixels that have no faithful 8-bit form.
-    """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            image.load()
-    except (*_PILLOW_RAISES, Image.DecompressionBombError) as error:
-        raise Unreadable(str(error).replace(f" {str(path)!r}", "").strip() or type(error).__name__) from error
-    if image.mode.startswith("I;16"):  # Pillow's own conversion would cut 16-bit values off at 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise Unreadable(f"pixels of kind {image.mode} have no 8-bit form")
-    return from_pil(image)
 
 
 class ImageFolderDataset(Samples):
@@ -112,6 +61,8 @@ class ImageFolderDataset(Samples):
         self.root, self.paths, self.index, self.labels = root, paths, index, labels
         self.transform, self.replace, self.max_broken = transform, replace, max_broken
         self._broken = torch.zeros(len(paths), dtype=torch.bool).share_memory_()  # one count for all worker processes
+        self._looked = torch.zeros(2, dtype=torch.int64).share_memory_()  # through so many; whether that is done
+        self._list = Path(tempfile.gettempdir()) / f"tokenzoo-broken-{uuid.uuid4().hex[:8]}.txt"
 
     @property
     def broken(self) -> list[Path]:
@@ -127,7 +78,7 @@ class ImageFolderDataset(Samples):
             if self._broken[j]:
                 continue
             try:
-                sample: Sample = dict(self.transform(read_image(self.root / self.paths[j])))
+                sample = self._read(j)
             except (Unreadable, ImageTooSmall) as error:
                 self._report(j, error)
                 continue
@@ -137,16 +88,54 @@ class ImageFolderDataset(Samples):
             return sample
         return None
 
+    def _read(self, i: int) -> Sample:
+        return dict(self.transform(read_image(self.root / self.paths[i])))
+
     def _report(self, i: int, error: Exception) -> None:
         self._broken[i] = True
-        count, total = int(self._broken.sum()), len(self)
-        if count > self.max_broken * total:
-            names = ", ".join(str(path) for path in self.broken[:5]) + (", ..." if count > 5 else "")
-            raise TooManyBroken(
-                f"{count} of {total} images cannot be used, more than max_broken={self.max_broken:g} allows: {names} "
-                f"(the last: {error}); repair or remove them, or raise max_broken"
-            ) from error
-        warnings.warn(f"skipping {self.root / self.paths[i]}: {error} ({count} broken so far)", stacklevel=2)
+        count = int(self._broken.sum())
+        if count <= self.max_broken * len(self):
+            path = shown(self.root / self.paths[i])
+            warnings.warn(f"skipping {path}: {error} ({count} broken so far)", stacklevel=2)
+            return
+        self._look_through()
+        raise TooManyBroken(self._too_many(error)) from error
+
+    def _look_through(self) -> None:
+        """Find the other broken images, so that a run need not be started again for each of them."""
+        end = time.monotonic() + _LOOK
+        if int(self._looked[0]):  # another worker is at it
+            while not int(self._looked[1]) and time.monotonic() < end + 5:
+                time.sleep(0.05)
+            return
+        self._looked[0] = 1
+        rank_zero_info(f"looking for broken images among all {len(self):,} of {shown(self.root)}")
+        reasons = {}
+        for i in range(len(self)):
+            if time.monotonic() > end:
+                break
+            try:
+                self._read(i)
+            except (Unreadable, ImageTooSmall) as error:
+                self._broken[i] = True
+                reasons[i] = error
+            self._looked[0] = i + 1
+        if len(reasons) > _NAMED:
+            lines = [f"{shown(self.root / self.paths[i])}\t{error}\n" for i, error in reasons.items()]
+            with suppress(OSError):  # the first ones are named all the same
+                self._list.write_text("".join(lines), encoding="utf-8")
+        self._looked[1] = 1
+
+    def _too_many(self, error: Exception) -> str:
+        broken, total, seen = self._broken.nonzero().flatten().tolist(), len(self), int(self._looked[0])
+        names = ", ".join(shown(self.paths[i]) for i in broken[:_NAMED])
+        if len(broken) > _NAMED:
+            names += ", ..." + (f" (all of them: {self._list})" if self._list.exists() else "")
+        looked = "" if seen == total else f" (the first {seen:,} were looked at)"
+        return (
+            f"{len(broken)} of {total} images cannot be used{looked}, more than max_broken={self.max_broken:g} allows: "
+            f"{names} in {shown(self.root)} (the last: {error}); repair or remove them, or raise max_broken"
+        )
 
 
 class ImageFolderData(ZooDataModule):
@@ -221,17 +210,24 @@ class ImageFolderData(ZooDataModule):
         if self._views:
             return
         root = self.roots["train"]
-        paths = find_images(root)
+        files = find_files(root)
+        numbered = list(enumerate(sorted(files)))
+        # what is validated on is not trained on, where a folder lies inside of the other or is linked from there
+        elsewhere = {real for f in (self.roots["val"], self.roots["test"]) if f for real in find_files(f).values()}
+        own = [(i, path) for i, path in numbered if files[path] not in elsewhere]
+        if not own:
+            raise ValueError(f"every image of {shown(root)} is in val_root or test_root, too: none is left to train on")
+        paths = [path for _, path in own]
         self.class_names = self._classes(root, paths)
         held_out = set() if self.roots["val"] else set(hold_out(paths, self.val_fraction))
-        kept = [(i, path) for i, path in enumerate(paths) if path not in held_out]
+        kept = [(i, path) for i, path in own if path not in held_out]
         self.train = self._dataset(root, kept, self._train_transform, replace=True)
         self._views["train"] = self._dataset(root, kept, self._eval_transform)
         for split in ("val", "test"):
             if (folder := self.roots[split]) is not None:
                 found = list(enumerate(find_images(folder)))
             elif split == "val":
-                folder, found = root, [(i, path) for i, path in enumerate(paths) if path in held_out]
+                folder, found = root, [(i, path) for i, path in own if path in held_out]
             else:
                 self._views[split] = self._views["val"]
                 continue
@@ -239,8 +235,10 @@ class ImageFolderData(ZooDataModule):
         self.val, self.test = self._views["val"], self._views["test"]
         classes = "no labels" if self.class_names is None else f"{len(self.class_names):,} classes"
         tested = f"test {len(self.test):,}" if self.roots["test"] else "test = val"
+        if away := len(numbered) - len(own):
+            tested += f"; {away:,} images of val_root or test_root are in root, too, and are not trained on"
         rank_zero_info(
-            f"ImageFolderData: {root}, {len(paths):,} images, {classes}; train {len(self.train):,}, "
+            f"ImageFolderData: {shown(root)}, {len(numbered):,} images, {classes}; train {len(self.train):,}, "
             f"val {len(self.val):,}, {tested}"
         )
 
@@ -257,8 +255,8 @@ class ImageFolderData(ZooDataModule):
             number = {name: i for i, name in enumerate(self.class_names)}
             if strange := sorted({path.split("/")[0] for _, path in found} - set(number)):
                 raise ValueError(
-                    f"{root} has classes that {self.roots['train']} lacks: {', '.join(strange[:5])}; give both the "
-                    f"same sub-folders, or set labels to false"
+                    f"{shown(root)} has classes that {shown(self.roots['train'])} lacks: "
+                    f"{', '.join(map(shown, strange[:5]))}; give both the same sub-folders, or set labels to false"
                 )
             labels = [number[path.split("/")[0]] for _, path in found]
         index, paths = [i for i, _ in found], [path for _, path in found]
@@ -269,15 +267,15 @@ class ImageFolderData(ZooDataModule):
         folders = sorted({path.split("/")[0] for path in paths if "/" in path})
         if self.labels and loose:
             raise ValueError(
-                f"{loose[0]} and {len(loose) - 1} more images lie directly in {root} and have no class: move every "
-                f"image into the sub-folder of its class, or set labels to false"
+                f"{shown(loose[0])} and {len(loose) - 1} more images lie directly in {shown(root)} and have no class: "
+                f"move every image into the sub-folder of its class, or set labels to false"
             )
         if self.labels is False or loose:
             return None
         if self.labels is None and len(folders) > 1 and {name.lower() for name in folders} <= SPLIT_NAMES:
             raise ValueError(
-                f"the sub-folders of {root} are splits, not classes ({', '.join(folders)}): set root, val_root and "
-                f"test_root to them"
+                f"the sub-folders of {shown(root)} are splits, not classes ({', '.join(folders)}): set root, val_root "
+                f"and test_root to them"
             )
         return folders
 
@@ -290,7 +288,10 @@ def hold_out(paths: Sequence[str], fraction: float) -> list[str]:
     """
     if fraction == 0:
         return []
-    place = {path: int(hashlib.sha256(path.encode()).hexdigest()[:13], 16) / 16**13 for path in paths}
+    # names that are no UTF-8 hold lone surrogates
+    place = {
+        path: int(hashlib.sha256(path.encode(errors="surrogatepass")).hexdigest()[:13], 16) / 16**13 for path in paths
+    }
     chosen = [path for path in paths if place[path] < fraction] or [min(paths, key=place.__getitem__)]
     if len(chosen) == len(paths):
         raise ValueError(

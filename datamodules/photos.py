@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.base import Joined, Sample, Samples, Split, ZooDataModule, package_folder
-from datamodules.image_folder import read_image
+from datamodules.image_files import read_image
 from datamodules.transforms import Transform, make_eval_transform, random_crop, random_flip
 
 # Split by photograph: crops of one photograph are never on two sides. Held out are ordinary scenes; what is

@@ -421,7 +421,7 @@ def from_pil(image: Any) -> UInt8[Tensor, "3 h w"]:
     """A tensor of the pixels of a Pillow image; transparent pixels are shown on white."""
     import numpy as np
 
-    if image.mode != "RGB":
+    if image.mode != "RGB" or "transparency" in image.info:
         image = on_white(image)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 

@@ -1,5 +1,8 @@
 """Folders as people bring them: nested, flat, divided, empty, broken."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -121,7 +124,7 @@ def test_too_many_broken_images_end_the_run(classes):
     data = make(classes, val_fraction=0, max_broken=0.02)
     with (
         pytest.warns(UserWarning, match="skipping"),
-        pytest.raises(TooManyBroken, match=r"2 of 60 images cannot be used, more than max_broken=0.02 allows: .*png, "),
+        pytest.raises(TooManyBroken, match=r"3 of 60 images cannot be used, more than max_broken=0.02 allows: .*png, "),
     ):
         list(data._eval_loader(data.view("train")))
 
@@ -162,3 +165,91 @@ def test_predict_covers_everything_once(classes):
     data = make(classes, val_fraction=0.2, predict_split="all")
     order = torch.cat([b["index"] for b in data.predict_dataloader()])
     assert sorted(order.tolist()) == list(range(60))
+
+
+def test_all_broken_images_are_named_at_once(classes):
+    """Nobody wants to start a run 37 times to find 37 files."""
+    broken = [classes / "cat" / f"{i}.png" for i in range(30)] + [classes / "dog" / "deep" / f"{i}.jpg" for i in (3, 9)]
+    for path in broken:
+        path.write_text("not a picture")
+    data = make(classes, val_fraction=0)
+    with pytest.raises(TooManyBroken, match=r"^32 of 60 images cannot be used, more than max_broken=0\.01") as error:
+        data.train[0]
+    assert all(f" {path.relative_to(classes)}" in str(error.value) for path in broken) and "\n" not in str(error.value)
+    assert data.broken == sorted(broken)
+
+
+def test_more_broken_images_than_a_sentence_holds_are_listed_in_a_file(tmp_path):
+    for i in range(70):
+        (tmp_path / f"{i:02d}.png").write_text("no")
+    data = make(tmp_path, val_fraction=0)
+    with pytest.raises(TooManyBroken, match=r"70 of 70 .*00\.png.*49\.png, \.\.\. \(all of them: (\S+)\)") as error:
+        data.train[0]
+    assert "50.png" not in str(error.value)
+    file = Path(re.search(r"all of them: (\S+)\)", str(error.value))[1])
+    lines = file.read_text().splitlines()
+    file.unlink()
+    assert lines == [f"{tmp_path}/{i:02d}.png\tcannot identify image file" for i in range(70)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_name_all_broken_images_too(classes, workers):
+    for i in range(30):
+        (classes / "cat" / f"{i}.png").write_text("not a picture")
+    data = make(classes, val_fraction=0, num_workers=workers)
+    with pytest.raises(TooManyBroken, match=r"30 of 60 images cannot be used.*cat/0\.png.*cat/9\.png"):
+        list(data.train_dataloader())
+
+
+def test_looking_for_broken_images_has_an_end(classes, monkeypatch):
+    import datamodules.image_folder as module
+
+    for i in range(30):
+        (classes / "cat" / f"{i}.png").write_text("not a picture")
+    monkeypatch.setattr(module, "_LOOK", 0.0)
+    data = make(classes, val_fraction=0)
+    with pytest.raises(TooManyBroken, match=r"^1 of 60 images cannot be used \(the first 1 were looked at\), more"):
+        data.train[0]
+
+
+@pytest.mark.filterwarnings("ignore:skipping")
+def test_a_few_broken_images_at_the_beginning_do_not_end_a_fine_run(tmp_path):
+    for i in range(200):
+        paint(tmp_path / f"{i:03d}.png", size=(4, 4))
+    for i in range(3):
+        (tmp_path / f"{i:03d}.png").write_text("no")
+    data = make(tmp_path, val_fraction=0, max_broken=0.015, eval_batch_size=1)
+    assert sum(len(b["image"]) for b in data._eval_loader(data.view("train"))) == 197
+    assert len(list(data.view("train"))) == 197
+
+
+@pytest.mark.filterwarnings("ignore:skipping")
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_a_broken_image_alone_in_its_batch_does_not_end_a_run(classes, command, tmp_path_factory):
+    from tiny_tokenizer import quiet_trainer
+
+    import zoo
+    from zoo.callbacks import Evaluation, ImageGrids, TokenDump
+
+    val = tmp_path_factory.mktemp("val")
+    for i in range(5):
+        paint(val / "cat" / f"{i}.png", (50 * i, 0, 0))
+    for i in (0, 4):  # the first, and the last
+        (val / "cat" / f"{i}.png").write_text("no")
+    data = ImageFolderData(
+        str(classes), image_size=32, train_transform="none", batch_size=4, eval_batch_size=1, val_root=str(val),
+        max_broken=0.5,
+    )  # fmt: skip
+    model, folder = zoo.create_model("dvae_tiny"), tmp_path_factory.mktemp("run")
+    callbacks = [TokenDump(str(folder / "t"), split="val")] if command == "predict" else [Evaluation(), ImageGrids()]
+    trainer = quiet_trainer(folder, max_steps=2, callbacks=callbacks, val_check_interval=2)
+    getattr(trainer, command)(model, datamodule=data)
+    if command == "predict":
+        from zoo.token_shards import read_shards
+
+        assert torch.cat([shard["index"] for shard in read_shards(folder / "t" / "val")]).tolist() == [1, 2, 3]
+    else:
+        stage = "test" if command == "test" else "val"
+        assert trainer.callback_metrics[f"{stage}/loss"].isfinite()
+        assert trainer.callback_metrics[f"{stage}/psnr"].isfinite()
+        assert callbacks[0].reports[stage].num_images == 3
