@@ -26,6 +26,7 @@ EvalTransform = Literal["beit", "dalle", "squash", "pad", "clip"]
 TRAIN_TRANSFORMS = ("none", "flip", "shift_scale", "dalle", "beit", "finetune", "blip", "area")
 EVAL_TRANSFORMS = ("beit", "dalle", "squash", "pad", "clip")
 PADDING = (122, 116, 104)  # LLaVA-1.5: 255 times CLIP's mean, cut off
+EXTREME = 16  # a strip that is longer than so many times its width is cut, or resized in another order, to stay small
 Views = dict[str, Tensor]
 Transform = Callable[[Tensor], Views]
 
@@ -124,6 +125,8 @@ class CentreCrop:
         height, width = image.shape[-2:]
         if (height, width) == (self.size, self.size):
             return {"image": image}
+        image = middle(image, EXTREME)  # resized as a whole, a strip of 60000x1 pixels would fill gigabytes
+        height, width = image.shape[-2:]
         short = min(height, width)
         # the longer side is rounded by the DALL-E notebook, cut off by torchvision's Resize that unilm uses
         exact = self.side * max(height, width) / short
@@ -147,13 +150,8 @@ class WholeImage:
     padded: bool = False
 
     def __call__(self, image: UInt8[Tensor, "3 h w"]) -> Views:
-        height, width = image.shape[-2:]
-        if self.padded and height != width:
-            side = max(height, width)
-            canvas = torch.tensor(PADDING, dtype=torch.uint8)[:, None, None].repeat(1, side, side)
-            top, left = (side - height) // 2, (side - width) // 2
-            canvas[:, top : top + height, left : left + width] = image
-            image = canvas
+        if self.padded and image.shape[-2] != image.shape[-1]:
+            return {"image": on_grey(image, self.size)}
         return {"image": image if image.shape[-2:] == (self.size,) * 2 else resize(image, (self.size,) * 2, "bicubic")}
 
 
@@ -399,6 +397,39 @@ def resize(image: UInt8[Tensor, "3 h w"], shape: tuple[int, int], filter: str) -
     if tuple(image.shape[-2:]) == tuple(shape):
         return image
     return from_pil(to_pil(image).resize((shape[1], shape[0]), Resampling[filter.upper()]))
+
+
+def middle(image: UInt8[Tensor, "3 h w"], ratio: int) -> UInt8[Tensor, "3 h2 w2"]:
+    """What is at most ``ratio`` times as long as it is wide, around the same centre."""
+    short, long = sorted(image.shape[-2:])
+    keep = ratio * short + (long - ratio * short) % 2  # as much is cut off on both sides
+    return image if long <= keep else image.narrow(1 if image.shape[-2] == long else 2, (long - keep) // 2, keep)
+
+
+def on_grey(image: UInt8[Tensor, "3 h w"], size: int) -> UInt8[Tensor, "3 s s"]:
+    """The image in the middle of a grey square, resized; the square itself, often much larger, is never held.
+
+    Pillow resizes rows, then columns. So are these, and the result is the same to the last bit; only of a strip that
+    is ``EXTREME`` and stands upright the columns go first.
+    """
+    height, width = image.shape[-2:]
+    if height > EXTREME * width:
+        return on_grey(image.transpose(1, 2).contiguous(), size).transpose(1, 2).contiguous()
+    if width >= height:
+        narrow = _between_grey(resize(image, (height, size), "bicubic"), width, 1)
+    else:
+        few = 1 + 2**22 // height  # rows, so that they fill some megabytes
+        parts = [_between_grey(part, height, 2) for part in image.split(few, 1)]
+        narrow = torch.cat([resize(part, (part.shape[1], size), "bicubic") for part in parts], 1)
+    return resize(narrow, (size, size), "bicubic")
+
+
+def _between_grey(image: UInt8[Tensor, "3 h w"], side: int, dim: int) -> UInt8[Tensor, "3 h2 w2"]:
+    shape = [3, *image.shape[-2:]]
+    shape[dim] = side
+    canvas = torch.tensor(PADDING, dtype=torch.uint8)[:, None, None].expand(shape).clone()
+    canvas.narrow(dim, (side - image.shape[dim]) // 2, image.shape[dim]).copy_(image)
+    return canvas
 
 
 def posterize(image: Any, bits: int, **_: Any) -> Any:
