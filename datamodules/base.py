@@ -11,11 +11,14 @@ from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from datamodules.order import OwnNoise, TrainOrder
 from zoo.choices import one_of
 from zoo.nn.ranks import world_size
+from zoo.resuming import place
 
 Split = Literal["train", "val", "test", "all"]
 Sample = dict[str, Any]
@@ -72,7 +75,9 @@ class ZooDataModule(pl.LightningDataModule):
     """Base of the data modules. Constructor arguments are plain data.
 
     A subclass fills ``train``, ``val`` and ``test`` in ``setup`` and implements :meth:`view`. ``val``, ``test`` and
-    the predict loader go through their images in a fixed order and augment nothing.
+    the predict loader go through their images in a fixed order and augment nothing. Order and augmentation of the
+    training images follow from the seed and the epoch, whatever the number of workers, and a checkpoint says how many
+    images of the epoch were seen.
 
     Args:
         batch_size: images per training batch and per process.
@@ -105,6 +110,9 @@ class ZooDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.predict_split = one_of("predict_split", predict_split, get_args(Split))
         self.seed = seed
+        self._asked = batch_size
+        self._order: TrainOrder | None = None
+        self._saved: dict[str, Any] | None = None
         # logger=False: Lightning refuses to log a model and a data module that share an argument name
         self.save_hyperparameters(logger=False)
 
@@ -137,14 +145,32 @@ class ZooDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         self._need_setup()
-        size = len(self.train)  # type: ignore[arg-type]
-        if size < self.batch_size:
-            raise ValueError(
-                f"there are {size} training images, fewer than one batch of {self.batch_size}: lower "
-                f"batch_size or bring more images"
+        ranks, rank = self._processes()
+        self._fit_batch_size(len(self.train), ranks)  # type: ignore[arg-type]
+        self._order = TrainOrder(len(self.train), self.batch_size, self._seed(), ranks, rank)  # type: ignore[arg-type]
+        if (saved := self._saved) is not None:
+            self._order.go_on(saved["epoch"], saved["seen"], saved["seed"])
+        # later than that where loaders are made anew; earlier where they are made before the loops are restored
+        reached = 0 if self.trainer is None else self.trainer.fit_loop.epoch_progress.current.processed
+        self._order.set_epoch(max(reached, self._order.epoch))
+        return self._loader(OwnNoise(self.train), self.batch_size, train=True, sampler=self._order, drop_last=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """How much of the epoch was seen; asked by Lightning for every checkpoint."""
+        if self._order is None or self.trainer is None:
+            return {}
+        epoch, batches = place(self.trainer)
+        seen, seed = self._order.seen(epoch, batches), self._order.seed_of(epoch)
+        return {"epoch": epoch, "seen": seen, "seed": seed, "size": self._order.size}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after the images that were seen, in the order that their epoch began with."""
+        self._saved = dict(state_dict) or None
+        if self._saved is not None and self.train is not None and self._saved["size"] != len(self.train):  # type: ignore[arg-type]
+            rank_zero_warn(
+                f"there are {len(self.train):,} training images, and there were {self._saved['size']:,} when the "  # type: ignore[arg-type]
+                "checkpoint was written: their order is another, and the rest of this epoch may repeat some of them"
             )
-        generator = torch.Generator().manual_seed(self._seed())
-        return self._loader(self.train, self.batch_size, shuffle=True, drop_last=True, generator=generator)
 
     def val_dataloader(self) -> DataLoader | list:
         self._need_setup()
@@ -158,30 +184,58 @@ class ZooDataModule(pl.LightningDataModule):
         self._need_setup()
         return self._eval_loader(self.view(self.predict_split))
 
+    def start_anew(self) -> None:
+        """Forget what a checkpoint said; called when a run begins, before it is told where to go on."""
+        self._saved = None
+
     def _need_setup(self) -> None:
         if self.train is None:
             self.prepare_data()
             self.setup("fit")
 
+    def _processes(self) -> tuple[int, int]:
+        """How many processes divide the training images, and which of them this is."""
+        if self.trainer is None or not self.trainer._accelerator_connector.use_distributed_sampler:
+            return 1, 0
+        said = self.trainer.distributed_sampler_kwargs or {}
+        return said.get("num_replicas", 1), said.get("rank", 0)
+
     def _seed(self) -> int:
-        # the rank keeps augmentations of different processes apart: worker seeds are drawn from this generator
-        # the epoch gives a resumed run new batches instead of those of the first epoch again
-        rank, epoch = (self.trainer.global_rank, self.trainer.current_epoch) if self.trainer is not None else (0, 0)
-        return ((torch.initial_seed() if self.seed is None else self.seed) + rank + 1_000_003 * epoch) % 2**63
+        """Seed of the epochs, the same on every rank; a run that goes on keeps its own unless ``seed`` says one."""
+        if self.seed is not None:
+            return self.seed
+        if self._saved is not None:
+            return self._saved["seed"]
+        seed = torch.initial_seed()
+        return seed if self.trainer is None else self.trainer.strategy.broadcast(seed)
+
+    def _fit_batch_size(self, size: int, ranks: int) -> None:
+        """Refuse a batch of more images than there are; a size that was set later, by a search, ends there."""
+        if self.batch_size * ranks <= size:
+            return
+        if self.batch_size == self._asked or size < ranks:
+            raise ValueError(
+                f"there are {size} training images, fewer than one batch of {self.batch_size}"
+                f"{f' on each of {ranks} processes' if ranks > 1 else ''}: lower batch_size or bring more images"
+            )
+        found = size // ranks
+        rank_zero_info(f"batch_size {self.batch_size} is more than the {size} training images: it is now {found}")
+        self.batch_size = self.hparams["batch_size"] = found
 
     def _eval_loader(self, dataset: Dataset | None) -> DataLoader | list:
         if dataset is None or len(dataset) == 0:  # type: ignore[arg-type]
             return []
         return self._loader(dataset, self.eval_batch_size or self.batch_size, shuffle=False)
 
-    def _loader(self, dataset: Any, batch_size: int, **options: Any) -> DataLoader:
-        return GoodBatches(
+    def _loader(self, dataset: Any, batch_size: int, train: bool = False, **options: Any) -> DataLoader:
+        return (OrderedLoader if train else GoodBatches)(
             dataset,
             batch_size=batch_size,  # by name: Lightning passes it again when it makes the predict loader
             num_workers=self.num_workers,
             collate_fn=collate_found,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=self.num_workers > 0,
+            generator=torch.Generator().manual_seed(0),  # its own: to begin an iteration draws a number
             **options,
         )
 
@@ -216,6 +270,20 @@ class GoodBatches(DataLoader):
                 yield batch
             elif seen := getattr(self.batch_sampler, "seen_batch_indices", None):
                 del seen[place]  # Lightning counts what predict has seen by the batches that come
+
+
+class OrderedLoader(GoodBatches):
+    """A loader that can be entered in the middle of an epoch.
+
+    Lightning takes the two methods as the sign of it; the place is kept by the data module, whose state is restored
+    wherever a run goes on.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
 
 
 def collate_found(samples: Sequence[Sample | None]) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import random
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -13,7 +12,7 @@ from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.parsing import AttributeDict
 from torch import Tensor, nn
 
-from zoo.optim import Optim, can_fuse, lr_factor, parameter_groups
+from zoo.optim import Optim, can_fuse, lr_factor, parameter_groups, settings_of
 from zoo.tokens import NotInvertible, Tokens, TokenSpec, ids_in_float32
 
 Batch = dict[str, Any]
@@ -98,10 +97,12 @@ class ZooModule(pl.LightningModule):
         for tower in self.frozen.values():  # FSDP moves registered modules alone
             tower.to(self.trainer.strategy.root_device)
 
-    def on_train_start(self) -> None:
-        """Give every rank, and every resumed run, noise of its own: all of them start from the same seed."""
-        if self.global_rank or self.global_step:
-            seed_noise(torch.initial_seed(), self.global_rank, self.global_step)
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """What every run has: noise that depends on the place in the run alone, and checkpoints that say the place."""
+        from zoo.resuming import Resuming
+
+        there = self._trainer is not None and any(isinstance(c, Resuming) for c in self._trainer.callbacks)
+        return [] if there else [Resuming()]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._log_losses("train", batch)
@@ -146,21 +147,34 @@ class ZooModule(pl.LightningModule):
         return 0
 
     def configure_optimizers(self) -> Any:
-        optim = self.optim_settings
-        groups = parameter_groups(
-            self.named_parameters(), optim, self.no_decay, self.layer_of, self.num_layers, self.lr_scale
-        )
+        optim, groups = self.optim_settings, self.parameter_groups(self.optim_settings)
         # In mixed precision Lightning refuses to clip the gradients of a fused optimizer, even without a scaler.
         clipped_mixed = bool(self.trainer.gradient_clip_val) and str(self.trainer.precision).endswith("-mixed")
         fused = not clipped_mixed and can_fuse(p for group in groups for p in group["params"])
         optimizer = torch.optim.AdamW(
             groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, weight_decay=optim.weight_decay, fused=fused or None
         )
+        self.group_settings = [settings_of(group) for group in optimizer.param_groups]
         total = optim.total_steps or self.trainer.estimated_stepping_batches
         if total == float("inf"):
             raise ValueError("the run has no end: set trainer.max_steps, trainer.max_epochs or optim.total_steps")
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(optim, int(total)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+
+    def parameter_groups(self, optim: Optim) -> list[dict[str, Any]]:
+        """The trained parameters in groups, as these settings divide them."""
+        return parameter_groups(
+            self.named_parameters(), optim, self.no_decay, self.layer_of, self.num_layers, self.lr_scale
+        )
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate, where Lightning's search for one reads and writes it."""
+        return self.optim_settings.lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self.optim_settings = self.hparams["optim"] = dataclasses.replace(self.optim_settings, lr=float(value))
 
     # ------------------------------------------------------------------ weights
 
@@ -383,16 +397,6 @@ def constructor_arguments(module: nn.Module) -> dict[str, Any]:
             arguments |= {name: frame.f_locals[name] for name in names if name in frame.f_locals}
         frame = frame.f_back
     return arguments
-
-
-def seed_noise(*entropy: int) -> None:
-    """Seed torch, NumPy and ``random`` from several numbers at once."""
-    import numpy as np
-
-    state = np.random.SeedSequence([n % 2**63 for n in entropy]).generate_state(3)
-    torch.manual_seed(int(state[0]))
-    np.random.seed(int(state[1]))  # noqa: NPY002 - timm's Mixup draws from the global generator
-    random.seed(int(state[2]))
 
 
 def plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -116,3 +117,49 @@ def parameter_groups(
         )
         group["params"].append(parameter)
     return list(groups.values())
+
+
+def settings_of(group: dict[str, Any]) -> dict[str, Any]:
+    """What an optimizer's group says besides its parameters."""
+    return {name: value for name, value in group.items() if name != "params"}
+
+
+def names_by_group(module: nn.Module, groups: Iterable[dict[str, Any]]) -> list[list[str]]:
+    """Names of the parameters of each group, in its order."""
+    name_of = {id(parameter): name for name, parameter in module.named_parameters()}
+    return [[name_of[id(parameter)] for parameter in group["params"]] for group in groups]
+
+
+def regroup_state(state: dict[str, Any], was: list[list[str]], groups: list[list[str]]) -> dict[str, Any]:
+    """An optimizer's state for other groups of parameters; each keeps its moments, by its name.
+
+    Args:
+        state: of ``Optimizer.state_dict``, which counts parameters through all groups.
+        was: names of the parameters of its groups.
+        groups: names of the parameters of the new groups; those that the state lacks start without moments.
+    """
+    moments = {name: state["state"][i] for i, name in enumerate(chain.from_iterable(was)) if i in state["state"]}
+    names = list(chain.from_iterable(groups))
+    place = {name: i for i, name in enumerate(names)}
+    shared = settings_of(state["param_groups"][0])
+    return {
+        "state": {i: moments[name] for i, name in enumerate(names) if name in moments},
+        "param_groups": [shared | {"params": [place[name] for name in group]} for group in groups],
+    }
+
+
+def apply_settings(optimizer: Any, scheduler: Any, settings: list[dict[str, Any]]) -> None:
+    """Let these settings decide, in place of those that came with an optimizer's state.
+
+    Args:
+        optimizer: with restored moments.
+        scheduler: a restored ``LambdaLR`` of it.
+        settings: of each group, before the schedule was applied.
+    """
+    for group, said in zip(optimizer.param_groups, settings, strict=True):
+        group |= said | {"initial_lr": said["lr"]}
+    scheduler.base_lrs = [said["lr"] for said in settings]
+    factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+    for group, base, factor in zip(optimizer.param_groups, scheduler.base_lrs, factors, strict=True):
+        group["lr"] = base * factor
+    scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]

@@ -121,7 +121,6 @@ class BEiT(ZooModule):
         one_of("masking", masking, ("blockwise", "random"))
         blockwise = BlockwiseMask(self.grid, num_masked, min_block)
         self.draw_mask = blockwise if masking == "blockwise" else partial(random_mask, self.grid, num_masked)
-        self._rng: random.Random | None = None
         self.load_weights(weights)
 
     @property
@@ -192,10 +191,8 @@ class BEiT(ZooModule):
             return mask
         images = images_of(batch)
         if self.training:
-            if self._rng is None:  # other masks on every rank, and after a resume
-                rank = self.global_rank if self._trainer is not None else 0
-                self._rng = random.Random(f"{torch.initial_seed()} {rank} {self.global_step}")
-            drawn = [nonempty(self.draw_mask, self._rng) for _ in images]
+            rng = random.Random(int(torch.randint(2**62, ())))  # torch is seeded anew for every step
+            drawn = [nonempty(self.draw_mask, rng) for _ in images]
         else:
             index = batch["index"].tolist() if "index" in batch else range(len(images))
             drawn = [nonempty(self.draw_mask, random.Random(i)) for i in index]

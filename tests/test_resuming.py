@@ -1,0 +1,245 @@
+"""A run that was stopped and resumed is the uninterrupted one: weights, moments, averages, rows of the log."""
+
+import random
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
+from lightning.pytorch.loggers import Logger
+from torch import nn
+from toys import RandomImages, Toy, ToyData
+
+from zoo.callbacks.ema import EMA
+from zoo.optim import Optim
+
+CONSTANT = Optim(lr=1e-2, schedule="constant", warmup_steps=2)
+
+
+class Noisy(Toy):
+    """Draws from every generator in training, and keeps statistics in buffers."""
+
+    def __init__(self, image_size: int = 8, optim: Optim = CONSTANT):
+        super().__init__(image_size, optim=optim)
+        self.norm = nn.BatchNorm1d(4)
+        self.seen: list[int] = []
+
+    def losses(self, batch):
+        if self.training:
+            self.seen += batch["index"].tolist()
+        pixels = batch["image"].float().flatten(1) / 255
+        noise = torch.rand(()) + np.random.rand() + random.random()  # noqa: NPY002
+        hidden = nn.functional.dropout(self.norm(self.net[0](pixels)), 0.3, self.training)
+        return {"loss": (self.net[1](hidden)[:, 0] - pixels.mean(1) * noise).square().mean()}
+
+
+class Plain(Noisy):
+    """Takes batches of one image."""
+
+    def __init__(self, image_size: int = 8, optim: Optim = CONSTANT):
+        super().__init__(image_size, optim)
+        self.norm = nn.Identity()
+
+
+class Augmented(RandomImages):
+    def __getitem__(self, i):
+        sample = super().__getitem__(i)
+        roll = int(torch.randint(8, ())) + int(np.random.randint(8)) + random.randrange(8)  # noqa: NPY002
+        return sample | {"image": sample["image"].roll(roll, -1)}
+
+
+class NoisyData(ToyData):
+    def __init__(self, count: int = 22, batch_size: int = 4, num_workers: int = 0, seed: int | None = None):
+        super().__init__(8, batch_size, count)
+        self.num_workers, self.seed = num_workers, seed
+
+    def setup(self, stage):
+        self.train, self.val = Augmented(self.count, 8, 2), RandomImages(6, 8, 2)
+
+
+class Rows(Logger):
+    """Keeps what is logged."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    name = version = "rows"
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((step, metrics))
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        pass
+
+
+class SaveEverywhere(Checkpoint):
+    """Writes a checkpoint in every hook where one may be written."""
+
+    def __init__(self, folder):
+        self.folder, self.saved = folder, []
+
+    def save(self, trainer, hook):
+        if self.folder is not None and not trainer.sanity_checking:
+            path = self.folder / f"{len(self.saved)}_{hook}.ckpt"
+            trainer.save_checkpoint(path)
+            self.saved.append((path, len(trainer.logger.rows), len(trainer.lightning_module.seen)))
+
+    def on_train_batch_end(self, trainer, *args):
+        self.save(trainer, f"batch{trainer.fit_loop.batch_idx}")
+
+    def on_validation_end(self, trainer, *args):
+        self.save(trainer, "validation")
+
+    def on_train_epoch_end(self, trainer, *args):
+        self.save(trainer, "epoch")
+
+
+def run(data, path=None, folder=None, seed=0, model=None, callbacks=(), **options):
+    """A run, its model and what it saved."""
+    pl.seed_everything(seed, verbose=False)
+    model = Noisy() if model is None else model
+    saver = SaveEverywhere(folder)
+    trainer = pl.Trainer(**({
+        "max_epochs": 3, "accelerator": "cpu", "devices": 1, "logger": Rows(), "log_every_n_steps": 1,
+        "enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": folder,
+        "callbacks": [EMA(decay=0.5), *callbacks, saver],
+    } | options))  # fmt: skip
+    trainer.fit(model, data, ckpt_path=path)
+    return trainer, model, saver.saved
+
+
+def equal(a, b, where=""):
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            equal(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            equal(x, y, f"{where}.{i}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b or (a != a and b != b), f"{where}: {a} {b}"
+
+
+def content(trainer, path):
+    trainer.save_checkpoint(path)
+    found = torch.load(path, weights_only=True)
+    assert {"zoo_run", "optimizer_states", "lr_schedulers"} <= found.keys()
+    found.pop("callbacks")
+    found["zoo_run"]["noise"].pop("python")  # to write a file draws its temporary name
+    for kind in ("batch_progress", "state_dict"):  # how far the last validation was is of no use
+        found["loops"]["fit_loop"].pop(f"epoch_loop.val_loop.{kind}")
+    found["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]["optimizer"].pop("zero_grad")
+    return found
+
+
+def assert_goes_on(whole, saved, tmp_path, make_data, every=1, **options):
+    """Each of the checkpoints leads to the run that wrote it."""
+    trainer, model, _ = whole
+    end = content(trainer, tmp_path / "end.ckpt")
+    for path, rows, seen in saved[::every]:
+        if len(model.seen) == seen and ("epoch" in path.name or options.get("max_steps")):
+            continue  # nothing is left to do
+        again, other, _ = run(make_data(), path, seed=99, **options)
+        try:
+            assert other.seen == model.seen[len(model.seen) - len(other.seen) :]
+            assert 0 <= len(other.seen) - (len(model.seen) - seen) < 4 * options.get("accumulate_grad_batches", 1)
+            written = len(trainer.logger.rows) - len(again.logger.rows)
+            equal(again.logger.rows, trainer.logger.rows[written:], "rows")
+            assert written == rows or (written < rows and "accumulate_grad_batches" in options)
+            equal(end, content(again, tmp_path / "again.ckpt"))
+        except AssertionError as error:
+            raise AssertionError(f"{path.name}: {error}") from error
+
+
+SETTINGS = {
+    "epochs": {},
+    "accumulated": {"accumulate_grad_batches": 2},
+    "validated_within": {"val_check_interval": 2},
+    "validated_within_accumulated": {"val_check_interval": 3, "accumulate_grad_batches": 2},
+    "every_second_epoch": {"check_val_every_n_epoch": 2},
+    "over_epochs": {"val_check_interval": 4, "check_val_every_n_epoch": None},
+    "steps": {"max_epochs": -1, "max_steps": 11},
+    "limited": {"limit_train_batches": 3, "log_every_n_steps": 2},
+    "never_validated": {"limit_val_batches": 0},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_resumed_run_is_the_uninterrupted_one_from_wherever_it_was_saved(setting, tmp_path):
+    options = SETTINGS[setting]
+    whole = run(NoisyData(), folder=tmp_path, **options)
+    assert len(whole[2]) > 8
+    every = 1 if setting == "validated_within_accumulated" else 3
+    assert_goes_on(whole, whole[2], tmp_path, NoisyData, every, **options)
+
+
+@pytest.mark.parametrize("parts", [(1, 2, 3, 4, 5, 6, 7, 8, 9, 10), (3, 5, 8, 10)])
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_parts_that_max_steps_ends_make_the_whole(parts, accumulated, tmp_path):
+    options = {"max_epochs": -1, "accumulate_grad_batches": accumulated, "val_check_interval": 2}
+    trainer, model, _ = run(NoisyData(), max_steps=10, **options)
+    end, seen, rows, path = content(trainer, tmp_path / "end.ckpt"), [], [], None
+    for steps in parts:
+        again, other, saved = run(NoisyData(), path, tmp_path, seed=steps if path else 0, max_steps=steps, **options)
+        path = saved[-1][0]  # at the end of the epoch, which is not its end
+        seen, rows = seen + other.seen, rows + again.logger.rows
+    assert seen == model.seen and sorted(seen[:20]) == sorted(set(seen[:20]))
+    equal(rows, trainer.logger.rows)
+    equal(end, content(again, tmp_path / "again.ckpt"))
+
+
+def test_what_trains_on_is_the_rest_of_the_images(tmp_path):
+    seen, path = [], None
+    for steps in (4, 8, 12, 16, 20, 21):
+        options = {"max_epochs": -1, "max_steps": steps, "limit_val_batches": 0, "model": Plain()}
+        _, model, saved = run(NoisyData(21, 1), path, tmp_path, seed=steps, **options)
+        seen, path = seen + model.seen, saved[-1][0]
+    assert sorted(seen) == list(range(21)) and seen != sorted(seen)
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 4), (4, 8)])
+def test_another_batch_size_goes_on_after_the_images_that_were_seen(before, after, tmp_path):
+    options = {"max_epochs": -1, "limit_val_batches": 0}
+    _, first, saved = run(NoisyData(22, before), folder=tmp_path, max_steps=12 // before, **options)
+    trainer, second, _ = run(NoisyData(22, after), saved[-1][0], max_steps=12 // before + 8 // after, **options)
+    assert len(first.seen) == 12 and len(second.seen) == 8 and not set(first.seen) & set(second.seen)
+    assert trainer.current_epoch == 1
+
+
+def test_workers_change_nothing(tmp_path):
+    whole = run(NoisyData(), folder=tmp_path, max_epochs=2)
+    persistent = run(NoisyData(num_workers=2), max_epochs=2)
+    equal(dict(whole[1].state_dict()), dict(persistent[1].state_dict()))
+    assert_goes_on(whole, whole[2][3:9:5], tmp_path, lambda: NoisyData(num_workers=2), max_epochs=2)
+
+
+def test_a_changed_seed_of_the_data_waits_for_the_next_epoch(tmp_path):
+    options = {"limit_val_batches": 0}
+    trainer, model, saved = run(NoisyData(seed=1), folder=tmp_path, max_epochs=2, **options)
+    _, other, _ = run(NoisyData(seed=2), saved[2][0], max_epochs=2, **options)
+    assert other.seen[:8] == model.seen[12:20] and other.seen[8:] != model.seen[20:]
+
+
+def test_validation_in_between_changes_no_training(tmp_path):
+    states = [run(NoisyData(), max_epochs=2, **options)[1].state_dict() for options in
+              ({"val_check_interval": 1}, {"limit_val_batches": 0}, {"num_sanity_val_steps": 0})]  # fmt: skip
+    equal(dict(states[0]), dict(states[1]))
+    equal(dict(states[0]), dict(states[2]))
+
+
+def test_the_bar_of_a_resumed_epoch_knows_its_length(tmp_path):
+    _, _, saved = run(NoisyData(), folder=tmp_path, max_epochs=1)
+    bars = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            bar = trainer.progress_bar_callback.train_progress_bar
+            bars.append((bar.n, bar.total))
+
+    run(NoisyData(), saved[2][0], max_epochs=1, enable_progress_bar=True, callbacks=[TQDMProgressBar(), Watch()])
+    assert bars == [(4, 5), (5, 5)]
