@@ -1,18 +1,21 @@
 """A run that was stopped and resumed is the uninterrupted one: weights, moments, averages, rows of the log."""
 
+import copy
+import dataclasses
 import random
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Checkpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.tuner import Tuner
 from torch import nn
 from toys import RandomImages, Toy, ToyData
 
 from zoo.callbacks.ema import EMA
-from zoo.optim import Optim
+from zoo.optim import Optim, lr_factor, names_by_group
 
 CONSTANT = Optim(lr=1e-2, schedule="constant", warmup_steps=2)
 
@@ -96,7 +99,7 @@ class SaveEverywhere(Checkpoint):
         self.save(trainer, "epoch")
 
 
-def run(data, path=None, folder=None, seed=0, model=None, callbacks=(), **options):
+def run(data, path=None, folder=None, seed=0, model=None, callbacks=(), averaged=True, **options):
     """A run, its model and what it saved."""
     pl.seed_everything(seed, verbose=False)
     model = Noisy() if model is None else model
@@ -104,7 +107,7 @@ def run(data, path=None, folder=None, seed=0, model=None, callbacks=(), **option
     trainer = pl.Trainer(**({
         "max_epochs": 3, "accelerator": "cpu", "devices": 1, "logger": Rows(), "log_every_n_steps": 1,
         "enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": folder,
-        "callbacks": [EMA(decay=0.5), *callbacks, saver],
+        "callbacks": [*([EMA(decay=0.5)] if averaged else []), *callbacks, saver],
     } | options))  # fmt: skip
     trainer.fit(model, data, ckpt_path=path)
     return trainer, model, saver.saved
@@ -243,3 +246,143 @@ def test_the_bar_of_a_resumed_epoch_knows_its_length(tmp_path):
 
     run(NoisyData(), saved[2][0], max_epochs=1, enable_progress_bar=True, callbacks=[TQDMProgressBar(), Watch()])
     assert bars == [(4, 5), (5, 5)]
+
+
+OTHER = Optim(
+    lr=3e-3, betas=(0.5, 0.6), eps=1e-5, weight_decay=0.2, decay="all", warmup_steps=1, schedule="cosine", min_lr=1e-5,
+    total_steps=40, layer_decay=0.5,
+)  # fmt: skip
+
+
+class Layered(Noisy):
+    """Has two layers of its own learning rate."""
+
+    def layer_of(self, name):
+        return 0 if name.startswith("net.0") else 1
+
+    num_layers = 1
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Optim)] + ["all of them"])
+def test_settings_of_the_optimizer_are_those_of_recipe_and_flags_and_moments_those_of_the_checkpoint(field, tmp_path):
+    every = dataclasses.asdict(OTHER)
+    changed = dataclasses.replace(CONSTANT, **(every if field == "all of them" else {field: every[field]}))
+    options = {"max_epochs": -1, "limit_val_batches": 0}
+    _, model, saved = run(NoisyData(), folder=tmp_path, model=Layered(), max_steps=4, **options)
+    moments = by_name(model, torch.load(saved[-1][0], weights_only=True)["optimizer_states"][0])
+
+    class Look(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if trainer.global_step > 4:
+                return
+            fresh = module.parameter_groups(changed)
+            factor = lr_factor(changed, changed.total_steps or 6)(4)
+            for group, said in zip(trainer.optimizers[0].param_groups, fresh, strict=True):
+                assert group["lr"] == pytest.approx(said["lr"] * factor, rel=1e-12)
+                assert group["weight_decay"] == said["weight_decay"] and group["name"] == said["name"]
+                assert (tuple(group["betas"]), group["eps"]) == (changed.betas, changed.eps)
+            equal(moments, by_name(module, trainer.optimizers[0].state_dict()))
+
+    trainer, _, _ = run(
+        NoisyData(), saved[-1][0], model=Layered(optim=changed), max_steps=6, callbacks=[Look()], seed=9, **options
+    )
+    factor = lr_factor(changed, changed.total_steps or 6)(6)
+    lrs = [group["lr"] * factor for group in trainer.lightning_module.parameter_groups(changed)]
+    assert trainer.lr_scheduler_configs[0].scheduler.get_last_lr() == pytest.approx(lrs, rel=1e-12)
+
+
+def by_name(module, state):
+    """Moments by the name of their parameter, whatever the groups."""
+    groups = module.parameter_groups(module.optim_settings)
+    names = [name for group in names_by_group(module, groups) for name in group]
+    return {name: state["state"][i] for i, name in enumerate(names)}
+
+
+def test_checkpoints_without_names_keep_moments_with_their_parameters(tmp_path):
+    options = {"max_epochs": -1, "limit_val_batches": 0}
+    _, model, saved = run(NoisyData(), folder=tmp_path, model=Layered(), max_steps=2, **options)
+    content = torch.load(saved[-1][0], weights_only=True)
+    del content["zoo_run"]
+    torch.save(content, tmp_path / "older.ckpt")
+    moments = by_name(model, content["optimizer_states"][0])
+    seen = {}
+
+    class Look(pl.Callback):
+        def on_train_start(self, trainer, module):
+            seen.update(copy.deepcopy(by_name(module, trainer.optimizers[0].state_dict())))
+
+    other = Layered(optim=dataclasses.replace(CONSTANT, decay="all", layer_decay=0.5))
+    run(NoisyData(), tmp_path / "older.ckpt", model=other, max_steps=3, callbacks=[Look()], **options)
+    equal(moments, seen)
+
+
+def test_what_changes_against_the_checkpoint_is_said_in_one_line(tmp_path, caplog):
+    options = {"max_epochs": -1, "limit_val_batches": 0}
+    _, _, saved = run(NoisyData(), folder=tmp_path, max_steps=2, **options)
+    run(NoisyData(), saved[-1][0], max_steps=3, **options)
+    assert "other settings" not in caplog.text
+    changed = Noisy(optim=dataclasses.replace(CONSTANT, lr=1e-5))
+    run(NoisyData(batch_size=2), saved[-1][0], model=changed, max_steps=3, gradient_clip_val=1.0, **options)
+    lines = [record.message for record in caplog.records if "other settings" in record.message]
+    assert lines == [
+        "Going on with other settings than the checkpoint's: optim.lr 1e-05 (was 0.01), batch_size 2 (was 4), "
+        "gradient_clip_val 1.0 (was None)"
+    ]
+
+
+def test_patience_is_that_of_the_recipe(tmp_path):
+    def stopping(patience):
+        return [EarlyStopping("val/loss", patience=patience)]
+
+    _, _, saved = run(NoisyData(), folder=tmp_path, max_epochs=1, callbacks=stopping(3))
+    for path in (saved[0][0], saved[-2][0]):  # after a validation: what it measured is there for who looks at it
+        trainer, _, _ = run(NoisyData(), path, max_epochs=2, callbacks=stopping(7))
+        assert trainer.early_stopping_callback.patience == 7
+
+
+def test_a_run_that_leaves_the_averages_out_goes_on_with_the_trained_weights(tmp_path):
+    _, _, saved = run(NoisyData(), folder=tmp_path, max_epochs=1)
+    raw = torch.load(saved[2][0], weights_only=True)["current_model_state"]
+    seen = {}
+
+    class Look(pl.Callback):
+        def on_train_start(self, trainer, module):
+            seen.update({name: value.clone() for name, value in module.state_dict().items()})
+
+    with pytest.warns(UserWarning, match="EMA"):
+        run(NoisyData(), saved[2][0], max_epochs=1, averaged=False, callbacks=[Look()])
+    equal(dict(raw), seen)
+
+
+# ---------------------------------------------------------------- searches
+
+
+@pytest.mark.parametrize("mode", ["power", "binsearch"])
+@pytest.mark.parametrize("count", [22, 64])
+def test_the_search_for_a_batch_size_ends_at_the_number_of_images_and_leaves_no_file(mode, count, tmp_path):
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    model, data = Noisy(), NoisyData(count)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = Tuner(trainer).scale_batch_size(model, datamodule=data, mode=mode, margin=0)
+    assert found == data.batch_size == data.hparams["batch_size"] == count
+    assert list(tmp_path.iterdir()) == []
+    equal(before, dict(model.state_dict()))
+    trainer.fit(model, data)
+    assert trainer.global_step == 1 and sorted(model.seen[-count:]) == list(range(count))
+
+
+def test_the_search_for_a_learning_rate_sets_that_of_the_optimizer(tmp_path):
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    model = Noisy()
+    found = Tuner(trainer).lr_find(model, datamodule=NoisyData(), num_training=30, early_stop_threshold=None)
+    suggested = found.suggestion()
+    assert model.lr == model.optim_settings.lr == model.init_args()["optim"]["lr"] == suggested != CONSTANT.lr
+    assert list(tmp_path.iterdir()) == []
+    trainer.fit(model, NoisyData())
+    assert trainer.optimizers[0].param_groups[0]["lr"] == suggested and trainer.global_step == 10

@@ -132,6 +132,7 @@ class Resuming(Callback):
             "global_step": trainer.global_step,
             "validation_due": self._validation_due(trainer, batches),
             "row": _row(trainer),
+            "metrics": _metrics(trainer),
             "noise": noise_states(),
             "trainer": _trainer_settings(trainer),
             "parameters": [names_by_group(pl_module, optimizer.param_groups) for optimizer in trainer.optimizers],
@@ -179,6 +180,8 @@ class Resuming(Callback):
         if (row := said["row"]) is not None and trainer.loggers:
             values = {name: value for name, value in row.items() if name != "step"}
             trainer._logger_connector.log_metrics(values, step=row["step"])
+        for name, value in said["metrics"].items():  # what callbacks monitor
+            trainer._logger_connector._callback_metrics[name] = torch.tensor(value)
         if not said["batches"]:
             fit_loop._restart_stage = "none"
             epoch_loop.restarting = False
@@ -221,11 +224,23 @@ def _skipped(trainer: Trainer, said: dict[str, Any]) -> int:
     return sampler.skipped(said["epoch"]) if hasattr(sampler, "skipped") else said["batches"]
 
 
+def _in_hook(trainer: Trainer) -> bool:
+    """Whether a checkpoint is written by a hook at the end of a step, before the step's metrics are."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress.current
+    return bool(trainer.training) and progress.completed < progress.processed == progress.ready
+
+
+def _metrics(trainer: Trainer) -> dict[str, float]:
+    """What callbacks monitor."""
+    connector = trainer._logger_connector
+    values = connector._callback_metrics | (connector.metrics["callback"] if _in_hook(trainer) else {})
+    return {name: float(value) for name, value in values.items()}
+
+
 def _row(trainer: Trainer) -> dict[str, float] | None:
-    """Metrics that are still to be written where a checkpoint is written by a hook at the end of a step."""
-    progress, connector = trainer.fit_loop.epoch_loop.batch_progress.current, trainer._logger_connector
-    in_hook = trainer.training and progress.completed < progress.processed == progress.ready
-    if not in_hook or trainer.fit_loop._should_accumulate() or not connector.should_update_logs:
+    """Metrics of the step that are still to be written."""
+    connector = trainer._logger_connector
+    if not _in_hook(trainer) or trainer.fit_loop._should_accumulate() or not connector.should_update_logs:
         return None
     values = {name: float(value) for name, value in connector.metrics["log"].items()}
     if not values:
@@ -286,7 +301,11 @@ def _regroup(model: Any, checkpoint: dict[str, Any], optim: dict[str, Any] | Non
     if len(states) != 1 or not all(isinstance(key, int) for key in states[0]["state"]):
         return
     if names is None:  # of an older version, which noted the settings alone
-        names = [names_by_group(model, model.parameter_groups(Optim(**optim)))] if optim else [[]]
+        names = (
+            [names_by_group(model, model.parameter_groups(Optim(**optim | {"betas": tuple(optim["betas"])})))]
+            if optim
+            else [[]]
+        )
     groups = names_by_group(model, model.parameter_groups(model.optim_settings))
     sizes = [len(group["params"]) for group in states[0]["param_groups"]]
     if names[0] != groups and [len(group) for group in names[0]] == sizes:
