@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from datamodules.order import OwnNoise, TrainOrder
 from zoo.choices import one_of
 from zoo.nn.ranks import world_size
-from zoo.resuming import place
+from zoo.resuming import place_of
 
 Split = Literal["train", "val", "test", "all"]
 Sample = dict[str, Any]
@@ -159,7 +159,7 @@ class ZooDataModule(pl.LightningDataModule):
         """How much of the epoch was seen; asked by Lightning for every checkpoint."""
         if self._order is None or self.trainer is None:
             return {}
-        epoch, batches = place(self.trainer)
+        epoch, batches = place_of(self.trainer)
         seen, seed = self._order.seen(epoch, batches), self._order.seed_of(epoch)
         return {"epoch": epoch, "seen": seen, "seed": seed, "size": self._order.size}
 

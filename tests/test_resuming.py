@@ -380,7 +380,7 @@ def test_the_search_for_a_learning_rate_sets_that_of_the_optimizer(tmp_path):
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
     )  # fmt: skip
     model = Noisy()
-    found = Tuner(trainer).lr_find(model, datamodule=NoisyData(), num_training=30, early_stop_threshold=None)
+    found = Tuner(trainer).lr_find(model, datamodule=NoisyData(88), num_training=30, early_stop_threshold=None)
     suggested = found.suggestion()
     assert model.lr == model.optim_settings.lr == model.init_args()["optim"]["lr"] == suggested != CONSTANT.lr
     assert list(tmp_path.iterdir()) == []

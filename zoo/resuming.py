@@ -21,7 +21,7 @@ KEY = "zoo_run"
 TRAINING, VALIDATION = 0, 1  # what noise is for
 
 
-def place(trainer: Trainer) -> tuple[int, int]:
+def place_of(trainer: Trainer) -> tuple[int, int]:
     """The epoch, and how many batches of it are behind the last optimizer step.
 
     Batches after it are left out, because the gradients that they have left are in no checkpoint. An epoch that ended
@@ -123,7 +123,7 @@ class Resuming(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        epoch, batches = place(trainer)
+        epoch, batches = place_of(trainer)
         checkpoint[KEY] = {
             "seed": torch.initial_seed() if self.seed is None else self.seed,
             "epoch": epoch,
