@@ -7,9 +7,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from zoo.checkpoints.config_facts import config_beside
 from zoo.checkpoints.files import read
+from zoo.checkpoints.format import check_positions
+from zoo.checkpoints.provenance import say_unused
 from zoo.nn.efficientnet_lite0 import HEAD_CHANNELS
-from zoo.vision_towers import CLIP_MEAN, CLIP_STD, Lite0Map, VisionTower
+from zoo.vision_towers import CLIP_MEAN, CLIP_POSITIONS, CLIP_STD, Lite0Map, VisionTower, check_clip
 
 CLIP_H = {
     "hidden_size": 1280,
@@ -78,7 +81,11 @@ class _ClipEmbeds(nn.Module):
         )
         if source != "random":
             own = self.model.state_dict()
-            state = {name: value.float() for name, value in read(Path(source)).state.items() if name in own}
+            check_clip(config_beside(Path(source)), self.model.config, source)
+            file = read(Path(source)).state
+            counted = check_positions(file, [name for name in file if name.endswith(CLIP_POSITIONS)])
+            state = {name: value.float() for name, value in file.items() if name in own}
+            say_unused(source, file, {*state, *counted})
             if missing := [name for name in own if name not in state and "position_ids" not in name]:
                 raise ValueError(f"{source} holds no CLIP ViT-H/14 with projection: it lacks {', '.join(missing[:5])}")
             self.model.load_state_dict(own | state)

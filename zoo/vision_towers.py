@@ -1,5 +1,6 @@
 """Frozen image encoders by name, for the models that put continuous tokens of them into a language model."""
 
+from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from zoo.checkpoints.config_facts import check_facts, config_beside
 from zoo.checkpoints.eva import eva_state
 from zoo.checkpoints.files import read
+from zoo.checkpoints.format import check_positions
+from zoo.checkpoints.provenance import entries_of, plain, say_unused, trace
 from zoo.nn.efficientnet_lite0 import HEAD_CHANNELS, TAP_STRIDES, efficientnet_lite0
 from zoo.nn.eva_vit import EvaViT, resize_positions
 from zoo.nn.nearest_code import without_tf32
@@ -24,6 +28,7 @@ TOWERS = (
     "eva_vit_g:PATH", "eva_vit_g:random", "clip_vit_l14:PATH", "clip_vit_l14:random", "lite0", "blind",
     "tiny_random", "tiny_random:WIDTH", "tiny_clip", "tiny_eva",
 )  # fmt: skip
+CLIP_POSITIONS = "embeddings.position_ids"  # a buffer that old files hold
 TINY_PATCH = 8
 CLIP_SIZES = {
     "hidden_size": 1024,
@@ -145,6 +150,24 @@ def vision_tower(reference: str, image_size: int, cache: int = 0) -> VisionTower
     return VisionTower(_RandomPatches(width), width, cells, (0.5,), (0.5,), cache=cache)
 
 
+def check_clip(config: Mapping[str, Any], own: Any, source: str) -> None:
+    """Compare what ``config.json`` says of a CLIP, bare or inside a LLaVA, and no tensor shows, with the network.
+
+    Args:
+        config: of the folder; empty where it has none.
+        own: the ``CLIPVisionConfig`` of the network.
+        source: name of the folder, for the message.
+
+    Raises:
+        ValueError: naming the field that says something else.
+    """
+    vision = config.get("vision_config", config if config.get("model_type") == "clip_vision_model" else None)
+    if vision is not None:
+        defaults = type(own)()
+        names = ("num_attention_heads", "patch_size", "hidden_act", "layer_norm_eps")
+        check_facts(vision, {name: (getattr(defaults, name), getattr(own, name)) for name in names}, source)
+
+
 def _eva_weights(source: str, network: EvaViT) -> dict[str, Tensor]:
     if not source:
         raise FileNotFoundError(
@@ -152,7 +175,15 @@ def _eva_weights(source: str, network: EvaViT) -> dict[str, Tensor]:
             f"{EVA_ORIGIN} and write 'eva_vit_g:PATH', or 'eva_vit_g:random' to use it untrained"
         )
     own = network.state_dict()
-    state = {name: value.float() for name, value in eva_state(read(Path(source)).state).items() if name in own}
+    config = config_beside(Path(source))
+    if vision := config.get("vision_config"):  # a BLIP-2 of transformers
+        block: Any = network.blocks[0]
+        facts = {"num_attention_heads": (16, block.attn.heads), "hidden_act": ("gelu", "gelu")}
+        check_facts(vision, facts | {"layer_norm_eps": (1e-6, block.norm1.eps)}, source)
+    file = trace(read(Path(source)).state)
+    state = {name: value.float() for name, value in eva_state(file).items() if name in own}
+    say_unused(source, file, entries_of(state.values()))
+    state = plain(state)
     if missing := [name for name in own if name not in state]:  # the file holds block 40 and a head too
         raise ValueError(f"{source} is no eva_vit_g: it lacks {', '.join(missing[:5])}")
     state["pos_embed"] = resize_positions(state["pos_embed"], network.num_tokens)
@@ -187,13 +218,17 @@ class _Clip(nn.Module):
                 "openai/clip-vit-large-patch14 or -336 as a folder and write 'clip_vit_l14:PATH', or "
                 "'clip_vit_l14:random' to use it untrained"
             )
+        check_clip(config_beside(Path(source)), self.model.config, source)
         own = self.model.state_dict()
-        state = {}
-        for name, value in read(Path(source)).state.items():
+        state, file = {}, trace(read(Path(source)).state)
+        for name, value in file.items():
             name = name.rpartition("vision_tower.")[2].removeprefix("vision_model.")
             for target in (name, f"vision_model.{name}"):  # transformers 5 dropped the inner name
                 if target in own:
                     state[target] = value.float()
+        counted = check_positions(file, [name for name in file if name.endswith(CLIP_POSITIONS)])
+        say_unused(source, file, entries_of(state.values()).union(counted))
+        state = plain(state)
         position = next(name for name in own if name.endswith("position_embedding.weight"))
         if missing := [n for n in own if n not in state and "post_layernorm" not in n and "position_ids" not in n]:
             raise ValueError(f"{source} holds no CLIP ViT-L/14: it lacks {', '.join(missing[:5])}")

@@ -404,6 +404,7 @@ def test_a_tensor_remembers_what_it_was_made_of_through_everything_readers_do():
 
 def test_names_for_a_message_are_few_and_a_single_one_is_spelled_out():
     names = [f"visual_encoder.blocks.{i}.attn.{j}" for i in range(9) for j in "qkv"]
-    assert grouped([*names, "visual_encoder.stray", "temp", "a/b/c"]) == (
-        "visual_encoder.blocks.* (27), visual_encoder.stray, temp, a/b/c"
+    assert grouped([*names, "visual_encoder.blocks.0.stray.weight", "visual_encoder.stray", "temp", "a/b/c"]) == (
+        "visual_encoder.blocks.* (27), visual_encoder.blocks.0.stray.weight, visual_encoder.stray, temp, a/b/c"
     )
+    assert grouped([f"x{i}" for i in range(20)]) == "* (20)"

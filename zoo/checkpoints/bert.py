@@ -1,16 +1,24 @@
 """The text side of a Q-Former from BERT: bert-base-uncased as published, or a smaller one with the same vocabulary."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from zoo.checkpoints.config_facts import check_facts, config_beside
 from zoo.checkpoints.files import read
+from zoo.checkpoints.format import check_positions
+from zoo.checkpoints.provenance import entries_of, plain, say_unused, trace
 from zoo.wordpiece import minilm_folder
 
 PREFIX = "bert."
+#: what the Q-Former has and no tensor shows
+FACTS = {
+    "hidden_act": ("gelu", "gelu"), "layer_norm_eps": (1e-12, 1e-12),
+    "position_embedding_type": ("absolute", "absolute"),
+}  # fmt: skip
 
 
 def start_from_bert(qformer: Any, source: str) -> None:
@@ -31,12 +39,18 @@ def start_from_bert(qformer: Any, source: str) -> None:
     folder = minilm_folder() if source == "minilm" else Path(source)
     if not folder.exists():
         raise FileNotFoundError(f"text_init is {source!r}, which is neither 'minilm' nor a folder of BERT")
-    heads = json.loads((folder / "config.json").read_text())["num_attention_heads"] if folder.is_dir() else None
-    state = {name.removeprefix(PREFIX): value.float() for name, value in read(folder).state.items()}
+    config = config_beside(folder) if folder.is_dir() else {}
+    heads = config.get("num_attention_heads")
+    check_facts(config, FACTS, source)
+    file = trace(read(folder).state)
+    state = {name.removeprefix(PREFIX): value.float() for name, value in file.items()}
     own = qformer.state_dict()
     if heads is not None and heads != qformer.heads:
         raise ValueError(f"{source} has {heads} attention heads and the Q-Former {qformer.heads}: set heads to {heads}")
     found = _renamed(state, own)
+    counted = check_positions(file, [name for name in file if name.endswith("embeddings.position_ids")])
+    say_unused(source, file, entries_of(value for name, value in found.items() if name in own).union(counted))
+    found = plain(found)
     layers = 1 + max(int(name.split(".")[3]) for name in found if name.startswith("bert.encoder.layer."))
     if layers < qformer.depth:
         raise ValueError(f"{source} has {layers} layers, the Q-Former {qformer.depth}: set depth to {layers} or less")
@@ -57,9 +71,9 @@ def _renamed(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str
     found = {}
     for name, value in state.items():
         if name == "embeddings.word_embeddings.weight":
-            table = own["bert.embeddings.word_embeddings.weight"].clone()
+            table = own["bert.embeddings.word_embeddings.weight"]
             if len(value) <= len(table) and value.shape[1:] == table.shape[1:]:
-                table[: len(value)] = value
+                table = torch.cat([value, table[len(value) :]])
             else:
                 table = value  # to be refused with both shapes
             found["bert.embeddings.word_embeddings.weight"] = table
@@ -73,8 +87,6 @@ def _renamed(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str
             found[f"bert.{name}"] = value
         elif name.startswith(("cls.predictions.transform.", "cls.predictions.bias")):
             if name == "cls.predictions.bias":
-                bias = own["cls.predictions.bias"].clone()
-                bias[: len(value)] = value
-                value = bias
+                value = torch.cat([value, own["cls.predictions.bias"][len(value) :]])
             found[name] = value
     return found

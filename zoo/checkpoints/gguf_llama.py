@@ -67,6 +67,14 @@ def llama_config(reader: Any, path: Path) -> dict[str, Any]:
     if value("general.architecture") != "llama":
         raise ValueError(f"{path} holds a {value('general.architecture')}, and only Llama-like models are read")
     heads = value("llama.attention.head_count")
+    width = value("llama.embedding_length") // heads
+    facts = {
+        "llama.expert_count": 0, "llama.rope.scaling.type": "none", "llama.rope.dimension_count": width,
+        "llama.attention.key_length": width, "llama.attention.value_length": width,
+    }  # fmt: skip
+    for key, plain in facts.items():
+        if (found := value(key, plain)) != plain:
+            raise ValueError(f"{path} says {key} {found!r}, and only Llama-like models with {plain!r} are read")
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -99,6 +107,10 @@ def llama_state(reader: Any, config: dict[str, Any]) -> dict[str, Tensor]:
         if stem.startswith("blk."):
             _, number, layer = stem.split(".", 2)
             block = f"model.layers.{number}."
+        if layer not in NAMES or kind != "weight":
+            raise ValueError(
+                f"the GGUF file holds {tensor.name}, for which a plain Llama has no place: its outputs would be others"
+            )
         value = torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
         if layer in heads:
             value = rearrange(value, "(h c two) d -> (h two c) d", h=heads[layer], two=2)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from zoo.atomic_files import write_text_whole
 from zoo.checkpoints import beit_surgery
 from zoo.checkpoints.beit_surgery import INDEX, TABLE
+from zoo.checkpoints.config_facts import check_facts
 from zoo.checkpoints.export import write_safetensors
 from zoo.checkpoints.format import Converted, Format, State
 from zoo.strict_json import strict_json
@@ -91,17 +92,13 @@ def check_config(config: Mapping[str, Any], model: nn.Module) -> tuple[str, ...]
         return ()
     vit: Any = model.vit
     block = vit.blocks[0]
-    patch = vit.patch_embed.proj.kernel_size[0]
     facts = {
         "num_attention_heads": (12, block.attn.heads),
-        "patch_size": (16, [patch, patch]),
+        "patch_size": (16, vit.patch_embed.proj.kernel_size[0]),
         "hidden_act": ("gelu", "gelu"),
         "num_channels": (3, 3),
     }
-    for name, (default, own) in facts.items():
-        found = config.get(name, default)
-        if (found if not isinstance(own, list) or isinstance(found, list) else [found, found]) != own:
-            raise ValueError(f"config.json beside these weights says {name} {found!r}, and this model has {own!r}")
+    check_facts(config, facts)
     eps = config.get("layer_norm_eps", 1e-12)
     if eps != block.norm1.eps:
         return (

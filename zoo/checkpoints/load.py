@@ -1,6 +1,5 @@
 """Putting weights into models: the layout is recognised by content, and everything is checked before anything moves."""
 
-import json
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -11,9 +10,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from zoo import registry
+from zoo.checkpoints.config_facts import config_beside
 from zoo.checkpoints.files import COMPILED, Checkpoint, adapter_settings, read
 from zoo.checkpoints.format import Converted
-from zoo.checkpoints.provenance import entries_of, grouped, plain, trace
+from zoo.checkpoints.provenance import entries_of, plain, say_unused, trace
 from zoo.checkpoints.size import check_size
 from zoo.module import ZooModule
 
@@ -84,20 +84,15 @@ def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _put(model: ZooModule, checkpoint: Checkpoint) -> None:
     layout, converted = _convert(model, checkpoint)
-    unused = _unused(checkpoint.state, converted)
+    used = entries_of(converted.state.values()).union(converted.checked)
     converted = replace(converted, state=plain(converted.state))
     _check(model, converted, checkpoint, layout)
     model.load_state_dict(converted.state, strict=False)  # strictness is _check's
     model.set_absent(converted.absent)
     model.fresh = dict(converted.fresh)
     model.warn_of_other_parts(checkpoint.zoo or adapter_settings(checkpoint.path), str(checkpoint.path))
-    _report(checkpoint, layout, converted, unused)
-
-
-def _unused(state: Mapping[str, Tensor], converted: Converted) -> list[str]:
-    """Entries of the file that nothing was made of, and that no check has looked at."""
-    used = entries_of(converted.state.values()).union(converted.checked)
-    return [name for name in state if name not in used]
+    _report(checkpoint, layout, converted)
+    say_unused(checkpoint.path, checkpoint.state, used)
 
 
 def _convert(model: ZooModule, checkpoint: Checkpoint) -> tuple[str, Converted]:
@@ -111,7 +106,7 @@ def _convert(model: ZooModule, checkpoint: Checkpoint) -> tuple[str, Converted]:
         return "ours", Converted({compiled[name]: value for name, value in state.items()}, absent=said)
     for layout in model.formats:
         if layout.matches(state):
-            notes = () if layout.check_config is None else layout.check_config(_config_beside(checkpoint.path), model)
+            notes = () if layout.check_config is None else layout.check_config(config_beside(checkpoint.path), model)
             converted = layout.convert(state, model)
             return layout.name, replace(converted, notes=(*notes, *converted.notes))
     if names_equal or (checkpoint.zoo or {}).get("class") == _name(type(model)):
@@ -120,18 +115,6 @@ def _convert(model: ZooModule, checkpoint: Checkpoint) -> tuple[str, Converted]:
     if shared > len(own) / 2 and not _of_another(model, checkpoint):  # ours with a few other names: say which
         return "ours", Converted(dict(state))
     raise ValueError(_unknown(model, checkpoint))
-
-
-def _config_beside(path: Path) -> dict[str, Any]:
-    """What ``config.json`` in the folder of the weights says; nothing where there is none."""
-    file = (path if path.is_dir() else path.parent) / "config.json"
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} beside the weights is no JSON: {error}") from error
-    return found if isinstance(found, dict) else {}
 
 
 def _unknown(model: ZooModule, checkpoint: Checkpoint) -> str:
@@ -182,7 +165,7 @@ def _check(model: ZooModule, converted: Converted, checkpoint: Checkpoint, layou
         )
 
 
-def _report(checkpoint: Checkpoint, layout: str, converted: Converted, unused: list[str]) -> None:
+def _report(checkpoint: Checkpoint, layout: str, converted: Converted) -> None:
     path = checkpoint.path
     if layout != "ours":
         rank_zero_info(f"read {path} as {layout}")
@@ -194,8 +177,6 @@ def _report(checkpoint: Checkpoint, layout: str, converted: Converted, unused: l
         rank_zero_info(f"{prefix.rstrip('.')} starts anew: {reason}")
     for prefix, reason in converted.absent.items():
         rank_zero_info(f"{prefix.rstrip('.')} was not loaded: {reason}")
-    if unused:
-        rank_zero_info(f"not used from {path}: {grouped(unused)}")
 
 
 def _known_classes() -> set[str]:

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-SHOWN_EACH = 2  # names of one group that are spelled out; more of them are counted
+SHOWN_EACH = 2  # so many names of one part are spelled out; more of them are counted, but for those that stand alone
+SHOWN_ALONE = 8
 
 
 class Traced(Tensor):
@@ -52,13 +54,37 @@ def entries_of(values: Iterable[Any]) -> frozenset[str]:
     return frozenset().union(*(value.entries for value in values if isinstance(value, Traced)))
 
 
+def say_unused(source: object, state: Mapping[str, Tensor], used: Iterable[str]) -> None:
+    """Name the entries of a file that nothing was made of, and that no check has looked at; nothing where all were.
+
+    Args:
+        source: name of the file.
+        state: what is in it.
+        used: names of the other entries.
+    """
+    used = set(used)
+    if unused := [name for name in state if name not in used]:
+        rank_zero_info(f"not used from {source}: {grouped(unused)}")
+
+
 def grouped(names: Iterable[str]) -> str:
-    """Names for a message: few are spelled out, many of one part are counted: ``visual_encoder.blocks.* (468)``."""
-    groups: dict[str, list[str]] = {}
+    """Names for a message: of many in one part those that stand alone are spelled out, and the others are counted.
+
+    ``visual_encoder.blocks.* (468), visual_encoder.scale``.
+    """
+    groups: dict[str, dict[str, list[str]]] = {}
     for name in names:
         separator = "/" if "/" in name else "."
-        parts = [part for part in name.split(separator)[:-1] if not part.isdigit()][:2]
-        groups.setdefault(separator.join([*parts, "*"]) if parts else name, []).append(name)
-    return ", ".join(
-        ", ".join(found) if len(found) <= SHOWN_EACH else f"{group} ({len(found)})" for group, found in groups.items()
-    )
+        *parts, leaf = (part for part in name.split(separator) if not part.isdigit())
+        within = (*parts[2:], leaf)[0]
+        groups.setdefault(separator.join([*parts[:2], "*"]), {}).setdefault(within, []).append(name)
+    return ", ".join(text for group, found in groups.items() for text in _spelled(group, found))
+
+
+def _spelled(group: str, found: dict[str, list[str]]) -> list[str]:
+    if sum(map(len, found.values())) <= SHOWN_EACH:
+        return [name for names in found.values() for name in names]
+    alone = [names[0] for names in found.values() if len(names) == 1]
+    alone = alone if len(alone) <= SHOWN_ALONE else []
+    counted = sum(map(len, found.values())) - len(alone)
+    return ([f"{group} ({counted})"] if counted else []) + alone
