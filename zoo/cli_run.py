@@ -25,6 +25,7 @@ import zoo
 from zoo import recipe_files
 from zoo.cli_errors import ZooParser
 from zoo.module import ZooModule
+from zoo.precision import RECIPES_SAY, register_with_recipes, remark
 from zoo.recipe_header import parse_header
 from zoo.run_folder import find_checkpoint, keep_old_metrics
 
@@ -44,6 +45,7 @@ def run(arguments: list[str]) -> None:
     # Lightning 2.6 calls what jsonargparse 5 will drop; the bounds in pyproject.toml say so
     os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = os.environ.get("JSONARGPARSE_DEPRECATION_WARNINGS") or "off"
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    register_with_recipes()
     try:
         with _quiet():
             ZooCLI(arguments)
@@ -195,6 +197,11 @@ class ZooCLI(LightningCLI):
             for key in ("title", "expect"):
                 if key in header:
                     print(f"{key:>6}: {header[key]}".replace("\n", "\n" + 8 * " "))
+            settings = self._get(self.config, "trainer")
+            chosen = any(RECIPES_SAY in path.read_text(encoding="utf-8") for path in self.recipes.values())
+            said = remark(str(settings["precision"]), str(settings["accelerator"]), chosen)
+            if said:
+                print(f"precision: {said}")
 
 
 def _sentence(error: BaseException | None) -> str | None:

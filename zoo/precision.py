@@ -1,0 +1,60 @@
+"""Which precision is fast here: half-width numbers pay off only where the hardware computes with them.
+
+Recipes write ``precision: ${fast_precision:${trainer.accelerator}}``.
+"""
+
+import torch
+from omegaconf import OmegaConf
+
+RECIPES_SAY = "${fast_precision:"
+
+
+def fast_precision(accelerator: str = "auto") -> str:
+    """``bf16-mixed`` where the hardware that will train computes with bfloat16, else ``32-true``.
+
+    Args:
+        accelerator: the Trainer's setting.
+    """
+    return "bf16-mixed" if computes_in_bfloat16(accelerator) else "32-true"
+
+
+def computes_in_bfloat16(accelerator: str = "auto") -> bool:
+    """Whether the hardware that will train has instructions for bfloat16.
+
+    Args:
+        accelerator: the Trainer's setting.
+    """
+    kind = accelerator
+    if accelerator in ("auto", "gpu"):
+        kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if kind == "cuda":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind != "cpu":
+        return kind == "tpu"
+    found = torch.cpu.get_capabilities()
+    if not any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")):
+        return False
+    # x86: what torch and oneDNN were held to (ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA) counts
+    return "avx2" not in found or torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "AMX"))
+
+
+def remark(precision: str, accelerator: str, chosen: bool) -> str | None:
+    """What to say of a precision before training, or None.
+
+    Args:
+        precision: the Trainer's setting.
+        accelerator: likewise.
+        chosen: whether :func:`fast_precision` chose it.
+    """
+    fast = computes_in_bfloat16(accelerator)
+    if chosen and precision == fast_precision(accelerator):
+        return f"{precision}, since the hardware {'has' if fast else 'lacks'} instructions for bfloat16"
+    if precision.startswith("bf16") and not fast:
+        return f"{precision}, which is emulated here, slower than float32: --trainer.precision=32-true"
+    return None
+
+
+def register_with_recipes() -> None:
+    """Let recipes write ``${fast_precision:...}``."""
+    register = getattr(OmegaConf, "register_resolver", None) or OmegaConf.register_new_resolver  # before 2.4
+    register("fast_precision", fast_precision, replace=True)
