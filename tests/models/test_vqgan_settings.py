@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import zoo
+from zoo.models import vqgan
+from zoo.models.vqgan import VQGAN
 from zoo.nn.ema_quantizer import EMAQuantizer
 from zoo.nn.fsq import FSQ as FSQQuantizer
 from zoo.nn.gumbel_quantizer import GumbelQuantizer
@@ -140,11 +142,71 @@ def test_the_loss_is_the_weighted_sum_of_all_terms(batch):
     torch.testing.assert_close(terms["r1"], r1.detach())
     torch.testing.assert_close(terms["lecam"], lecam.detach())
     torch.testing.assert_close(terms["generator"], -fake.mean().detach())
-    torch.testing.assert_close(terms["generator_weight"], torch.tensor(0.6 * 0.4))
+    torch.testing.assert_close(terms["generator_weight"], torch.tensor(0.6))
+    torch.testing.assert_close(terms["discriminator"], 0.4 * hinge.detach())
     autoencoder = terms["reconstruction"] + 0.7 * terms["codebook"] - 0.6 * 0.4 * fake.mean()
     torch.testing.assert_close(terms["loss"], autoencoder + 0.4 * (hinge + 0.5 * r1 + 0.3 * lecam))
     means = torch.tensor([0.5, -1.0]).lerp(torch.stack([real.mean(), fake.mean()]).detach(), 1 - 0.999)
     torch.testing.assert_close(model.lecam_means, means)
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+@pytest.mark.parametrize("kind", ["hinge", "vanilla"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("factor", [0.0, 0.5, 1.0, 2.0])
+def test_what_is_logged_is_what_taming_logs(batch, factor, training, kind, adaptive):
+    """Its d_weight and g_loss know nothing of disc_factor, which is logged by itself; its disc_loss is multiplied."""
+    model = zoo.create_model(
+        "vqgan_tiny", disc_factor=factor, disc_weight=0.6, adaptive=adaptive, adversarial=kind, disc="stylegan"
+    ).train(training)
+    output = model.pixels(model.quantize(model.features(batch["image"])).vectors)
+    target = 2 * batch["image"] - 1
+    real, fake = model.discriminator(target), model.discriminator(output)
+    nll, g_loss = torch.nn.functional.l1_loss(output, target), -fake.mean()
+    norms = [torch.autograd.grad(x, model.decoder.conv_out.weight, retain_graph=True)[0].norm() for x in (nll, g_loss)]
+    d_weight = 0.6 * (norms[0] / (norms[1] + 1e-4)).clamp(0, 1e4) if adaptive else torch.tensor(0.6)
+    if kind == "hinge":
+        d_loss = ((1 - real).relu().mean() + (1 + fake).relu().mean()) / 2
+    else:
+        d_loss = (torch.nn.functional.softplus(-real).mean() + torch.nn.functional.softplus(fake).mean()) / 2
+    terms = model.losses(batch)
+    torch.testing.assert_close(terms["discriminator"], (factor * d_loss).detach(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(terms["disc_factor"], torch.tensor(factor))
+    if training:
+        torch.testing.assert_close(terms["generator"], g_loss.detach(), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(terms["generator_weight"], d_weight, rtol=1e-3, atol=0)
+        autoencoder = terms["reconstruction"] + terms["codebook"]
+        total = autoencoder + terms["disc_factor"] * terms["generator_weight"] * terms["generator"]
+        torch.testing.assert_close(terms["loss"].detach(), total + terms["discriminator"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, 1.0, 2.0])
+def test_before_its_start_nothing_adversarial_is_logged_and_in_the_warm_up_the_discriminator_alone(batch, factor):
+    """taming logs a disc_loss of 0 and weights that multiply nothing there, for which the discriminator would run."""
+    before = zoo.create_model("vqgan_tiny", disc_factor=factor, disc_start=5).train()
+    assert not {"generator", "generator_weight", "discriminator", "disc_factor"} & set(before.losses(batch))
+    warm = zoo.create_model("vqgan_tiny", disc_factor=factor, disc_start=5, disc_warmup=5).train()
+    terms = warm.losses(batch)
+    assert not {"generator", "generator_weight"} & set(terms) and terms["disc_factor"] == factor
+    torch.testing.assert_close(
+        terms["loss"].detach(), terms["reconstruction"] + terms["codebook"] + terms["discriminator"]
+    )
+
+
+def test_validation_before_the_start_says_nothing_of_an_untrained_discriminator(tmp_path):
+    from tiny_tokenizer import RandomImageData, quiet_trainer
+
+    seen = {}
+
+    class Watched(VQGAN):
+        def validation_step(self, batch, batch_idx):
+            seen[self.global_step] = set(self.losses(batch))
+
+    model = Watched(**vqgan.TINY | {"disc_start": 2})
+    trainer = quiet_trainer(tmp_path, max_steps=3, val_check_interval=1, check_val_every_n_epoch=None)
+    trainer.fit(model, RandomImageData(24, 32, 8))
+    assert ["discriminator" in seen[step] for step in (1, 2, 3)] == [False, True, True]
+    assert "discriminator" in model.eval().losses({"image": torch.rand(2, 3, 32, 32)})
 
 
 def test_the_adaptive_weight_multiplies(batch):
@@ -155,7 +217,7 @@ def test_the_adaptive_weight_multiplies(batch):
     output = model.pixels(model.quantize(model.features(batch["image"])).vectors)
     losses = torch.nn.functional.l1_loss(output, 2 * batch["image"] - 1), -model.discriminator(output).mean()
     norms = [torch.autograd.grad(x, model.decoder.conv_out.weight, retain_graph=True)[0].norm() for x in losses]
-    expected = 0.6 * 0.4 * norms[0] / (norms[1] + 1e-4)
+    expected = 0.6 * norms[0] / (norms[1] + 1e-4)
     torch.testing.assert_close(model.losses(batch)["generator_weight"], expected, rtol=1e-3, atol=0)
     assert norms[0] < 0.5 * norms[1]
 

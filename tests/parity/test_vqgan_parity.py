@@ -174,7 +174,7 @@ def test_a_whole_step_of_both_networks(disc, when):
     close(distance, a[f"out.g_{when}.nll_loss"], 2e-5)
     added, terms = model.adversarial_terms(model.discriminator, target, output, distance)
     total = distance + model.codebook_weight * a["in.codebook_loss"] + added
-    generator = total - (model.disc_factor * terms["discriminator"] if terms else 0.0)
+    generator = total - (terms["discriminator"] if terms else 0.0)
     close(generator, a[f"out.g_{when}.loss"], 2e-5)
     total.backward()
     # one backward pass: neither network's gradient holds anything of the other's loss

@@ -288,26 +288,30 @@ class VQGAN(ZooModule):
         output: Float[Tensor, "b c h w"],
         distance: Float[Tensor, ""],
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """What both networks add to the objective, and what to look at."""
-        step = self.global_step if self.training else sys.maxsize
+        """What both networks add to the objective, and what to look at.
+
+        As in taming ``generator_weight`` is without ``disc_factor``, and ``discriminator`` with it.
+        """
+        fitting = self._trainer is not None and self.trainer.state.fn == "fit"
+        step = self.global_step if self.training or fitting else sys.maxsize
         added = target.new_zeros(())
         if step < self.disc_start - self.disc_warmup:
             # zero gradients rather than none: DDP wants every parameter
             return sum((0 * p.sum() for p in discriminator.parameters()), added), {}
-        terms = {}
-        factor = self.disc_factor if step >= self.disc_start else 0.0
-        if factor and self.training:
+        factor = self.disc_factor
+        terms = {"disc_factor": target.new_tensor(factor)}
+        if step >= self.disc_start and self.training:
             generator = gan.generator_loss(self.adversarial, gan.fixed_discriminator(discriminator, output))
-            weight = torch.full_like(generator, self.disc_weight * factor)
+            weight = torch.full_like(generator, self.disc_weight)
             if self.adaptive:
                 weight = weight * gan.adaptive_weight(distance, generator, self.decoder.conv_out.weight)
-            added = weight * generator
-            terms = {"generator": generator, "generator_weight": weight}
+            added = factor * weight * generator
+            terms |= {"generator": generator, "generator_weight": weight}
         penalised = self.training and self.r1 > 0
         target = target.detach().requires_grad_(penalised)
         real, fake = discriminator(target), discriminator(output.detach())
         loss = gan.discriminator_loss(self.adversarial, real, fake)
-        terms |= {"discriminator": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
+        terms |= {"discriminator": factor * loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
         if penalised:
             terms["r1"] = gan.r1_penalty(real, target)
             loss = loss + self.r1 * terms["r1"]
@@ -316,7 +320,7 @@ class VQGAN(ZooModule):
             loss = loss + self.lecam * terms["lecam"]
             means = torch.stack([terms["logits_real"], terms["logits_fake"]]).detach().float()
             self.lecam_means.lerp_(mean_over_ranks(means), 1 - LECAM_DECAY)
-        return added + self.disc_factor * loss if self.training else added, terms
+        return added + factor * loss if self.training else added, terms
 
     def perceptual_distance(
         self, output: Float[Tensor, "b 3 h w"], images: Float[Tensor, "b 3 h w"]
