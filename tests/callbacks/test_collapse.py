@@ -3,7 +3,7 @@
 import pytest
 import torch
 from tiny_tokenizer import quiet_trainer
-from toys import ToyData
+from toys import RandomImages, ToyData
 
 import zoo
 from zoo import Optim, ZooModule
@@ -53,3 +53,58 @@ def test_a_window_has_four_tokens_per_code(tmp_path):
     trainer = quiet_trainer(tmp_path, max_steps=5, callbacks=[CollapseGuard(threshold=0.9, steps=1, stop=True)])
     trainer.fit(model, ToyData(8, count=32))
     assert trainer.global_step == 5 and trainer.callback_metrics["train/usage_quantizer"] == 1.0
+
+
+KINDS = {
+    "vq": {}, "ema": {"quantizer": "ema"}, "l2": {"quantizer": "l2"}, "gumbel": {"quantizer": "gumbel"},
+    "fsq": {"quantizer": "fsq", "levels": (4, 4, 4), "code_width": 3}, "lfq": {"quantizer": "lfq", "code_width": 6},
+}  # fmt: skip
+TOKENIZERS = [
+    ("dvae_tiny", {}, ["encoder"]),
+    ("dvae_tiny", {"relaxation": "straight_through", "encoder_start": 2}, ["encoder"]),
+    ("vqvae_tiny", {}, ["quantize_b"]),
+    ("vqvae2_tiny", {}, ["quantize_t", "quantize_b"]),
+    ("vqgan_maskgit_tiny", {}, ["quantize"]),
+    ("seed_stage2_tiny", {}, ["quantize"]),
+    *(("vqgan_tiny", {"disc": "none"} | kind, ["quantize"]) for kind in KINDS.values()),
+]
+
+
+@pytest.mark.parametrize(("name", "settings", "codebooks"), TOKENIZERS)
+def test_the_codes_of_every_discrete_tokenizer_are_counted(name, settings, codebooks, tmp_path):
+    model = zoo.create_model(name, **settings, optim=Optim(lr=0.0))
+    guard = CollapseGuard(threshold=1e-6, steps=4)
+    trainer = quiet_trainer(tmp_path, max_steps=4, callbacks=[guard])
+    trainer.fit(model, ToyData(32, batch_size=8, count=32))
+    assert {f"train/usage_{c}" for c in codebooks} == {k for k in trainer.callback_metrics if "usage_" in k}
+    with torch.no_grad():
+        images = torch.stack([RandomImages(32, 32, 2)[i]["image"] for i in range(32)])
+        ids = model.eval().encode(images).ids
+    if name != "vqvae_tiny" and settings.get("quantizer") != "ema":  # whose codes move without a learning rate
+        for codebook, segment in zip(codebooks, model.spec.segments, strict=True):
+            found = len(ids[:, model.spec.span(segment.name)].unique()) / segment.size
+            assert trainer.callback_metrics[f"train/usage_{codebook}"] == pytest.approx(found, abs=1.5 / segment.size)
+
+
+def test_a_dvae_whose_codes_are_all_the_same_has_collapsed(tmp_path):
+    model = zoo.create_model("dvae_tiny", optim=Optim(lr=0.0))
+    with torch.no_grad():
+        model.encoder.blocks.output.conv.w.zero_()
+        model.encoder.blocks.output.conv.b.zero_()[5] = 1.0
+    with pytest.raises(ValueError, match=r"codebook encoder has collapsed: 1 of its 64 codes.*marginal_entropy"):
+        quiet_trainer(tmp_path, max_steps=4, callbacks=[CollapseGuard(steps=2, stop=True)]).fit(model, ToyData(32))
+
+
+@pytest.mark.parametrize("name", ["maskgit_tiny", "beit_classifier_tiny", "blip2_stage1_tiny"])
+def test_where_there_is_nothing_to_count_it_says_so(name, tmp_path):
+    trainer = quiet_trainer(tmp_path, max_steps=1, callbacks=[CollapseGuard(steps=1)])
+    with pytest.warns(UserWarning, match="CollapseGuard counts nothing: this .* trains no codebook"):
+        trainer.fit(zoo.create_model(name), ToyData(32))
+
+
+def test_a_run_that_is_shorter_than_a_window_is_told(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        quiet_trainer(tmp_path, max_steps=1, callbacks=[CollapseGuard()]).fit(
+            zoo.create_model("dvae_tiny"), ToyData(32)
+        )
+    assert "CollapseGuard says nothing of encoder: the run ended before a window of 500 steps" in caplog.text

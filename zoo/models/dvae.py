@@ -15,6 +15,7 @@ Section A.3 likelihood -> `losses.logit_laplace.logit_laplace_nll`; KL -> `losse
 """
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from typing import Literal
@@ -198,6 +199,10 @@ class DVAE(ZooModule):
             "tau": loss.new_tensor(tau),
             "beta": loss.new_tensor(beta),
         }
+
+    def code_sources(self) -> dict[str, tuple[int, Callable[[Tensor], Tensor]]]:
+        """What :class:`zoo.callbacks.CollapseGuard` counts: the most likely codes of the encoder's logits."""
+        return {"encoder": (self.spec.vocab_size, lambda logits: logits.detach().argmax(1))}
 
     def on_train_start(self) -> None:
         super().on_train_start()
