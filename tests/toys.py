@@ -129,6 +129,28 @@ class SameOnEveryRank(pl.Callback):
             print("RANKS AGREE")
 
 
+class KilledAt(pl.Callback):
+    """Ends the run without a chance to save.
+
+    Args:
+        step: that has begun.
+    """
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, *others):
+        if trainer.global_step == self.step:
+            raise SystemExit(9)
+
+
+class FailsInValidation(pl.Callback):
+    """Has a bug."""
+
+    def on_validation_batch_start(self, trainer, *others):
+        raise AssertionError("a bug in validation")
+
+
 class SignalAt(pl.Callback):
     """The process gets a signal in the middle of a step, of a batch of validation, or of a test.
 

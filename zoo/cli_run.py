@@ -1,5 +1,6 @@
 """The commands that train and evaluate: LightningCLI as the zoo uses it, and which errors are for the user."""
 
+import contextlib
 import linecache
 import logging
 import os
@@ -8,7 +9,6 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -18,16 +18,17 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from omegaconf.errors import OmegaConfBaseException
 
 import zoo
 from zoo import recipe_files
+from zoo.callbacks.record import RunRecord
 from zoo.cli_errors import ZooParser
 from zoo.module import ZooModule
 from zoo.precision import RECIPES_SAY, register_with_recipes, remark
 from zoo.recipe_header import parse_header
-from zoo.run_folder import find_checkpoint, keep_old_metrics
+from zoo.run_folder import FolderLock, find_checkpoint
+from zoo.run_loggers import RunCSVLogger, RunTensorBoardLogger
 
 DESCRIPTION = "Train and evaluate visual tokenizers. Also: list [PATTERN], recipes, copy RECIPE [TARGET]."
 Precision = Literal["highest", "high", "medium"]
@@ -74,19 +75,25 @@ class ZooCLI(LightningCLI):
     """
 
     def __init__(self, arguments: list[str]):
-        import datamodules
         from zoo.registry import presets
 
         presets()  # imports the papers, so that recipes can say BEiT for zoo.BEiT
         #: configuration files, as typed -> as found
         self.recipes: dict[str, Path] = {}
         self.arguments = arguments
+        with contextlib.ExitStack() as self.held:
+            self._run(arguments)
+
+    def _run(self, arguments: list[str]) -> None:
+        import datamodules
+
         super().__init__(
             ZooModule,
             datamodules.ZooDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,  # Optim belongs to the model; Lightning's groups step per epoch
+            save_config_callback=RunRecord,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             parser_class=ZooParser,
@@ -147,23 +154,26 @@ class ZooCLI(LightningCLI):
             self.config_init[str(self.subcommand)]["ckpt_path"] = ckpt_path  # of what was downloaded
         # into the configuration that the run writes down, which is then a recipe of the same folder
         self.config[str(self.subcommand)]["trainer"]["default_root_dir"] = str(run_dir)
-        fit = self.subcommand == "fit" and not config["fast_dev_run"]
-        if fit:
-            keep_old_metrics(run_dir)
+        log_dir = run_dir if self.subcommand == "fit" else run_dir / str(self.subcommand)
         if config["logger"] in (None, True):
-            log_dir = run_dir if self.subcommand == "fit" else run_dir / str(self.subcommand)
-            kwargs["logger"] = [logger(log_dir, name="", version="") for logger in (CSVLogger, TensorBoardLogger)]
+            loggers = (RunCSVLogger, RunTensorBoardLogger)
+            kwargs["logger"] = [logger(log_dir, name="", version="") for logger in loggers]
+        elif config["logger"]:
+            given = config["logger"] if isinstance(config["logger"], list) else [config["logger"]]
+            kwargs["logger"] = [RunCSVLogger.of(logger) for logger in given]
         given = config["callbacks"] or []
         callbacks: list[Callback] = list(given) if isinstance(given, list) else [given]
         checkpoints = config["enable_checkpointing"] is not False
         callbacks += self._default_callbacks(callbacks, run_dir, checkpoints) + self._shown(callbacks, config)
         if not any(isinstance(c, ModelSummary) for c in callbacks):
             kwargs["enable_model_summary"] = False  # ours is shorter
-        if fit and checkpoints and not ckpt_path:  # a resumed run goes on with the file
-            from zoo.callbacks.kept import KeepOldCheckpoint
-
-            callbacks.append(KeepOldCheckpoint(run_dir))
-        return super().instantiate_trainer(default_root_dir=str(run_dir), callbacks=callbacks, **kwargs)
+        trainer = super().instantiate_trainer(default_root_dir=str(run_dir), callbacks=callbacks, **kwargs)
+        if trainer.is_global_zero and self.subcommand != "predict" and not config["fast_dev_run"]:
+            remedy = "wait until it has ended, or give this one a folder of its own, --trainer.default_root_dir=FOLDER"
+            lock = FolderLock(log_dir, remedy)
+            lock.take()
+            self.held.callback(lock.give_back)
+        return trainer
 
     def _default_callbacks(self, given: list[Callback], run_dir: Path, checkpoints: bool) -> list[Callback]:
         from zoo.callbacks.divergence import DivergenceGuard
@@ -242,7 +252,7 @@ def _worker_sentence(message: str) -> str | None:
     return re.sub(r"^[\w.]+: ", "", message.strip().splitlines()[-1])
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without advertising tips, and without warnings about what is done on purpose: old run folders, frozen trunks."""
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")

@@ -46,6 +46,7 @@ class LastCheckpoint(ModelCheckpoint):
         self._began = self._saved = time.monotonic()
         self._cost = None
         self._first_step, self._look = trainer.global_step, trainer.global_step + 1
+        self._last_global_step_saved = trainer.global_step  # a run that goes on has its checkpoint already
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zoo.metrics.extractors import quantise
 from zoo.module import ZooModule
+from zoo.run_folder import FolderLock
 from zoo.token_shards import HEADER, TEXTS, make_header, write_header, write_shard
 from zoo.tokens import ID_PRECISION, Tokens, TokenSpec
 
@@ -46,6 +47,7 @@ class TokenDump(BasePredictionWriter):
         self.folder = Path(out_dir) / split
         self.split, self.with_images, self.shard_size = split, with_images, shard_size
         self.model, self.overwrite = model, overwrite
+        self._lock = FolderLock(self.folder, "wait until it has ended, or take another out_dir")
         self._parts: list[dict[str, Any]] = []
         self._waiting = self._shards = self._count = 0
         self._spec: TokenSpec | None = None
@@ -60,18 +62,35 @@ class TokenDump(BasePredictionWriter):
             if not hasattr(data, "predict_split"):
                 raise ValueError(f"{type(data).__name__} has no predict_split, so TokenDump cannot choose {self.split}")
             data.predict_split = self.split
-        old = [*self.folder.glob("tokens-*.safetensors"), *self.folder.glob(HEADER)]
-        if old and not self.overwrite:
-            raise FileExistsError(f"{self.folder} holds token shards already: take another out_dir, or overwrite=true")
-        trainer.strategy.barrier("token shards are looked for")
-        if trainer.is_global_zero:
-            for path in old:
-                path.unlink()
-        trainer.strategy.barrier("old token shards are removed")
+        if refused := trainer.strategy.broadcast(self._take_folder() if trainer.is_global_zero else None):
+            raise FileExistsError(refused)
         self._parts, self._waiting, self._shards, self._count = [], 0, 0, 0
+
+    def _take_folder(self) -> str | None:
+        """Lock the folder against other dumps; why that cannot be, or None."""
+        try:
+            self._lock.take()
+        except FileExistsError as error:
+            return str(error)
+        if self._old() and not self.overwrite:
+            return f"{self.folder} holds token shards already: take another out_dir, or overwrite=true"
+        return None
+
+    def _old(self) -> list[Path]:
+        return [*self.folder.glob(HEADER), *self.folder.glob("tokens-*.safetensors")]  # unfinished without the first
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.predict_loop.return_predictions = False  # Lightning would keep every batch in memory
+        if trainer.is_global_zero:
+            for path in self._old():
+                path.unlink()
+        trainer.strategy.barrier("old token shards are removed")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._lock.give_back()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._lock.give_back()
 
     def write_on_batch_end(
         self,
