@@ -14,6 +14,7 @@ from datamodules.tokens import TokenData
 from zoo.callbacks.evaluation import Evaluation
 from zoo.callbacks.grids import ImageGrids
 from zoo.callbacks.token_dump import TokenDump
+from zoo.run_folder import FolderLock
 from zoo.token_shards import check_header, read_header, read_shards, text_in, write_shard
 
 
@@ -55,6 +56,32 @@ def test_tokens_of_another_tokenizer_are_refused(tmp_path):
         model.codes += 1e-3
     with pytest.raises(ValueError, match="other weights"):
         check_header(header, model)
+
+
+def test_a_second_dump_into_a_folder_is_refused_while_the_first_one_writes(tmp_path):
+    dump(tmp_path, TinyTokenizer())
+    before = {path.name: path.read_bytes() for path in (tmp_path / "train").iterdir()}
+    first = FolderLock(tmp_path / "train", "")
+    first.take()
+    with pytest.raises(FileExistsError, match=r"train is in use by this process: .* take another out_dir"):
+        dump(tmp_path, TinyTokenizer(), overwrite=True)
+    first.give_back()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "train").iterdir()} == before
+    dump(tmp_path, TinyTokenizer(), overwrite=True)
+    assert {path.name for path in (tmp_path / "train").iterdir()} == set(before)
+
+
+def test_a_dump_that_fails_before_it_predicts_keeps_the_shards_that_it_was_to_replace(tmp_path, monkeypatch):
+    dump(tmp_path, TinyTokenizer())
+    before = {path.name: path.read_bytes() for path in (tmp_path / "train").iterdir()}
+
+    def broken(self):
+        raise ValueError("no images")
+
+    monkeypatch.setattr(RandomImageData, "predict_dataloader", broken)
+    with pytest.raises(ValueError, match="no images"):
+        dump(tmp_path, TinyTokenizer(), overwrite=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "train").iterdir()} == before
 
 
 def test_existing_shards_are_not_mixed(tmp_path):
