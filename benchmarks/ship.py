@@ -17,6 +17,7 @@ import torch
 
 import zoo
 from zoo.atomic_files import write_text_whole
+from zoo.checkpoints import pickles
 from zoo.checkpoints.export import save_weights
 from zoo.registry import WEIGHTS_DIR, find
 from zoo.strict_json import strict_json
@@ -42,7 +43,7 @@ def main() -> None:
     model = zoo.create_model(f"ckpt:{args.checkpoint}")
     model.set_absent(dict(args.without))
     path = save_weights(model, WEIGHTS_DIR / f"{args.name}.safetensors", torch.float16 if args.half else None)
-    steps = torch.load(args.checkpoint, map_location="cpu", weights_only=True)["global_step"]
+    steps = pickles.load(args.checkpoint)["global_step"]
     card = make_card(args.name, path, model, vars(args) | {"steps": steps})
     write_text_whole(path.with_suffix(".json"), strict_json(card) + "\n")
     print(f"{path} ({card['bytes'] / 1e6:.1f} MB) and its card")

@@ -117,7 +117,7 @@ class ZooDataModule(pl.LightningDataModule):
         self.save_hyperparameters(logger=False)
 
     @property
-    def trainer(self) -> pl.Trainer | None:
+    def trainer(self) -> Any:
         """The trainer, which from the moment it meets this data reads checkpoints safely."""
         return self._trainer
 

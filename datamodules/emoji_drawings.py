@@ -79,7 +79,7 @@ def _cached_svgs(files: tuple[str, ...], style: str, side: int) -> UInt8[np.ndar
                 pixels = stored["rgba"]
             if pixels.shape == (len(files), side, side, 4) and pixels.dtype == np.uint8:
                 return pixels
-        except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError):
+        except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, MemoryError):
             pass  # cut off or foreign: draw again and replace it
     pixels = np.stack([_svg(resvg_py, path, side) for path in _progress(paths, f"drawing {style} at {side} px")])
     _write(cache, pixels)

@@ -388,16 +388,19 @@ def _smollm2() -> Path:
 
 def _from_folder(folder: Path, dtype: str, random: bool = False) -> LanguageModel:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     from zoo.checkpoints.files import read
+    from zoo.checkpoints.folders import check_code, check_network
     from zoo.checkpoints.llava import language_config, language_state
 
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # which would run programs
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is no folder of a language model: it has no config.json")
+    check_code(folder, CONFIG_MAPPING)
+    check_network(folder)
     inner = language_config(folder)  # the language model inside a LLaVA
-    config = (
-        AutoConfig.from_pretrained(folder, local_files_only=True) if inner is None else AutoConfig.for_model(**inner)
-    )
+    config = AutoConfig.from_pretrained(folder, **local) if inner is None else AutoConfig.for_model(**inner)
     encoder_decoder = bool(config.is_encoder_decoder)
     if config.model_type == "t5" and dtype == "float16":
         raise ValueError("T5 overflows in float16: set language_dtype to bfloat16")
@@ -414,8 +417,8 @@ def _from_folder(folder: Path, dtype: str, random: bool = False) -> LanguageMode
         network.load_state_dict(language_state(read(folder).state))
     else:
         with _no_progress_bar():
-            network = builder.from_pretrained(folder, config=config, dtype=weight_type, local_files_only=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            network = builder.from_pretrained(folder, config=config, dtype=weight_type, **local)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **local)
     width = config.d_model if encoder_decoder else getattr(config, "word_embed_proj_dim", config.hidden_size)
     return LanguageModel(network, TextCodec(tokenizer), width, encoder_decoder)
 

@@ -18,15 +18,17 @@ from typing import Any
 import torch
 from jaxtyping import Int, UInt8
 from lightning.pytorch.utilities import rank_zero_warn
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from zoo.atomic_files import write_text_whole, write_whole
+from zoo.checkpoints.files import read_safetensors
 from zoo.strict_json import strict_json
 from zoo.tokens import ID_PRECISION, TokenSpec
 
 FORMAT = 1
 HEADER = "header.json"
+NEEDED = ("class", "count", "fingerprint", "model", "num_tokens", "vocab_size")  # of every header
 TEXTS = ("caption", "file", "image_id")  # what a shard may hold in words
 
 
@@ -126,10 +128,12 @@ def read_header(folder: str | Path) -> dict[str, Any]:
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
         written = header["format"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+    except (ValueError, RecursionError, KeyError, TypeError):
         raise ValueError(f"{path} is not a header of token shards: write the shards again") from None
     if written != FORMAT:
         raise ValueError(f"{path} has format {written}, this version reads {FORMAT}: write the shards again")
+    if lacking := [name for name in NEEDED if name not in header]:
+        raise ValueError(f"{path} does not say {', '.join(lacking)}: write the shards again")
     return header
 
 
@@ -279,7 +283,7 @@ def read_shards(folder: str | Path) -> list[dict[str, Tensor]]:
         ValueError: where the shards do not hold what the header says.
     """
     header = read_header(folder)
-    shards = [load_file(path) for path in sorted(Path(folder).glob("tokens-*.safetensors"))]
+    shards = [read_safetensors(path).state for path in sorted(Path(folder).glob("tokens-*.safetensors"))]
     check_shards(header, shards, folder)
     return shards
 
@@ -290,12 +294,14 @@ def check_shards(header: dict[str, Any], shards: Sequence[dict[str, Tensor]], fo
     Raises:
         ValueError: naming the counts that differ.
     """
+    if any(name not in shard or shard[name].ndim < 1 for shard in shards for name in ("ids", "index")):
+        raise ValueError(f"{folder} holds shards without ids or index, which are no tokens: remove the foreign ones")
     found = sum(len(shard["ids"]) for shard in shards)
     if found != header["count"]:
         raise ValueError(f"{folder} holds tokens of {found} images, its header says {header['count']}: write it again")
     for shard in shards:
-        if shard["ids"].shape[1] != header["num_tokens"]:
+        if shard["ids"].shape[1:] != (header["num_tokens"],):
             raise ValueError(
-                f"{folder} has {shard['ids'].shape[1]} tokens per image, its header says {header['num_tokens']}: "
+                f"{folder} has {shard['ids'].shape[-1]} tokens per image, its header says {header['num_tokens']}: "
                 f"remove the foreign shards"
             )

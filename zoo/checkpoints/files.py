@@ -67,7 +67,7 @@ def read(path: str | Path, classes: Iterable[str] = ()) -> Checkpoint:
         state, notes = flax_msgpack.read_set(path, wanted)
         return Checkpoint(path, state, notes=notes)
     if path.suffix == ".safetensors" or start[8:] == b"{":
-        found, inner = _read_safetensors(path), wanted is not None
+        found, inner = read_safetensors(path), wanted is not None
         if wanted not in (None, SHADOW):
             raise ValueError(f"{path} holds no weights called {wanted!r}: it holds one set without a name")
     else:
@@ -118,7 +118,12 @@ def adapter_settings(folder: Path) -> dict[str, Any] | None:
     return {"init_args": {ours: config[theirs] for ours, theirs in names.items() if theirs in config}}
 
 
-def _read_safetensors(path: Path) -> Checkpoint:
+def read_safetensors(path: Path) -> Checkpoint:
+    """The tensors of a safetensors file, mapped into memory, and what it says about its model.
+
+    Raises:
+        ValueError: for a damaged file.
+    """
     from safetensors import safe_open
 
     try:

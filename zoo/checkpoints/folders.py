@@ -2,11 +2,11 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoints.pickles import damage
+from zoo.checkpoints import pickles
 from zoo.checkpoints.sharded import inside
 
 #: safetensors before pickles, transformers before diffusers
@@ -22,6 +22,7 @@ PATTERN = re.compile(
     r"(?P<index>\.index(\.(?P<last>[\w-]+))?\.json)?"
 )
 SHARD = re.compile(r"-\d+-of-\d+$")
+ADAPTERS = ("adapter_model.bin",)
 #: folders that training scripts write side by side: averaged weights first, which they evaluate and publish
 AVERAGED = {"vqmodel_ema": "vqmodel", "ema_model": "unwrapped_model"}  # diffusers; open-muse and TiTok
 WHOSE = {"vqmodel_ema": "diffusers", "ema_model": "TiTok"}
@@ -95,6 +96,61 @@ def shards_of(index: Path) -> dict[str, list[str]]:
     return dict(sorted(found.items()))
 
 
+def check_network(folder: Path) -> None:
+    """Refuse a folder for transformers or diffusers whose weights ask for more than tensors, or lead out of it.
+
+    Raises:
+        ValueError: naming the file, and what it asks for.
+        FileNotFoundError: for a shard that is not there.
+    """
+    files = [folder / name for name in ADAPTERS if (folder / name).is_file()]
+    for file in weight_files(folder).values():
+        files += map(Path, shards_of(file)) if file.suffix == ".json" else [file]
+    for file in files:
+        if file.suffix == ".bin":
+            pickles.load(file)
+
+
+def check_code(folder: Path, known: Container[str]) -> None:
+    """Refuse a folder whose model is defined by a program in it.
+
+    Args:
+        folder: in transformers' layout.
+        known: kinds of models that transformers defines itself.
+
+    Raises:
+        ValueError: naming the program.
+    """
+    config = read_json(folder / "config.json")
+    own = config.get("auto_map")
+    if own and config.get("model_type") not in known:
+        programs = sorted(
+            {str(value).partition(".")[0] for value in (own.values() if isinstance(own, dict) else [own])}
+        )
+        raise ValueError(
+            f"{folder} is a model of the kind {config.get('model_type')!r}, which a program in it defines "
+            f"({', '.join(programs)}.py): programs of folders are never run, take a model that transformers knows"
+        )
+
+
+def check_pipeline(folder: Path) -> None:
+    """Refuse a folder of a diffusers pipeline that names programs, or whose weights ask for more than tensors.
+
+    Raises:
+        ValueError: naming what it asks for.
+    """
+    index = folder / "model_index.json"
+    for name, part in read_json(index).items():
+        if name == "_class_name" and not isinstance(part, str):
+            raise ValueError(f"{index} asks for the program {part!r}, which is not run")
+        if name.startswith("_") or not isinstance(part, list):
+            continue
+        if not part or part[0] not in (None, "diffusers", "transformers", "stable_diffusion"):
+            raise ValueError(f"{index} asks for {'.'.join(map(str, part))} as its {name}, which is not run")
+        if (inside := folder / name).is_dir():
+            check_network(inside)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The mapping in a JSON file.
 
@@ -104,7 +160,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
-        raise ValueError(damage(path, error)) from None
+        raise ValueError(pickles.damage(path, error)) from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__} and not settings by name: download it again")
     return content

@@ -134,7 +134,8 @@ def load_from_checkpoint(
         with tempfile.TemporaryDirectory() as room:
             path = Path(room) / "checkpoint"
             path.write_bytes(source.read())
-            content = _of_a_run(pickles.load(path, mapped=False), path)
+            with pickles.called(path, str(getattr(source, "name", "the open file"))):
+                content = _of_a_run(pickles.load(path, mapped=False), path)
     content = _pl_migrate_checkpoint(content)
     key = cls.CHECKPOINT_HYPER_PARAMS_KEY  # type: ignore[attr-defined]
     if hparams_file is not None:

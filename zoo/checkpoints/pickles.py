@@ -14,6 +14,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -45,6 +46,7 @@ DTYPES = {
 
 #: what any pickle may hold
 PLAIN = ("collections.OrderedDict", "pathlib.PosixPath", "pathlib.PurePosixPath", "pathlib.WindowsPath", "torch.Size")
+SHOWN = 4  # names of what a file asks for
 SLACK = 2**26  # bytes of tensors that any file may ask for
 
 
@@ -97,7 +99,7 @@ def load(path: Path, classes: Iterable[str] = (), mapped: bool = True) -> Any:
         if not zipped and "persistent_load" in str(error):  # modules in the old format, which torch cannot read safely
             content = _load_old(path, names)
         elif asked := _asked_for(path, zipped, str(error), names):
-            raise UnsafePickleError(refusal(path, asked)) from None
+            raise UnsafePickleError(refusal(path, *asked)) from None
         else:
             raise ValueError(damage(path, error)) from None
     except Exception as error:  # torch raises whatever the damaged bytes lead to
@@ -152,14 +154,23 @@ def is_module(value: Any) -> bool:
     return isinstance(value, PickledObject | nn.Module) and "_modules" in vars(value)
 
 
-def refusal(path: Path, name: str) -> str:
+def refusal(path: Path, *names: str) -> str:
     """The sentence for a file that asks for something unknown."""
-    module, _, function = name.partition(".")
-    asked = f"{name} (os.{function})" if module in ("posix", "nt") else name
+    spelled = [re.sub(r"^(posix|nt)\.(.+)", r"\g<0> (os.\2)", name) for name in names]
+    asked = " and ".join(spelled[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
     return (
         f"{path} was not read because its pickle asks for {asked}, which could run code: "
         f"get the weights as safetensors or as a plain state dict"
     )
+
+
+@contextmanager
+def called(path: Path, name: str) -> Iterator[None]:
+    """Errors about a file that only exists for reading get the name of what is in it."""
+    try:
+        yield
+    except ValueError as error:
+        raise type(error)(str(error).replace(str(path), name)) from None
 
 
 def damage(path: Path, error: Exception) -> str:
@@ -230,20 +241,21 @@ def _check_sizes(content: Any, path: Path) -> None:
             waiting += vars(value).values()
 
 
-def _asked_for(path: Path, zipped: bool, message: str, known: Iterable[str]) -> str | None:
-    """The first name in a refused pickle that is neither torch's own nor known, as the file spells it."""
+def _asked_for(path: Path, zipped: bool, message: str, known: Iterable[str]) -> list[str]:
+    """The names in a refused pickle that are neither torch's own nor known."""
+    asked: dict[str, None] = {}
     try:
         if zipped:
             with zipfile.ZipFile(path) as archive, archive.open(_data(archive)) as file:
-                asked = next((name for name in _names(file, 1) if not _harmless(name, known)), None)
+                asked.update((name, None) for name in _names(file, 1) if not _harmless(name, known))
         else:
             with open(path, "rb") as file:
-                asked = next((name for name in _names(file, 5) if not _harmless(name, known)), None)
-    except Exception:  # the bytes are damaged as well
-        asked = None
-    if asked is None and (found := re.search(r"GLOBAL ([\w.]+)", message)):
-        asked = found[1]
-    return asked
+                asked.update((name, None) for name in _names(file, 5) if not _harmless(name, known))
+    except Exception:  # the bytes end in another way, or are no pickle
+        pass
+    if not asked and (found := re.search(r"GLOBAL ([\w.]+)", message)):
+        asked[found[1]] = None
+    return list(asked)
 
 
 def _harmless(name: str, known: Iterable[str]) -> bool:

