@@ -27,8 +27,7 @@ NO_ENCODER = (
 
 def matches(state: State) -> bool:
     """Names of one network (``blocks.input.w``), or of one or both with their prefix."""
-    names = [name.removeprefix("encoder.").removeprefix("decoder.") for name in state]
-    return "blocks.input.w" in names and all(name.startswith("blocks.") for name in names)
+    return any(f"{part}blocks.input.w" in state for part in ("", *PARTS))
 
 
 def convert(state: State, model: nn.Module) -> Converted:
@@ -36,7 +35,7 @@ def convert(state: State, model: nn.Module) -> Converted:
     if any(name.startswith("blocks.") for name in state):
         # The encoder starts with a 7x7 convolution on pixels, the decoder with a 1x1 convolution on codes.
         part = "decoder." if state["blocks.input.w"].shape[-1] == 1 else "encoder."
-        state = {part + name: value for name, value in state.items()}
+        state = {part + name if name.startswith("blocks.") else name: value for name, value in state.items()}
     absent = {"encoder.": NO_ENCODER, "decoder.": NO_DECODER}
     for part in PARTS:
         if any(name.startswith(part) for name in state):
