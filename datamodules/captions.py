@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from datamodules.annotations import Annotated, read_captions, read_conversations
 from datamodules.base import Joined, Sample, Samples, Split, ZooDataModule
+from datamodules.image_files import shown
 from datamodules.image_folder import ImageFolderDataset, hold_out
 from datamodules.transforms import (
     EVAL_TRANSFORMS,
@@ -114,31 +115,45 @@ class _AnnotatedData(ZooDataModule):
         if self._views:
             return
         if not self.root.is_dir():
-            raise FileNotFoundError(f"the image folder {self.root} does not exist: give the folder of the images")
+            raise FileNotFoundError(
+                f"the image folder {shown(self.root)} does not exist: give the folder of the images"
+            )
         entries = self._entries()
+        if not entries["train"] and stage in (None, "fit"):
+            raise ValueError(f"{shown(self.files['train'])} leaves no image to train on")
         self.train = self._dataset(entries["train"], train=True)
         self._views = {split: self._dataset(entries[split]) for split in SPLITS}
+        if entries["test"] is entries["val"]:
+            self._views["test"] = self._views["val"]  # so that "all" has each image once
         self.val, self.test = self._views["val"], self._views["test"]
         sizes = ", ".join(f"{split} {len(entries[split]):,}" for split in SPLITS)
-        rank_zero_info(f"{type(self).__name__}: {self.files['train']}, images: {sizes}; {len(self.train):,} samples")
+        rank_zero_info(
+            f"{type(self).__name__}: {shown(self.files['train'])}, images: {sizes}; {len(self.train):,} samples"
+        )
 
     def _entries(self) -> dict[str, list[Annotated]]:
         every = type(self).reads(Path(str(self.files["train"])))
         said = {split: [e for e in every if e.split == split] for split in SPLITS}
         if any(said.values()):  # Karpathy's file says so itself
-            found = {split: said[split] or said["val"] for split in SPLITS}
+            if silent := [e for e in every if e.split is None]:
+                raise ValueError(
+                    f"{shown(self.files['train'])} names no split of {len(silent):,} images, such as "
+                    f"{shown(silent[0].path)}, and one of others: name it of all, or of none"
+                )
+            found = said | {"test": said["test"] or said["val"]}
         else:
-            held = set(hold_out([e.image_id for e in every], self.val_fraction)) if not self.files["val"] else set()
-            found = {"train": [e for e in every if e.image_id not in held]}
-            found["val"] = [e for e in every if e.image_id in held]
+            # records of one image stay on one side, whatever their ids
+            first: dict[str | None, str] = {}
+            sides = [e.image_id if e.path is None else first.setdefault(e.file, e.image_id) for e in every]
+            held = set() if self.files["val"] else set(hold_out(list(dict.fromkeys(sides)), self.val_fraction))
+            found = {"train": [e for e, side in zip(every, sides, strict=True) if side not in held]}
+            found["val"] = [e for e, side in zip(every, sides, strict=True) if side in held]
             found["test"] = found["val"]
         for split in ("val", "test"):
             if (file := self.files[split]) is not None:
                 found[split] = type(self).reads(Path(file))
                 if split == "val" and self.files["test"] is None:
                     found["test"] = found["val"]
-        if not found["train"]:
-            raise ValueError(f"{self.files['train']} leaves no image to train on")
         return found
 
     def _dataset(self, entries: Sequence[Annotated], train: bool = False) -> AnnotatedDataset:

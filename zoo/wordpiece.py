@@ -69,7 +69,8 @@ class WordPiece:
             letters = [c for c in string.printable if not c.isspace()]
             lines = [*SPECIAL, *letters, *(f"##{c}" for c in letters)]
         else:
-            lines = self._file().read_text(encoding="utf-8").splitlines()
+            # at line feeds alone: a word may hold what else Unicode breaks lines at
+            lines = self._file().read_text(encoding="utf-8").removesuffix("\n").split("\n")
         words = {word: i for i, word in enumerate(lines)}
         if missing := [word for word in SPECIAL if word not in words]:
             raise ValueError(f"{self.vocabulary} is no vocabulary of BERT: it lacks {', '.join(missing)}")
