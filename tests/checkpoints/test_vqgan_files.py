@@ -395,8 +395,14 @@ def test_gumbel_and_ldm_configurations(tmp_path):
     assert not any(".attn" in name for name in read_config(tmp_path, noattn).state_dict())
 
 
+def test_the_rate_of_a_taming_configuration_is_taken(tmp_path):
+    found = read_config(tmp_path, CONFIG.replace("4.5e-06", "2.0e-06"))
+    assert found.optim_settings == zoo.Optim(lr=2e-6, betas=(0.5, 0.9), weight_decay=0.0, schedule="constant")
+
+
 def test_depth_configuration_and_weights(tmp_path):
     depth = CONFIG.replace("in_channels: 3, out_ch: 3", "in_channels: 1, out_ch: 1").replace("16384", "1024")
+    depth = depth.replace("disc_in_channels: 3", "disc_in_channels: 1")
     found = read_config(tmp_path, depth)
     with torch.device("meta"):
         expected = zoo.create_model("vqgan_imagenet_f16_1024", channels=1).state_dict()
@@ -420,7 +426,15 @@ def test_resolutions_of_no_level_are_overlooked_as_in_taming(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ("n_embed: 16384", "n_embed: 16384\n    remap: data/used.npy", "remap is not supported"),
+        ("n_embed: 16384", "n_embed: 16384\n    remap: data/used.npy", "remap data/used.npy is not supported"),
+        ("n_embed: 16384", "n_embed: 16384\n    lr_g_factor: 2.0", "lr_g_factor 2.0 is not supported"),
+        ("n_embed: 16384", "n_embed: 16384\n    norm: layer", "the setting norm of params"),
+        ("    n_embed: 16384\n", "", "config.yaml has no n_embed, so it does not say what the network is"),
+        ("ch: 128,", "", "config.yaml has no ch, so it does not say"),
+        ("ddconfig: {", "other: {", "the setting other of params"),
+        ("disc_start: 0", "disc_begin: 0", "the setting disc_begin of lossconfig"),
+        ("disc_in_channels: 3", "disc_in_channels: 1", "a discriminator of 1 channels beside images of 3"),
+        ("vqperceptual.VQLPIPSWithDiscriminator", "segmentation.BCELossWithQuant", "the loss taming.*BCELossWithQuant"),
         ("double_z: false", "double_z: true", "KL autoencoder"),
         ("vqgan.VQModel", "vqgan.EMAVQ", "the model EMAVQ is not supported"),
         ("disc_conditional: false", "disc_conditional: true", "disc_conditional is not supported"),

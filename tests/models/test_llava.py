@@ -222,6 +222,12 @@ def test_lora_folder(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 256}))
     with pytest.warns(UserWarning, match="trained with lora_alpha 256, and this model has 8"):
         zoo.create_model("llava_lora_tiny", weights=tmp_path)
+    before = {n: v.clone() for n, v in model.state_dict().items()}
+    for field, value in (("use_rslora", True), ("use_dora", True), ("bias", "all"), ("alpha_pattern", {"q_proj": 4})):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8, field: value}))
+        with pytest.raises(ValueError, match=rf"says {field} .*and only LoRA with .* is read: merge it first"):
+            model.load_weights(str(tmp_path))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_a_whole_published_model(tmp_path):

@@ -14,6 +14,11 @@ from zoo.checkpoints.addresses import local_path
 from zoo.checkpoints.folders import choose_file, read_json, shards_of
 from zoo.checkpoints.weight_sets import SHADOW, WRAPPERS, choose, split_choice, with_shadows
 
+#: fields of peft's configuration that no tensor shows, and what plain LoRA has
+PLAIN_LORA: dict[str, Any] = {
+    "peft_type": "LORA", "use_rslora": False, "use_dora": False, "fan_in_fan_out": False, "bias": "none",
+    "rank_pattern": {}, "alpha_pattern": {}, "layer_replication": [],
+}  # fmt: skip
 LORA_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -109,12 +114,18 @@ def adapter_settings(folder: Path) -> dict[str, Any] | None:
     """What peft's ``adapter_config.json`` says of the LoRA beside it, as our own checkpoints say it; None without it.
 
     The scale of LoRA is in no tensor: with another one the weights load and mean other things.
+
+    Raises:
+        ValueError: for another kind of adapter than plain LoRA.
     """
     file = folder / "adapter_config.json"
     if not file.is_file():
         return None
     config = read_json(file)
     names = {"lora_rank": "r", "lora_alpha": "lora_alpha"}
+    for field, plain in PLAIN_LORA.items():
+        if (found := config.get(field) or plain) != plain:
+            raise ValueError(f"{file} says {field} {found!r}, and only LoRA with {plain!r} is read: merge it first")
     return {"init_args": {ours: config[theirs] for ours, theirs in names.items() if theirs in config}}
 
 

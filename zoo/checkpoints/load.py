@@ -83,6 +83,7 @@ def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _put(model: ZooModule, checkpoint: Checkpoint) -> None:
+    said = checkpoint.zoo or adapter_settings(checkpoint.path)
     layout, converted = _convert(model, checkpoint)
     used = entries_of(converted.state.values()).union(converted.checked)
     converted = replace(converted, state=plain(converted.state))
@@ -90,7 +91,7 @@ def _put(model: ZooModule, checkpoint: Checkpoint) -> None:
     model.load_state_dict(converted.state, strict=False)  # strictness is _check's
     model.set_absent(converted.absent)
     model.fresh = dict(converted.fresh)
-    model.warn_of_other_parts(checkpoint.zoo or adapter_settings(checkpoint.path), str(checkpoint.path))
+    model.warn_of_other_parts(said, str(checkpoint.path))
     _report(checkpoint, layout, converted)
     say_unused(checkpoint.path, checkpoint.state, used)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.checkpoints.format import Converted, Format, State
+from zoo.optim import Optim
 
 CLASSES = (
     "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
@@ -27,6 +28,15 @@ DISCRIMINATOR = "loss.discriminator."
 CODEBOOKS = ("quantize.embedding.weight", "quantize.embed.weight")
 MEMORY = ("quantize.initialised", "quantize.cluster_size", "quantize.updates")
 MODELS = ("VQModel", "GumbelVQ", "VQModelInterface")
+OF_GUMBEL = ("kl_weight", "temperature_scheduler_config")
+#: settings of the model that decide neither the network nor what it learns
+WITHOUT_EFFECT = ("ckpt_path", "ignore_keys", "image_key", "colorize_nlabels", "monitor", "sane_index_shape", "use_ema")
+#: settings that no released model has otherwise
+UNUSUAL = {"remap": None, "scheduler_config": None, "batch_resize_range": None, "lr_g_factor": 1.0}
+NO_LOSSES = ("", "DummyLoss", "Identity")  # inside a second stage
+LOSS_CHECKED = ("disc_conditional", "use_actnorm", "disc_in_channels", "perceptual_loss")
+LOSS_WITHOUT_EFFECT = ("pixelloss_weight", "n_classes")  # the first is stored and never read, the second is logged
+NEEDED = ("in_channels", "out_ch", "resolution", "ch", "ch_mult", "num_res_blocks", "attn_resolutions", "z_channels")
 DDCONFIG = {
     "double_z", "z_channels", "resolution", "in_channels", "out_ch", "ch", "ch_mult", "num_res_blocks",
     "attn_resolutions", "dropout", "attn_type", "resamp_with_conv", "give_pre_end", "tanh_out", "use_linear_attn",
@@ -112,16 +122,30 @@ def constructor_arguments(path: str | Path) -> dict[str, Any]:
         kind, params = str(stage["target"]).rpartition(".")[2], dict(stage["params"])
     refuse = _refusal(path)
     refuse(kind not in MODELS, f"the model {kind}", f"{', '.join(MODELS)} are")
-    refuse(params.get("remap"), "remap", "only whole codebooks are")
-    arguments = _networks(params["ddconfig"], refuse)
-    arguments |= {"vocab_size": params["n_embed"], "code_width": params["embed_dim"]}
+    unknown = sorted(
+        set(params) - {"ddconfig", "n_embed", "embed_dim", "lossconfig", *OF_GUMBEL, *WITHOUT_EFFECT, *UNUSUAL}
+    )
+    refuse(unknown, f"the setting {', '.join(unknown)} of params", "the released settings are")
+    for name, usual in UNUSUAL.items():
+        refuse(params.get(name, usual) != usual, f"{name} {params.get(name)}", f"{usual} is")
+    arguments = _networks(_needed(params, "ddconfig", path), refuse, path)
+    arguments |= {"vocab_size": _needed(params, "n_embed", path), "code_width": _needed(params, "embed_dim", path)}
+    rate = model.get("base_learning_rate")
+    if "first_stage_config" not in model["params"] and rate is not None:
+        arguments["optim"] = Optim(lr=float(rate), betas=(0.5, 0.9), weight_decay=0.0, schedule="constant")
     if kind == "GumbelVQ":
         schedule = dict((params.get("temperature_scheduler_config") or {}).get("params") or {})
         refuse(schedule.get("warm_up_steps", 0), "a warm-up of the temperature", "a cosine from the first step is")
         arguments |= {"quantizer": "gumbel", "kl_weight": params.get("kl_weight", 1e-8)}
         if schedule:
             arguments["tau"] = (schedule["lr_max"], schedule["lr_min"], schedule["max_decay_steps"])
-    return arguments | _losses(params.get("lossconfig") or {}, refuse)
+    return arguments | _losses(params.get("lossconfig") or {}, refuse, arguments["channels"])
+
+
+def _needed(settings: Mapping[str, Any], name: str, path: str | Path) -> Any:
+    if name not in settings:
+        raise ValueError(f"{path} has no {name}, so it does not say what the network is")
+    return settings[name]
 
 
 def _refusal(path: str | Path) -> Any:
@@ -132,10 +156,11 @@ def _refusal(path: str | Path) -> Any:
     return refuse
 
 
-def _networks(dd: Mapping[str, Any], refuse: Any) -> dict[str, Any]:
+def _networks(dd: Mapping[str, Any], refuse: Any, path: str | Path) -> dict[str, Any]:
     unknown = sorted(set(dd) - DDCONFIG)
     refuse(unknown, f"the setting {', '.join(unknown)} of ddconfig", "the released settings are")
     refuse(dd.get("double_z"), "double_z (a KL autoencoder)", "autoencoders with a codebook are")
+    dd = dict(dd) | {name: _needed(dd, name, path) for name in NEEDED}
     channels = (dd["in_channels"], dd["out_ch"])
     refuse(
         channels not in ((3, 3), (1, 1)), f"the number of channels {channels}", "3 (RGB) or 1 (depth) in and out are"
@@ -160,10 +185,12 @@ def _networks(dd: Mapping[str, Any], refuse: Any) -> dict[str, Any]:
     }
 
 
-def _losses(config: Mapping[str, Any], refuse: Any) -> dict[str, Any]:
+def _losses(config: Mapping[str, Any], refuse: Any, channels: int) -> dict[str, Any]:
     target, params = str(config.get("target", "")), dict(config.get("params") or {})
     if not target.endswith("VQLPIPSWithDiscriminator"):
-        return {"disc": "none", "perceptual": "none"}  # LDM's torch.nn.Identity inside a second stage
+        known = target.rpartition(".")[2] in NO_LOSSES
+        refuse(not known, f"the loss {target}", "VQLPIPSWithDiscriminator, and none (DummyLoss, Identity), are")
+        return {"disc": "none", "perceptual": "none"}
     refuse(params.get("disc_conditional"), "disc_conditional", "an unconditional discriminator is")
     refuse(params.get("use_actnorm"), "use_actnorm", "batch normalisation is")
     names = {
@@ -171,4 +198,9 @@ def _losses(config: Mapping[str, Any], refuse: Any) -> dict[str, Any]:
         "disc_factor": "disc_factor", "disc_weight": "disc_weight", "perceptual_weight": "perceptual_weight",
         "disc_ndf": "disc_width", "disc_loss": "adversarial", "pixel_loss": "pixel_loss",
     }  # fmt: skip
+    unknown = sorted(set(params) - {*names, *LOSS_CHECKED, *LOSS_WITHOUT_EFFECT})
+    refuse(unknown, f"the setting {', '.join(unknown)} of lossconfig", "the released settings are")
+    seen = params.get("disc_in_channels", 3)
+    refuse(seen != channels, f"a discriminator of {seen} channels beside images of {channels}", "as many are")
+    refuse(params.get("perceptual_loss", "lpips") != "lpips", "another perceptual_loss than lpips", "lpips is")
     return {"disc_weight": 1.0} | {ours: params[theirs] for theirs, ours in names.items() if theirs in params}
