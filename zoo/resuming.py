@@ -61,6 +61,8 @@ class Resuming(Callback):
         self._loaded: dict[str, Any] | None = None
         self._validated: tuple[int, int] | None = None
         self._buffers: dict[str, Tensor] = {}
+        self._since_step: list[int] = []
+        self._skipped: list[int] = []
         self._aside: Any = None
         self._restored = False
 
@@ -70,7 +72,7 @@ class Resuming(Callback):
         if stage == "fit":
             self.seed = self._loaded = self._validated = None
             self._restored = False
-            self._buffers = {}
+            self._buffers, self._since_step, self._skipped = {}, [], []
             if hasattr(trainer.datamodule, "start_anew"):
                 trainer.datamodule.start_anew()
 
@@ -93,7 +95,15 @@ class Resuming(Callback):
             epoch_loop._batches_that_stepped = trainer.global_step
         if trainer.accumulate_grad_batches > 1 and batch_idx % trainer.accumulate_grad_batches == 0:
             self._buffers = {name: buffer.clone() for name, buffer in pl_module.named_buffers()}
+            self._since_step = []
         self._seed(trainer, batch_idx, TRAINING)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._skipped and batch_idx + 1 >= self._skipped[0]:
+            self._skipped.pop(0)
+            trainer.fit_loop.epoch_loop._skip_next_val = True
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
@@ -111,6 +121,7 @@ class Resuming(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._aside is not None:
             self._validated = _batch(trainer)
+            self._since_step.append(self._validated[1])
             self._aside.__exit__(None, None, None)
             self._aside = None
 
@@ -131,6 +142,7 @@ class Resuming(Callback):
             "since_step": _since_step(trainer),
             "global_step": trainer.global_step,
             "validation_due": self._validation_due(trainer, batches),
+            "validated": [batch for batch in self._since_step if batch > batches] if _since_step(trainer) else [],
             "row": _row(trainer),
             "metrics": _metrics(trainer),
             "noise": noise_states(),
@@ -185,6 +197,7 @@ class Resuming(Callback):
         if not said["batches"]:
             fit_loop._restart_stage = "none"
             epoch_loop.restarting = False
+            self._skipped = list(said["validated"])
             return
         progress = epoch_loop.batch_progress
         done = _skipped(trainer, said)
@@ -194,6 +207,7 @@ class Resuming(Callback):
         fit_loop._restart_stage = "restarted_mid_epoch"
         epoch_loop.restarting = True
         epoch_loop._restart_stage = "restarted_on_last"
+        self._skipped = list(said["validated"]) if done == said["batches"] else []
         if not said["validation_due"]:
             self._validated = _batch(trainer)
         if _should_validate(trainer):

@@ -119,6 +119,12 @@ class Captions(Callback):
         write_picture_whole(path.with_suffix(".png"), sheet)
         log_picture(trainer, f"{stage}/captions", sheet)
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._validations = state_dict["validations"]
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(not trainer.sanity_checking and self._validations % self.every_n_validations == 0)
         self._validations += not trainer.sanity_checking

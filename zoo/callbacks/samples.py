@@ -71,6 +71,12 @@ class Samples(Callback):
             )
         self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"  # on every rank: log_dir broadcasts
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._validations = state_dict["validations"]
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._wanted, self._batch = False, {}
         if not trainer.sanity_checking and trainer.is_global_zero:

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from zoo.checkpoints import flava, openai, openmmlab
 from zoo.choices import one_of
@@ -209,7 +210,10 @@ class DVAE(ZooModule):
         if self.codebook_init == "kmeans" and self.global_step == 0 and not self.started_from_weights:
             if "FSDP" in type(self.trainer.strategy).__name__:
                 raise ValueError("k-means cannot write into sharded parameters: use ddp, or codebook_init=random")
-            batches = islice(self.trainer.train_dataloader, KMEANS_BATCHES)
+            loader = self.trainer.train_dataloader
+            if isinstance(loader, DataLoader):  # one of its own: workers that persist serve one iteration at a time
+                loader = DataLoader(loader.dataset, batch_sampler=loader.batch_sampler, collate_fn=loader.collate_fn)
+            batches = filter(None, islice(loader, KMEANS_BATCHES))
             self.initialise_codebook(torch.cat([batch["image"] for batch in batches]).to(self.device))
 
     @torch.no_grad()
