@@ -18,8 +18,9 @@ OPTIONS = {"max_epochs": 1, "accumulate_grad_batches": 2, "val_check_interval": 
 def fit(name, folder, path=None, seed=0):
     import lightning.pytorch as pl
 
+    pl.seed_everything(0, verbose=False)
+    model = zoo.create_model(name)  # frozen networks that are random by name are in no checkpoint
     pl.seed_everything(seed, verbose=False)
-    model = zoo.create_model(name)
     classes = getattr(model, "num_classes", 9)
     data = ToyData(model.hparams.get("image_size", 32), 2, 12, classes)
     saver = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1, save_on_train_epoch_end=False)
