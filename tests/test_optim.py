@@ -1,5 +1,6 @@
 """Schedules at their steps, and parameter groups by hand."""
 
+import dataclasses
 import inspect
 import math
 from itertools import pairwise
@@ -108,3 +109,36 @@ def test_only_floating_parameters_on_cpu_or_cuda_are_fused():
     assert can_fuse([nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))])
     assert not can_fuse([nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, device="meta"))])
     assert not can_fuse([nn.Parameter(torch.zeros(2, dtype=torch.complex64))])
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("lr", [-1, -1e-9, float("nan"), float("inf"), "1e-3", None, True]),
+        ("betas", [(0.9,), (0.9, 0.99, 0.999), (1.0, 0.9), (0.9, 1.5), (-0.1, 0.9), 0.9, ("a", "b"), None]),
+        ("eps", [-1e-8, float("nan"), "x"]),
+        ("weight_decay", [-0.05, float("inf"), None]),
+        ("warmup_steps", [-1, 1.5, None, "10"]),
+        ("min_lr", [-1e-6, 2.0, float("nan")]),
+        ("total_steps", [0, -5, 1.5]),
+        ("layer_decay", [0, -0.5, float("nan")]),
+        ("schedule", ["cosin", ""]),
+        ("decay", ["none", "matrix"]),
+    ],
+)
+def test_every_field_refuses_what_cannot_work_and_names_itself(field, values):
+    for value in values:
+        with pytest.raises((ValueError, TypeError), match=field) as caught:
+            Optim(**{field: value})
+        assert "\n" not in str(caught.value) or "Type-check" in str(caught.value)  # the annotations of the tests
+
+
+def test_every_field_is_checked():
+    tried = test_every_field_refuses_what_cannot_work_and_names_itself.pytestmark[0].args[1]
+    assert {field.name for field in dataclasses.fields(Optim)} == {name for name, _ in tried}
+
+
+def test_the_ends_of_the_ranges_are_settings_too():
+    Optim(lr=0, betas=(0.0, 0.0), eps=0.0, weight_decay=0, min_lr=0, warmup_steps=0, total_steps=1, layer_decay=1)
+    Optim(lr=1e-3, min_lr=1e-3)
+    Optim(lr=1e-3, min_lr=1.0, schedule="constant")  # not used

@@ -107,6 +107,62 @@ def test_references_say_where_the_weights_are_from():
         zoo.create_model("ckpt:nowhere.ckpt", weights=True)
 
 
+def same(one, two):
+    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Weights of another random vqvae_tiny in a file, and in a checkpoint of ours."""
+    import lightning.pytorch as pl
+
+    model = zoo.create_model("vqvae_tiny", width=24)
+    trainer = pl.Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, barebones=False)
+    trainer.strategy.connect(model)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    return model, tmp_path / "a.ckpt"
+
+
+def test_the_names_of_the_conventions_work_everywhere(file):
+    """NAME, NAME:TAG, NAME:PATH, NAME:random and ckpt:PATH, for create_model, settings and model_info alike."""
+    trained, path = file
+    for make in (zoo.create_model, registry.model_from):
+        assert same(make(f"vqvae_tiny:{path}", width=24), trained)
+        assert same(make(f"ckpt:{path}"), trained)
+        torch.manual_seed(0)
+        one = make("vqvae_tiny:random")
+        torch.manual_seed(0)
+        assert same(one, zoo.create_model("vqvae_tiny"))
+    tag = next(iter(registry.find("dvae_emoji").weights))
+    assert same(zoo.create_model(f"dvae_emoji:{tag}"), zoo.create_model("dvae_emoji", weights=True))
+    for reference in ("vqvae_tiny", "vqvae_tiny:random", f"vqvae_tiny:{path}", "vqvae_tiny:nowhere"):
+        assert zoo.model_info(reference) == zoo.model_info("vqvae_tiny")
+        assert registry.class_of(reference) is zoo.VQVAE
+    info = zoo.model_info(f"ckpt:{path}")
+    assert (info.name, info.cls, info.init_args["width"]) == (f"ckpt:{path}", zoo.VQVAE, 24)
+    assert info.num_parameters == sum(p.numel() for p in trained.parameters()) and info.spec == trained.spec
+
+
+@pytest.mark.parametrize(
+    ("reference", "options", "sentence"),
+    [
+        ("vqvae_tiny:nowhere", {}, "nowhere is neither a file or folder, nor a model, nor a tag of vqvae_tiny"),
+        ("vqvae_tiny:", {}, "'vqvae_tiny:' names no weights: write 'vqvae_tiny:PATH'"),
+        ("dvae_openai:openai", {}, "get them from https://cdn.openai.com"),
+        ("vqvae_tiny:random", {"weights": True}, "named twice"),
+        ("dvae_emoji:emoji", {"weights": "x"}, "named twice"),
+        ("vqvae_tiny", {"weights": "random"}, "leave weights out"),
+        ("vqvae_tinny:random", {}, "did you mean vqvae_tiny"),
+        ("nothing:of/that.ckpt", {}, "there is no model"),
+    ],
+)
+def test_other_names_end_with_the_right_sentence(reference, options, sentence):
+    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+        zoo.create_model(reference, **options)
+    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+    assert "write 'ckpt:vqvae" not in str(caught.value)
+
+
 def test_classes_that_are_not_registered_are_never_imported():
     with pytest.raises(ValueError, match=r"os\.system is not a registered model class"):
         registry.class_named("os.system")

@@ -79,7 +79,7 @@ def _extra_command(command: str, *arguments: str) -> None:
         else:
             print(f"copied to {recipe_files.copy(*arguments)}")
     except (ValueError, OSError) as error:
-        from zoo.cli_run import end_with_sentence
+        from zoo.cli_sentences import end_with_sentence
 
         end_with_sentence(error)
 

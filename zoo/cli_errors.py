@@ -68,8 +68,14 @@ def one_line(message: str, parser: ArgumentParser, where: str = "", owner: str =
         owner, cls = named[1], None
     if owner and cls is None and where == "model" and (how := _preset(owner)):
         return f"{where}: {owner!r} is a preset, not a class: {how}"
+    if owner and cls is None and owner in (known := _class_names(where, owner)):
+        return f"{where}: {owner} needs a package that is not installed, see its page in Lightning's documentation"
     if owner and cls is None:
-        return f"{where}: there is no class {owner!r}{nearest(owner, _class_names(where, owner))}"
+        return f"{where}: there is no class {owner!r}{nearest(owner, known)}"
+    if message.startswith("Unexpected config"):
+        return (
+            "the file after --config holds no settings of the form 'key: value': lightning recipes lists those that do"
+        )
     if match := re.search(r"Expected an? (.+?)\. Got value: (.+)", message):
         return f"{where}: expected {_type_name(match[1])}, got {match[2].strip()!r}"
     if (types := re.findall(r"- Expected an? (.+)", message)) and (value := re.search(r"Given value: (.*)", message)):

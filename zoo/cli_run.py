@@ -1,20 +1,15 @@
 """The commands that train and evaluate: LightningCLI as the zoo uses it, and which errors are for the user."""
 
 import contextlib
-import linecache
 import logging
 import os
-import re
-import sys
-import textwrap
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import jsonargparse
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -24,6 +19,8 @@ import zoo
 from zoo import recipe_files
 from zoo.callbacks.record import RunRecord
 from zoo.cli_errors import ZooParser
+from zoo.cli_sentences import end_with_sentence
+from zoo.cli_settings import check_run_folder, check_trainer
 from zoo.module import ZooModule
 from zoo.precision import RECIPES_SAY, register_with_recipes, remark
 from zoo.recipe_header import parse_header
@@ -32,9 +29,6 @@ from zoo.run_loggers import RunCSVLogger, RunTensorBoardLogger
 
 DESCRIPTION = "Train and evaluate visual tokenizers. Also: list [PATTERN], recipes, copy RECIPE [TARGET]."
 Precision = Literal["highest", "high", "medium"]
-FOR_THE_USER = (ValueError, TypeError, RuntimeError, OSError, ImportError, MisconfigurationException)
-#: set to anything to see where a one-line error comes from
-TRACEBACK = "TOKENZOO_TRACEBACK"
 
 
 def run(arguments: list[str]) -> None:
@@ -50,21 +44,12 @@ def run(arguments: list[str]) -> None:
     try:
         with _quiet():
             ZooCLI(arguments)
-    except FOR_THE_USER as error:
+    except Exception as error:
         end_with_sentence(error)
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning ends with 1 where it did not train yet
             raise stop.__context__ from None
         raise
-
-
-def end_with_sentence(error: Exception) -> NoReturn:
-    """End the program with one line where the user can help it; otherwise raise the error as it is."""
-    sentence = None if os.environ.get(TRACEBACK) else _sentence(error)
-    if sentence is None:
-        raise error
-    sys.stderr.write(f"error: {sentence}\n")
-    sys.exit(1)
 
 
 class ZooCLI(LightningCLI):
@@ -135,6 +120,12 @@ class ZooCLI(LightningCLI):
 
         Lightning would let the hyper-parameters stored in the checkpoint win over both.
         """
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse what the Trainer cannot do before a model is built, which may take minutes."""
+        config = self._get(self.config, "trainer")
+        check_trainer(config, str(self.subcommand))
+        check_run_folder(config["default_root_dir"])
 
     def after_instantiate_classes(self) -> None:
         """Apply the options that are no constructor arguments."""
@@ -212,44 +203,6 @@ class ZooCLI(LightningCLI):
             said = remark(str(settings["precision"]), str(settings["accelerator"]), chosen)
             if said:
                 print(f"precision: {said}")
-
-
-def _sentence(error: BaseException | None) -> str | None:
-    """The sentence of an error that a ``raise`` of the zoo made; None for errors of libraries, and for bugs.
-
-    The parser wraps what constructors raise, so causes are looked at as well.
-    """
-    while error is not None:
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        if isinstance(error, MisconfigurationException):
-            return str(error)
-        if isinstance(error, RuntimeError) and (
-            other := re.match(r"Error\(s\) in loading (\w+) for (\w+):\s+(.+)", str(error))
-        ):
-            keys = textwrap.shorten(other[3], 240, placeholder=" ...")
-            return f"the checkpoint is not of this {other[2]}: {keys}; use the recipe and flags that made it"
-        if isinstance(error, FOR_THE_USER) and (said := _worker_sentence(str(error))):
-            return said
-        if isinstance(error, FOR_THE_USER) and trace is not None:
-            module = trace.tb_frame.f_globals.get("__name__", "").partition(".")[0]
-            line = linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno).strip()
-            if module in ("zoo", "datamodules") and line.startswith("raise "):
-                return str(error)
-        error = error.__cause__
-    return None
-
-
-def _worker_sentence(message: str) -> str | None:
-    """The sentence inside the traceback that torch makes the message of an error in a data worker, if it is ours."""
-    if not re.match(r"Caught \w+ in DataLoader worker", message):
-        return None
-    *_, (file, line) = re.findall(r'^ +File "(.+?)", line \d+, in .+\n +(.+)$', message, re.MULTILINE) or [("", "")]
-    places = [Path(sys.modules[name].__path__[0]).resolve() for name in ("zoo", "datamodules") if name in sys.modules]
-    if not line.startswith("raise ") or not any(Path(file).resolve().is_relative_to(place) for place in places):
-        return None
-    return re.sub(r"^[\w.]+: ", "", message.strip().splitlines()[-1])
 
 
 @contextlib.contextmanager

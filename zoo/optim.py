@@ -45,6 +45,27 @@ class Optim:
     def __post_init__(self) -> None:
         one_of("decay", self.decay, ("matrices", "all"))
         one_of("schedule", self.schedule, ("cosine", "constant"))
+        for name in ("lr", "eps", "weight_decay", "min_lr", "layer_decay"):
+            self._check(name, getattr(self, name))
+        if not isinstance(self.betas, (tuple, list)) or len(self.betas) != 2:
+            raise ValueError(f"optim.betas are two numbers, got {self.betas!r}")
+        for beta in self.betas:
+            self._check("betas", beta)
+            if beta >= 1:
+                raise ValueError(f"optim.betas must be below 1, got {tuple(self.betas)}")
+        if self.layer_decay == 0:
+            raise ValueError("optim.layer_decay must be above 0; 1 switches it off")
+        if self.schedule == "cosine" and 0 < self.lr < self.min_lr:
+            raise ValueError(f"optim.min_lr={self.min_lr:g}, where the cosine ends, is above its start lr={self.lr:g}")
+        for name, least in (("warmup_steps", 0), ("total_steps", 1)):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+                raise ValueError(f"optim.{name} must be a whole number of at least {least}, got {value!r}")
+
+    @staticmethod
+    def _check(name: str, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+            raise ValueError(f"optim.{name} must be a number and not negative, got {value!r}")
 
 
 torch.serialization.add_safe_globals([Optim])

@@ -1,11 +1,15 @@
 """Where recipes are: in the working directory, else inside the installed package."""
 
 import difflib
+import itertools
+import re
+import shlex
 import sys
 from pathlib import Path
 
 import zoo
 from zoo.atomic_files import write_text_whole
+from zoo.recipe_header import parse_header
 
 # a wheel carries the recipes as zoo/recipes; a checkout has them beside the package
 _PLACES = (Path(zoo.__file__).parent / "recipes", Path(zoo.__file__).parents[1] / "recipes")
@@ -47,7 +51,8 @@ def resolve_arguments(arguments: list[str], recipes: dict[str, Path]) -> list[st
     """
     resolved = []
     path_follows = False
-    for argument in arguments:
+    for i, argument in enumerate(arguments):
+        _check_place(arguments, i)
         flag, equals, path = argument.partition("=")
         if path_follows:
             resolved.append(_recipe(argument, recipes))
@@ -57,6 +62,44 @@ def resolve_arguments(arguments: list[str], recipes: dict[str, Path]) -> list[st
             resolved.append(argument)
         path_follows = not path_follows and argument in ("--config", "-c")
     return resolved
+
+
+def _check_place(arguments: list[str], i: int) -> None:
+    """Refuse a recipe that stands alone, where the parser would speak of an unknown option."""
+    argument, before = arguments[i], arguments[i - 1] if i else ""
+    option = argument.startswith("-") or (before.startswith("-") and "=" not in before)  # or the value of one
+    if re.match(r"-config\b", argument):
+        right = [*arguments[:i], f"-{argument}", *arguments[i + 1 :]]
+    elif not option and (argument.endswith((".yaml", ".yml")) or (i == 1 and argument in packaged())):
+        named = argument if Path(argument).is_file() or argument not in packaged() else f"recipes/{argument}.yaml"
+        right = [*(arguments[:i] or ["fit"]), "--config", named, *arguments[i + 1 :]]
+    else:
+        return
+    sys.stderr.write(f"error: a recipe stands behind --config: write lightning {shlex.join(right)}\n")
+    sys.exit(2)
+
+
+def how_to_make(path: str | Path) -> str:
+    """``; lightning fit --config recipes/x.yaml makes it`` for a file that a packaged recipe writes, else nothing.
+
+    Where that recipe needs the file of another one that is not there either, the commands of both stand in order.
+    """
+    commands = _commands(Path(path), ())
+    return f"; make it with {' and then '.join(commands)}" if commands else ""
+
+
+def _commands(path: Path, asked: tuple[str, ...]) -> list[str]:
+    known = {name.rpartition("/")[2]: file for name, file in packaged().items()}
+    name = next((b for a, b in itertools.pairwise(path.parts) if a == "runs"), None)
+    if name not in known or name in asked or path.exists():
+        return []
+    text = known[name].read_text(encoding="utf-8")
+    lines = parse_header(known[name]).get("run", "").splitlines()
+    run = next((line for line in lines if line.startswith("lightning fit") and f"/{name}.yaml" in line), "")
+    body = [line.partition(" #")[0] for line in text.splitlines() if not line.startswith("#")]
+    needed = dict.fromkeys(re.findall(r"runs/[\w/.-]+\.ckpt", "\n".join([run, *body])))
+    before = [c for needs in needed for c in _commands(Path(needs), (*asked, name))]
+    return [*dict.fromkeys(before), run or f"lightning fit --config recipes/{name}.yaml"]
 
 
 def _recipe(path: str, recipes: dict[str, Path]) -> str:

@@ -14,6 +14,7 @@ from zoo.catalog import natural_order
 from zoo.choices import known_names
 from zoo.module import ZooModule
 from zoo.optim import Optim
+from zoo.recipe_files import how_to_make
 from zoo.tokens import TokenSpec
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
@@ -148,7 +149,8 @@ def create_model(name: str, weights: bool | str | Path | None = None, **override
     """Make a model by name.
 
     Args:
-        name: a registry name, or ``ckpt:PATH`` for a checkpoint that one of our runs wrote.
+        name: a registry name, also with its weights as in recipes (``NAME:TAG_OR_PATH``, ``NAME:random``), or
+            ``ckpt:PATH`` for a checkpoint that one of our runs wrote.
         weights: None for random initialisation, True for the preset's default weights, a tag, the name of another
             model whose weights this one can start from, or a path to weights in any layout that the model reads.
         overrides: constructor arguments that differ from the preset.
@@ -162,6 +164,11 @@ def create_model(name: str, weights: bool | str | Path | None = None, **override
         if weights is not None:
             raise ValueError("a checkpoint brings its own weights; leave weights out")
         return from_checkpoint(Path(name[5:]), overrides)
+    name, source = split_reference(name)
+    if source is not None and weights is not None:
+        raise ValueError(f"the weights are named twice, by '{name}:{source}' and by weights={weights!r}: leave one out")
+    if source is not None and source != "random":
+        weights = available_weights(name, source)
     preset = find(name)
     check_overrides(preset.cls, overrides)
     model = preset.cls(**_as_init_args(preset.init_args | overrides))
@@ -177,6 +184,8 @@ def weights_path(preset: Preset, weights: Literal[True] | str | Path) -> Path:
         ValueError: saying which weights the preset has, or what to download.
         FileNotFoundError: for a path that is not there.
     """
+    if weights == "random":
+        raise ValueError("random weights are no file: leave weights out, or set them to null on the command line")
     if weights is True:
         if not preset.weights:
             with_weights = ", ".join(list_models(weights=True)) or "none"
@@ -200,6 +209,7 @@ def weights_path(preset: Preset, weights: Literal[True] | str | Path) -> Path:
         tags = ", ".join(preset.weights) or "none"
         raise FileNotFoundError(
             f"{weights} is neither a file or folder, nor a model, nor a tag of {preset.name} (its tags: {tags})"
+            f"{how_to_make(str(weights).removeprefix('ckpt:'))}"
         ) from None
 
 
@@ -222,8 +232,10 @@ def locate_weights(source: str) -> Path:
     if name in presets():
         return weights_path(find(name), tag or True)
     if name == "ckpt":
-        raise FileNotFoundError(f"there is no checkpoint {path}")
-    raise FileNotFoundError(f"the weights {source!r} are neither a file, a folder nor the name of a model")
+        raise FileNotFoundError(f"there is no checkpoint {path}{how_to_make(path)}")
+    raise FileNotFoundError(
+        f"the weights {source!r} are neither a file, a folder nor the name of a model{how_to_make(path)}"
+    )
 
 
 def model_from(reference: str, **overrides: Any) -> Any:
@@ -238,22 +250,46 @@ def model_from(reference: str, **overrides: Any) -> Any:
     check_reference(reference)
     if reference.startswith("ckpt:"):
         return create_model(reference, **overrides)
-    name, _, source = reference.partition(":")
+    name, source = split_reference(reference)
     if source == "random":
         return create_model(name, **overrides)
-    if not source and not find(name).weights:
+    return create_model(name, weights=available_weights(name, source), **overrides)
+
+
+def split_reference(reference: str) -> tuple[str, str | None]:
+    """``NAME:SOURCE`` in two parts; the source is a tag, a path or ``random``, and None where only a name is given.
+
+    Raises:
+        ValueError: for nothing behind the colon.
+    """
+    name, colon, source = reference.partition(":")
+    if name in presets() and colon and not source:
+        raise ValueError(
+            f"{reference!r} names no weights: write '{name}:PATH', '{name}:TAG', '{name}:random' or {name!r}"
+        )
+    return (name, source) if name in presets() and colon else (reference, None)
+
+
+def available_weights(name: str, source: str | None) -> Literal[True] | str:
+    """What :func:`create_model` takes as ``weights`` for a reference.
+
+    Raises:
+        ValueError: where only the name is given, and the model has no default weights.
+        FileNotFoundError: for weights that nobody has downloaded.
+    """
+    available = find(name).weights
+    if source is None and not available:
         raise ValueError(
             f"{name} has no default weights: write '{name}:PATH' for a file, '{name}:random' to use it untrained, "
             f"or 'ckpt:PATH' for a checkpoint of your own"
         )
-    available = find(name).weights
     missing = available.get(source or next(iter(available), ""))
     if missing is not None and missing.path is None:
         raise FileNotFoundError(
             f"the weights of {name} are not in the package and are never downloaded by themselves: get them from "
             f"{missing.origin} and write '{name}:PATH', for a tokenizer tokenizer=\"{name}:PATH\""
         )
-    return create_model(name, weights=source or True, **overrides)
+    return source or True
 
 
 def check_reference(reference: Any) -> None:
@@ -278,21 +314,25 @@ def class_of(reference: str) -> type[ZooModule]:
     """
     check_reference(reference)
     if not reference.startswith("ckpt:"):
-        return find(reference.partition(":")[0]).cls
+        return find(split_reference(reference)[0]).cls
     from zoo.checkpoints.load import describe
 
     return class_named(describe(Path(reference[5:]))["class"])
 
 
 def model_info(name: str) -> ModelInfo:
-    """Facts about a preset, without allocating its parameters."""
+    """Facts about a preset, or about the model of a checkpoint, without allocating its parameters.
+
+    Args:
+        name: as for :func:`create_model`; weights behind a colon change no fact.
+    """
     import torch
 
-    preset = find(name)
+    preset = _preset_of(name)
     with torch.device("meta"):
         model = preset.cls(**without_towers(preset.cls, preset.init_args))
     return ModelInfo(
-        name=name,
+        name=preset.name,
         paper=preset.paper,
         cls=preset.cls,
         recipe=preset.recipe,
@@ -302,6 +342,18 @@ def model_info(name: str) -> ModelInfo:
         num_parameters=sum(p.numel() for p in model.parameters()),
         description=(inspect.getdoc(preset.cls) or "").partition("\n")[0],
     )
+
+
+def _preset_of(reference: str) -> Preset:
+    check_reference(reference)
+    if not reference.startswith("ckpt:"):
+        return find(split_reference(reference)[0])
+    from zoo.checkpoints.load import describe, typed_arguments
+
+    said = describe(Path(reference[5:]))
+    cls = class_named(said["class"])
+    paper = next(p.paper for p in presets().values() if p.cls is cls)
+    return Preset(reference, cls, paper, None, {}, typed_arguments(cls, said["init_args"]))
 
 
 def check_overrides(cls: type, overrides: dict[str, Any]) -> None:

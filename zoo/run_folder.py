@@ -13,6 +13,7 @@ from typing import IO, ClassVar
 from zoo.checkpoints import pickles
 from zoo.checkpoints.addresses import fetch_file, is_address, local_path
 from zoo.checkpoints.sharded import check_folder
+from zoo.recipe_files import how_to_make
 
 try:
     import fcntl
@@ -63,7 +64,7 @@ def find_checkpoint(path: str | None, subcommand: str | None, run_dir: Path, fet
     else:
         file = local_path(path)
     if not file.exists():
-        raise FileNotFoundError(f"there is no checkpoint {path}{named}")
+        raise FileNotFoundError(f"there is no checkpoint {path}{named}{how_to_make(file)}")
     _check_checkpoint(file, subcommand)
     return str(file)
 

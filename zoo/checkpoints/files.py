@@ -13,6 +13,7 @@ from zoo.checkpoints import flax_msgpack, pickles
 from zoo.checkpoints.addresses import local_path
 from zoo.checkpoints.folders import choose_file, read_json, shards_of
 from zoo.checkpoints.weight_sets import SHADOW, WRAPPERS, choose, split_choice, with_shadows
+from zoo.recipe_files import how_to_make
 
 #: fields of peft's configuration that no tensor shows, and what plain LoRA has
 PLAIN_LORA: dict[str, Any] = {
@@ -59,7 +60,7 @@ def read(path: str | Path, classes: Iterable[str] = ()) -> Checkpoint:
     if path.is_dir():
         return _read_folder(path, tuple(classes), wanted)
     if not path.exists():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
+        raise FileNotFoundError(f"there is no checkpoint {path}{how_to_make(path)}")
     if not path.is_file():
         raise ValueError(f"{path} is no file, and nothing is read from it")
     if path.name.endswith(".json"):

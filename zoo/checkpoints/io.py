@@ -19,6 +19,7 @@ from zoo.atomic_files import write_whole
 from zoo.checkpoints import pickles
 from zoo.checkpoints.addresses import is_address, local_path
 from zoo.checkpoints.sharded import check_folder
+from zoo.recipe_files import how_to_make
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -169,7 +170,7 @@ def _of_a_run(content: Any, path: Path) -> dict[str, Any]:
 def _existing(source: str | Path) -> Path:
     path = local_path(source)
     if not path.exists():
-        raise FileNotFoundError(f"there is no checkpoint {path}")
+        raise FileNotFoundError(f"there is no checkpoint {path}{how_to_make(path)}")
     return path
 
 

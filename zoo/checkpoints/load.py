@@ -53,7 +53,7 @@ def from_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
     said = _describe(checkpoint)
     cls = registry.class_named(said["class"])
     registry.check_overrides(cls, overrides)
-    settings = _typed(cls, registry._as_init_args(said["init_args"]))
+    settings = typed_arguments(cls, said["init_args"])
     check_size(cls, settings, checkpoint.state, path, said.get("absent", ()))
     model = cls(**settings | overrides)
     _put(model, checkpoint)
@@ -200,10 +200,10 @@ def _some(names: Iterable[str], separator: str = ", ") -> str:
     return separator.join(names[:SHOWN]) + more
 
 
-def _typed(cls: type, args: dict[str, Any]) -> dict[str, Any]:
-    """Turn the lists of JSON back into tuples where the constructor says so."""
+def typed_arguments(cls: type, args: dict[str, Any]) -> dict[str, Any]:
+    """Constructor arguments from JSON: lists are tuples where the constructor says so, and ``optim`` is its class."""
     hints = get_type_hints(cls.__init__)
-    return {name: _as_tuple(value, hints.get(name)) for name, value in args.items()}
+    return {name: _as_tuple(value, hints.get(name)) for name, value in registry._as_init_args(args).items()}
 
 
 def _as_tuple(value: Any, hint: Any) -> Any:

@@ -1,0 +1,69 @@
+"""Settings of a run that cannot work, refused before a model is built."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+
+def check_trainer(config: Any, subcommand: str) -> None:
+    """Refuse settings of the Trainer with which a run would do nothing, or fail late and without a reason.
+
+    Args:
+        config: the part ``trainer`` of the configuration.
+        subcommand: ``fit``, ``validate``, ``test`` or ``predict``.
+
+    Raises:
+        ValueError: naming the setting and what to write instead.
+    """
+
+    def number(name: str) -> float | None:
+        value = config.get(name)
+        return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+    fit = subcommand == "fit" and not config.get("fast_dev_run")
+    for name in ("max_steps", "max_epochs", "limit_train_batches"):
+        if fit and number(name) == 0:
+            raise ValueError(f"trainer.{name}=0 trains nothing: give a number of at least 1")
+    limit = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}
+    if subcommand in limit and number(limit[subcommand]) == 0:
+        raise ValueError(f"trainer.{limit[subcommand]}=0 leaves nothing to {subcommand}: give a number of at least 1")
+    for name in ("max_steps", "max_epochs", "min_steps", "min_epochs", "num_sanity_val_steps"):
+        if (value := number(name)) is not None and value < -1:
+            raise ValueError(f"trainer.{name} cannot be {value}: it is a number, or -1 for no limit")
+    for name in ("val_check_interval", "check_val_every_n_epoch", "accumulate_grad_batches", "num_nodes"):
+        if (value := number(name)) is not None and value <= 0:
+            more = "; --trainer.limit_val_batches=0 switches validation off" if "val" in name else ""
+            raise ValueError(f"trainer.{name} must be above 0, got {value}{more}")
+    for name in ("gradient_clip_val", "log_every_n_steps", "reload_dataloaders_every_n_epochs", "fast_dev_run"):
+        if (value := number(name)) is not None and not 0 <= value < math.inf:
+            raise ValueError(f"trainer.{name} must not be negative, got {value}")
+    devices = config.get("devices")
+    if devices in (0, "0", [], "[]") or (
+        isinstance(devices, (int, str)) and str(devices)[1:].isdigit() and int(devices) < -1
+    ):
+        raise ValueError(f"trainer.devices={devices} leaves nothing to run on: give a number of at least 1, or auto")
+
+
+def check_run_folder(folder: str | Path | None) -> None:
+    """Refuse a folder that cannot be written to; nothing is made.
+
+    Args:
+        folder: of the run; None is ``runs/NAME`` in the working directory.
+
+    Raises:
+        ValueError: naming what is in the way.
+    """
+    path = Path(folder or "runs")
+    if "://" in str(path):
+        return
+    above = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not above.is_dir():
+        raise ValueError(
+            f"the run cannot write to {path}: {above} is a file: name a folder, --trainer.default_root_dir=DIR"
+        )
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"the run cannot write to {path}: {above} may not be written to: name a folder of yours, "
+            "--trainer.default_root_dir=DIR"
+        )
