@@ -212,7 +212,9 @@ def test_without_locks_the_process_is_looked_for(in_tmp, monkeypatch, content, f
 def test_a_folder_that_cannot_be_written_to_is_one_sentence(run_cli, recipe):
     Path("taken").write_text("")
     said = message(run_cli, "fit", "--config", recipe, "--trainer.default_root_dir=taken", code=1)
-    assert said == "error: nothing can be written to taken: File exists"
+    assert (
+        said == "error: nothing can be written to taken: taken is a file: name a folder, --trainer.default_root_dir=DIR"
+    )
 
 
 def test_a_full_disk_ends_a_run_in_one_sentence_and_the_record_before_it_is_whole(run_cli, recipe, small_disk):  # noqa: F811

@@ -60,10 +60,10 @@ def check_run_folder(folder: str | Path | None) -> None:
     above = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not above.is_dir():
         raise ValueError(
-            f"the run cannot write to {path}: {above} is a file: name a folder, --trainer.default_root_dir=DIR"
+            f"nothing can be written to {path}: {above} is a file: name a folder, --trainer.default_root_dir=DIR"
         )
     if not os.access(above, os.W_OK | os.X_OK):
         raise ValueError(
-            f"the run cannot write to {path}: {above} may not be written to: name a folder of yours, "
+            f"nothing can be written to {path}: {above} may not be written to: name a folder of yours, "
             "--trainer.default_root_dir=DIR"
         )
