@@ -165,6 +165,37 @@ def test_generated_tokens_come_out_in_raster_order(order, n_unmasked, tmp_path):
         assert torch.equal(found.ids, expected), cached
 
 
+@pytest.mark.parametrize("order", ["raster", "spiral_in"])
+def test_known_tokens_stay_in_their_places_and_are_seen_by_those_read_later(order, tmp_path):
+    state = net2net(order=order, seed=4)
+    model = tiny(order=order, weights=saved(state, tmp_path / "net2net.ckpt"))
+    known = torch.full((1, SIDE**2), -1)
+    known[0, [0, 9, 35, 63]] = torch.tensor([5, 6, 7, 8])
+    sequence = torch.tensor([[3]])
+    for cell in reference_order(order, SIDE):
+        drawn = reference_logits(state, sequence)[:, -1:].argmax(-1)
+        sequence = torch.cat([sequence, drawn if known[0, cell] < 0 else known[:, cell, None]], 1)
+    expected = torch.zeros(1, SIDE**2, dtype=torch.long)
+    expected[:, reference_order(order, SIDE)] = sequence[:, 1:]
+    for cached in (True, False):
+        found = model.generate([3, 3], known=known, as_tokens=True, temperature=0.0, use_cache=cached).ids
+        assert torch.equal(found, expected.expand(2, -1))
+    with pytest.raises(ValueError, match=r"known has shape \(1, 64\) and ids in -2"):
+        model.generate([3], known=known - 1)
+    with pytest.raises(ValueError, match=r"known has shape \(3, 64\) .*give \(1, 64\) ids"):
+        model.generate([3], known=known.expand(3, -1))
+
+
+def test_weights_of_another_order_prefix_or_number_of_heads_are_warned_of(tmp_path):
+    from zoo.checkpoints.export import save_weights
+
+    path = save_weights(tiny(), tmp_path / "own.safetensors")
+    for name, value, own in (("order", "z_curve", "raster"), ("n_unmasked", 5, 0), ("heads", 2, 4)):
+        with pytest.warns(UserWarning, match=f"was trained with {name} {own}, and this model has {value}"):
+            tiny(**{name: value}, weights=str(path))
+    tiny(weights=str(path))  # a warning would be an error
+
+
 @pytest.mark.parametrize("n_unmasked", [0, SIDE**2])
 def test_a_condition_stands_in_front_and_may_see_itself(n_unmasked, tmp_path):
     """As taming's models of depth maps: 512 positions for 256 + 256 tokens, of which the last is never reached."""

@@ -62,6 +62,10 @@ def test_flamingos_resampler_by_its_file_and_formula():
 def test_files_of_other_models_are_refused():
     with pytest.raises(ValueError, match="no perceiver resampler"):
         bridge_state({"a": torch.zeros(1)})
+    bare = {"latents": torch.zeros(2, 4), "norm.weight": torch.ones(4)}
+    for stray in ("layers.0.0.gate.weight", "layers.0.2.to_q.weight", "layers.0.0.stray"):
+        with pytest.raises(ValueError, match=f"'{stray}', which images have no use for"):
+            bridge_state(bare | {stray: torch.zeros(1)})
     with pytest.raises(ValueError, match="'frame_embs', which images have no use for"):
         bridge_state({"latents": torch.zeros(2, 4), "norm.weight": torch.ones(4), "frame_embs": torch.zeros(1, 4)})
 

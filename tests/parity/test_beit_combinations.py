@@ -154,6 +154,30 @@ def test_a_field_of_the_configuration_that_no_tensor_shows_is_compared(tmp_path,
             BEiTClassifier(**ours(True, (False, False), 0.0, num_classes=CLASSES), weights=str(source))
 
 
+@pytest.mark.parametrize("where", ["preprocessor_config.json", "config.json of timm"])
+def test_pixels_that_were_normalised_otherwise_are_said(images, tmp_path, caplog, where):
+    import json
+
+    caplog.set_level(logging.INFO)
+    mean = [0.485, 0.456, 0.406]
+    if where == "preprocessor_config.json":
+        from transformers import BeitForImageClassification
+
+        written_by_transformers(BeitForImageClassification, tmp_path, True, (False, False), 0.0)
+        (tmp_path / where).write_text(json.dumps({"image_mean": mean, "image_std": [0.2, 0.2, 0.2]}))
+    else:
+        torch.save(timm_beit(True, (False, False), 0.0, "mean").state_dict(), tmp_path / "pytorch_model.bin")
+        settings = {"architecture": "beit_base_patch16_224", "pretrained_cfg": {"mean": mean}}
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+    settings = ours(True, (False, False), 0.0, num_classes=CLASSES, weights=str(tmp_path))
+    BEiTClassifier(**settings, normalisation="imagenet")
+    assert "had the mean" not in caplog.text
+    BEiTClassifier(**settings)
+    assert (
+        f"had the mean {mean}, and this model subtracts [0.5, 0.5, 0.5]: set normalisation to imagenet" in caplog.text
+    )
+
+
 def timm_beit(absolute, bias, gain, pool):
     from timm.models.beit import Beit
 

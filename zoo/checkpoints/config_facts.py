@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from zoo.checkpoints.folders import read_json
+from zoo.nn.normalisation import STATISTICS
+
+PREPROCESSOR = "preprocessor_config.json"
 
 
 def config_beside(path: Path) -> dict[str, Any]:
@@ -13,8 +16,28 @@ def config_beside(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: for a file that holds no settings by name.
     """
-    file = (path if path.is_dir() else path.parent) / "config.json"
-    return read_json(file) if file.is_file() else {}
+    folder = path if path.is_dir() else path.parent
+    file, pixels = folder / "config.json", folder / PREPROCESSOR
+    if not file.is_file():
+        return {}
+    return read_json(file) | ({f"_{PREPROCESSOR}": read_json(pixels)} if pixels.is_file() else {})
+
+
+def pixel_notes(config: Mapping[str, Any], normalisation: str) -> tuple[str, ...]:
+    """What to say where the pixels of these weights were normalised otherwise than the model does.
+
+    Args:
+        config: of :func:`config_beside`: transformers writes means into ``preprocessor_config.json``, timm into
+            ``pretrained_cfg``.
+        normalisation: of the model.
+    """
+    theirs = config.get(f"_{PREPROCESSOR}", {}).get("image_mean") or config.get("pretrained_cfg", {}).get("mean")
+    own = STATISTICS[normalisation][0]
+    if theirs is None or theirs == list(own):
+        return ()
+    known = [name for name, (mean, _) in STATISTICS.items() if theirs == list(mean)]
+    remedy = f": set normalisation to {known[0]} for their outputs" if known else ""
+    return (f"the pixels of these weights had the mean {theirs}, and this model subtracts {list(own)}{remedy}",)
 
 
 def check_facts(config: Mapping[str, Any], facts: Mapping[str, tuple[Any, Any]], source: str = "") -> None:

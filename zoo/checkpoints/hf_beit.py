@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from zoo.atomic_files import write_text_whole
 from zoo.checkpoints import beit_surgery
 from zoo.checkpoints.beit_surgery import INDEX, TABLE
-from zoo.checkpoints.config_facts import check_facts
+from zoo.checkpoints.config_facts import check_facts, pixel_notes
 from zoo.checkpoints.export import write_safetensors
 from zoo.checkpoints.format import Converted, Format, State
 from zoo.strict_json import strict_json
@@ -82,7 +82,7 @@ def convert(state: State, model: nn.Module) -> Converted:
     return beit_surgery.fit(to_unilm(state), model)
 
 
-def check_config(config: Mapping[str, Any], model: nn.Module) -> tuple[str, ...]:
+def check_config(config: Mapping[str, Any], model: Any) -> tuple[str, ...]:
     """Compare the fields of ``BeitConfig`` that no tensor shows.
 
     Raises:
@@ -90,7 +90,7 @@ def check_config(config: Mapping[str, Any], model: nn.Module) -> tuple[str, ...]
     """
     if config.get("model_type") != "beit":
         return ()
-    vit: Any = model.vit
+    vit = model.vit
     block = vit.blocks[0]
     facts = {
         "num_attention_heads": (12, block.attn.heads),
@@ -99,13 +99,14 @@ def check_config(config: Mapping[str, Any], model: nn.Module) -> tuple[str, ...]
         "num_channels": (3, 3),
     }
     check_facts(config, facts)
+    notes = pixel_notes(config, model.normalisation)
     eps = config.get("layer_norm_eps", 1e-12)
     if eps != block.norm1.eps:
-        return (
+        notes += (
             f"config.json says layer_norm_eps {eps:g} and this model has {block.norm1.eps:g}: for the numbers of "
             f"transformers set norm_eps to {eps:g}",
         )
-    return ()
+    return notes
 
 
 def to_unilm(state: State) -> dict[str, Tensor]:

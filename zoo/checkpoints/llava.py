@@ -108,6 +108,8 @@ def language_state(state: State) -> dict[str, Tensor]:
     """The language model inside a LLaVA, under the names of ``LlamaForCausalLM``."""
     found = {}
     for name, value in state.items():
+        if name.endswith(ROTARY):  # computed from the configuration
+            continue
         for prefix, target in (
             ("language_model.model.", "model."), ("language_model.lm_head.", "lm_head."),
             ("model.language_model.", "model."), ("lm_head.", "lm_head."),

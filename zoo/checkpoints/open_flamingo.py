@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from zoo.checkpoints.format import State
+from zoo.checkpoints.provenance import say_unused
 
 LAYER = re.compile(r"layers\.(\d+)\.(\d)\.(.+)")
 #: within a layer: (sub-module, name) of theirs -> ours
@@ -31,6 +32,8 @@ def bridge_state(state: State, prefix: str = "perceiver.") -> dict[str, Tensor]:
         ValueError: for other weights, or a resampler with embeddings of frames, which images do not need.
     """
     inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)} or state
+    if inner is not state:
+        say_unused("the file", state, (name for name in state if name.startswith(prefix)))
     if "latents" not in inner or "norm.weight" not in inner:
         raise ValueError("these weights hold no perceiver resampler: it has 'latents' and 'norm.weight'")
     found: dict[str, Tensor] = {"query_tokens": inner["latents"][None]}
@@ -41,7 +44,7 @@ def bridge_state(state: State, prefix: str = "perceiver.") -> dict[str, Tensor]:
             found[f"Qformer.bert.encoder.final.{name.removeprefix('norm.')}"] = value
             continue
         match = LAYER.fullmatch(name)
-        if match is None:
+        if match is None or (match[2], match[3].rpartition(".")[0]) not in {*NAMES, ("0", "to_kv")}:
             raise ValueError(f"the resampler has {name!r}, which images have no use for: only bare ones are read")
         layer, part, rest = match.groups()
         module, _, kind = rest.rpartition(".")

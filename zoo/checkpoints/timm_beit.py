@@ -4,9 +4,13 @@ timm keeps unilm's names, without ``relative_position_index`` and without anythi
 token nor token head, so these weights start a classifier and not :class:`zoo.models.beit.BEiT`.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
 from zoo.checkpoints import beit_surgery, unilm
+from zoo.checkpoints.config_facts import pixel_notes
 from zoo.checkpoints.format import Converted, Format, State
 
 
@@ -20,4 +24,9 @@ def convert(state: State, model: nn.Module) -> Converted:
     return beit_surgery.fit(dict(state), model)
 
 
-BEIT = Format("BEiT classifier of timm", matches, convert)
+def check_config(config: Mapping[str, Any], model: Any) -> tuple[str, ...]:
+    """What ``config.json`` of timm's folders says of the pixels."""
+    return pixel_notes(config, model.normalisation)
+
+
+BEIT = Format("BEiT classifier of timm", matches, convert, check_config=check_config)

@@ -154,6 +154,7 @@ class ARTransformer(ZooModule):
         num_images: int | None = None,
         *,
         condition: Any = None,
+        known: Any = None,
         as_tokens: bool = False,
         temperature: float = 1.0,
         top_k: int | None = None,
@@ -168,6 +169,8 @@ class ARTransformer(ZooModule):
             labels: class of each image (a number, a list or a tensor), for a class-conditional model.
             num_images: how many; with one label, or one condition, that many of it.
             condition: of a model with condition tokens: images in [0, 1] for its tokenizer, or ids.
+            known: ids that stay as they are, in raster order, one row per image or one for all, and -1 where a token is
+                to be drawn; a token knows only of those that are read before it.
             as_tokens: return :class:`Tokens` instead of what the tokenizer makes of them.
             temperature: divides the logits; 0 takes the most likely token.
             top_k: sample among so many; the paper's published samples use 600.
@@ -197,7 +200,7 @@ class ARTransformer(ZooModule):
         if seed is not None:
             generator = torch.Generator(self.device).manual_seed(seed)
         sequence = self._prefix(classes, count) if not self.condition_tokens else self._given(condition, num_images)
-        prefix, cache = sequence.shape[1], None
+        prefix, cache, fixed = sequence.shape[1], None, self._known(known, len(sequence))
         with evaluating(self):
             for position in range(self.spec.num_tokens):
                 read = sequence
@@ -209,6 +212,8 @@ class ARTransformer(ZooModule):
                 if self.allowed is not None:
                     logits = logits.masked_fill(~self.allowed[position], -torch.inf)
                 token = draw_next(logits, temperature, top_k, top_p, generator)
+                if fixed is not None:
+                    token = torch.where(fixed[:, position] >= 0, fixed[:, position], token)
                 sequence = torch.cat([sequence, token.unsqueeze(1)], 1)
             tokens = Tokens(self.in_raster_order(sequence[:, prefix:]), None, self.spec)
             return tokens if as_tokens else self.decode(tokens)
@@ -265,6 +270,19 @@ class ARTransformer(ZooModule):
                 f"{self.condition_tokens} ids in 0..{self.condition_size - 1}"
             )
         return ids.long() + self.offset
+
+    def _known(self, known: Any, count: int) -> Int[Tensor, "b n"] | None:
+        """What ``generate`` keeps, in the order of reading."""
+        if known is None:
+            return None
+        known = torch.as_tensor(known.ids if isinstance(known, Tokens) else known, device=self.device)
+        shape = (count, self.spec.num_tokens)
+        if known.shape not in (shape, (1, shape[1])) or known.min() < -1 or known.max() >= self.spec.vocab_size:
+            raise ValueError(
+                f"known has shape {tuple(known.shape)} and ids in {int(known.min())}..{int(known.max())}: give "
+                f"{shape} ids in 0..{self.spec.vocab_size - 1}, and -1 where one is to be drawn"
+            )
+        return self.in_reading_order(known.long().expand(shape))
 
     def _given(self, condition: Any, num_images: int | None) -> Int[Tensor, "b p"]:
         """Input ids of what ``generate`` was given, for so many images."""
