@@ -1,7 +1,9 @@
 """A file is the old one or the new one, whatever happens while it is written."""
 
 import os
+import re
 import stat
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,8 @@ from small_disk import small_disk  # noqa: F401 - a fixture
 from zoo import atomic_files
 from zoo.atomic_files import write_picture_whole, write_text_whole, write_whole
 from zoo.checkpoints.export import write_safetensors
+
+ROOT = Path(__file__).parents[1]
 
 
 def leftovers(folder):
@@ -138,3 +142,28 @@ def test_a_place_that_cannot_be_written_to_is_one_sentence(tmp_path):
     with pytest.raises(OSError) as caught:
         write_text_whole(tmp_path / "file" / "a.txt", "a")
     assert str(caught.value) == f"{tmp_path / 'file' / 'a.txt'} was not written: File exists; nothing is left of it"
+
+
+ELSEWHERE = {
+    ("zoo/atomic_files.py", "part.write_text"),  # the place itself
+    ("zoo/run_loggers.py", 'self.path.open("a"'),  # rows are appended
+    ("zoo/run_folder.py", 'self.path.open("a+"'),  # a lock
+    ("zoo/checkpoints/gguf_llama.py", '"config.json").write_text'),  # in a folder that is written as a whole
+    ("zoo/checkpoints/sharded.py", "part.write_bytes"),  # in a temporary folder
+    ("zoo/checkpoints/io.py", "path.write_bytes"),  # likewise
+    ("datamodules/image_folder.py", "self._list.write_text"),  # likewise
+    ("benchmarks/vq_lookup.py", 'Path("/proc/self/clear_refs").write_text'),  # no file
+}
+
+
+def test_nothing_is_written_past_this_place():
+    writes = re.compile(r"""^.*?(\S*\.write_(?:text|bytes)|\S*open\([^)]*["'][wax]\+?b?["'])""")
+    found = set()
+    for folder in ("zoo", "datamodules", "benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for line in path.read_text().splitlines():
+                if (match := writes.match(line)) and "part.open" not in line:
+                    found.add((str(path.relative_to(ROOT)), match[1]))
+    assert {(path, next((text for p, text in ELSEWHERE if p == path and text in got), got)) for path, got in found} == (
+        ELSEWHERE
+    )

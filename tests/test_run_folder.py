@@ -217,6 +217,18 @@ def test_a_folder_that_cannot_be_written_to_is_one_sentence(run_cli, recipe):
     )
 
 
+def test_a_full_disk_that_the_loggers_meet_first_is_one_sentence_too(run_cli, recipe, small_disk):  # noqa: F811
+    code, _, err = run_cli(
+        "fit", "--config", recipe, f"--trainer.default_root_dir={small_disk / 'run'}", "--trainer.max_steps=150",
+        "--data.count=8", "--trainer.callbacks+=toys.FillsDisk", f"--trainer.callbacks.folder={small_disk}",
+    )  # fmt: skip
+    lines = [line for line in err.splitlines() if line and not line.startswith("Seed set")]
+    assert code == 1 and len(lines) == 1 and "No space left on device" in lines[0], err
+    assert pickles.load(small_disk / "run" / "last.ckpt")["global_step"] == 2
+    steps = [row["step"] for row in rows(small_disk / "run" / "metrics.csv")]
+    assert steps == sorted(steps, key=int)
+
+
 def test_a_full_disk_ends_a_run_in_one_sentence_and_the_record_before_it_is_whole(run_cli, recipe, small_disk):  # noqa: F811
     to_disk = ("--config", recipe, f"--trainer.default_root_dir={small_disk / 'run'}", "--trainer.logger=false")
     assert run_cli("fit", *to_disk)[0] == 0

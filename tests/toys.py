@@ -2,6 +2,8 @@
 
 import os
 import signal
+import time
+from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
@@ -71,10 +73,13 @@ class ToyData(ZooDataModule):
         batch_size: images per batch.
         count: images per epoch.
         num_classes: of the labels.
+        num_workers: that read them.
     """
 
-    def __init__(self, image_size: int = 8, batch_size: int = 4, count: int = 8, num_classes: int = 2):
-        super().__init__(batch_size=batch_size, seed=0)
+    def __init__(
+        self, image_size: int = 8, batch_size: int = 4, count: int = 8, num_classes: int = 2, num_workers: int = 0
+    ):
+        super().__init__(batch_size=batch_size, num_workers=num_workers, seed=0)
         self.image_size, self.count, self.num_classes = image_size, count, num_classes
 
     def setup(self, stage: str) -> None:
@@ -117,6 +122,44 @@ class BuggyData(ToyData):
         self.train.raises = self.raises
 
 
+class SignallingImages(RandomImages):
+    """The data worker and its process get a signal while that waits for the image."""
+
+    calls, number = 0, 0
+
+    def __getitem__(self, i):
+        self.calls += 1
+        if self.calls == 6 and torch.utils.data.get_worker_info() is not None:
+            os.kill(os.getppid(), self.number)
+            os.kill(os.getpid(), self.number)
+            time.sleep(0.5)  # so that it is gone if that ends it
+        return super().__getitem__(i)
+
+
+class SignallingData(ToyData):
+    """A terminal sends a signal to all processes of a run.
+
+    Args:
+        image_size: side of the images.
+        batch_size: images per batch.
+        count: images per epoch.
+        num_classes: of the labels.
+        name: of the signal.
+    """
+
+    def __init__(
+        self, image_size: int = 8, batch_size: int = 1, count: int = 8, num_classes: int = 2, name: str = "SIGTERM"
+    ):
+        super().__init__(image_size, batch_size, count, num_classes, num_workers=1)
+        self.number = getattr(signal, name)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.train = SignallingImages(self.count, self.image_size, self.num_classes)
+        self.train.number = self.number
+        self.val = self.test = RandomImages(4, self.image_size, self.num_classes)
+
+
 class SameOnEveryRank(pl.Callback):
     """Fails where ranks end with different parameters."""
 
@@ -149,6 +192,23 @@ class FailsInValidation(pl.Callback):
 
     def on_validation_batch_start(self, trainer, *others):
         raise AssertionError("a bug in validation")
+
+
+class FillsDisk(pl.Callback):
+    """Leaves no room on a disk after the first epoch.
+
+    Args:
+        folder: on that disk.
+    """
+
+    def __init__(self, folder: str):
+        self.folder = folder
+
+    def on_train_batch_start(self, trainer, *others):
+        if trainer.global_step == 2:
+            from small_disk import fill
+
+            fill(Path(self.folder))
 
 
 class SignalAt(pl.Callback):

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zoo.atomic_files import write_text_whole
 from zoo.recipe_files import packaged
 from zoo.recipe_header import parse_header
 from zoo.strict_json import strict_json
@@ -105,7 +106,7 @@ def write_table() -> None:
         rows = [strict_json(_row(name), indent=None, ascii_only=False) for name in sorted(names, key=natural_order)]
         listed = ",\n  ".join(rows)  # a line per model, so that changes can be read
         papers.append(f'"{module}": {{\n "registrations": "{_digest(path)}",\n "rows": [\n  {listed}\n ]\n}}')
-    TABLE.write_text("{\n" + ",\n".join(papers) + "\n}\n", encoding="utf-8")
+    write_text_whole(TABLE, "{\n" + ",\n".join(papers) + "\n}\n")
 
 
 def _known_rows() -> dict[str, tuple[str, ...] | None]:

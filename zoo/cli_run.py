@@ -159,7 +159,8 @@ class ZooCLI(LightningCLI):
         if not any(isinstance(c, ModelSummary) for c in callbacks):
             kwargs["enable_model_summary"] = False  # ours is shorter
         trainer = super().instantiate_trainer(default_root_dir=str(run_dir), callbacks=callbacks, **kwargs)
-        if trainer.is_global_zero and self.subcommand != "predict" and not config["fast_dev_run"]:
+        writes = self.subcommand == "fit" or (self.subcommand != "predict" and trainer.loggers)
+        if trainer.is_global_zero and writes and not config["fast_dev_run"]:
             remedy = "wait until it has ended, or give this one a folder of its own, --trainer.default_root_dir=FOLDER"
             lock = FolderLock(log_dir, remedy)
             lock.take()

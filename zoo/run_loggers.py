@@ -1,9 +1,11 @@
 """Loggers that touch the folder of a run only when it trains, and go on with the metrics of the run that it goes on."""
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -148,15 +150,24 @@ class MetricsFile(ExperimentWriter):
             writer.writerows([*before, *rows])
             write_text_whole(self.path, text.getvalue())
         else:
+            self._append(rows)
+
+    def _append(self, rows: list[Row]) -> None:
+        size = self.path.stat().st_size
+        try:
             with self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self.metrics_keys).writerows(rows)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, size)
+            raise OSError(f"{self.path} was not written: {error.strerror}; its earlier rows are unchanged") from error
 
 
 def read_rows(path: Path) -> list[Row]:
     """The rows of a file of metrics, without empty values, and without what a kill has left of the last one."""
     if not path.is_file():
         return []
-    lines = path.read_text().splitlines(keepends=True)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
     return [{name: value for name, value in row.items() if name and value} for row in csv.DictReader(whole)]
 

@@ -85,6 +85,14 @@ def test_a_signal_in_validation_saves_the_trained_weights_and_validates_again(ru
     assert run_cli(*fit, "--ckpt_path=runs/toy/last.ckpt")[0] == 0
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_data_workers_that_get_the_signal_as_well_bring_the_images_that_are_waited_for(run_cli, recipe, name):
+    Path(recipe).write_text(Path(recipe).read_text().replace("toys.ToyData", "toys.SignallingData"))
+    got, _, err = run_cli("fit", "--config", recipe, *LONG, "--data.batch_size=1", f"--data.name={name}")
+    assert got == 128 + getattr(signal, name), err
+    assert pickles.load(Path("runs/toy/last.ckpt"))["global_step"] in (4, 5, 6)  # a worker reads ahead
+
+
 def test_a_second_signal_ends_at_once(run_cli, recipe, monkeypatch):
     monkeypatch.setattr(os, "_exit", lambda code: (_ for _ in ()).throw(SystemExit(1000 + code)))
     got, _, _ = run_cli("fit", "--config", recipe, *LONG, signalled(3, name="SIGINT", times=2))
@@ -132,6 +140,7 @@ def test_slurm_requeues_from_the_state_between_two_steps(run_cli, recipe, monkey
     got, _, err = run_cli(*fit)  # the same command, which the job runs again
     assert got == 0, err
     assert pickles.load(Path("runs/toy/last.ckpt"))["global_step"] == 20
+    assert {p.name for p in Path("runs/toy").glob("*-*")} == {"config-1.yaml"}  # the job went on with its record
 
 
 def free_port():

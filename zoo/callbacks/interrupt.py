@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
 
 from zoo.run_folder import shown
 
 #: Ctrl-C, the end of a job or a container, a terminal that is closed
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 NOTHING, REQUEUE, STOP = 0, 1, 2
+GRACE = 30  # seconds
 
 
 class Interrupted(SystemExit):
@@ -44,42 +44,47 @@ class StopOnSignal(Callback):
         self._previous: dict[int, Any] = {}
         self._trainer: Trainer | None = None
         self._training = False
+        self._process = os.getpid()
 
     # ------------------------------------------------------------------ signals
 
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen(trainer, training=False)
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Lightning's handler talks to other ranks in the middle of a step, and is passed on to data workers.
+        self._trainer, self._process = trainer, os.getpid()
+        connector = trainer._signal_connector
+        register = type(connector).register_signal_handlers
+
+        def register_ours() -> None:
+            register(connector)
+            self._listen(trainer)
+
+        connector.register_signal_handlers = register_ours
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen(trainer, training=True)
+        self._training = True
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != TrainerFn.FITTING:
-            self._listen(trainer, training=False)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen(trainer, training=False)
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen(trainer, training=False)
-
-    def _listen(self, trainer: Trainer, training: bool) -> None:
-        """Take the signals over, also from Lightning, whose handler talks to other ranks in the middle of a step."""
-        self._trainer, self._training = trainer, training
+    def _listen(self, trainer: Trainer) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
         for number in STOPPING:
             if (before := signal.getsignal(number)) not in (signal.SIG_IGN, self._handle, None):
-                self._previous.setdefault(number, before)
+                self._previous[number] = trainer._signal_connector._original_handlers.get(number, before)
                 signal.signal(number, self._handle)
         environment = trainer._accelerator_connector.cluster_environment
-        if training and isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
             number = environment.requeue_signal or signal.SIGUSR1
-            if callable(before := signal.getsignal(number)) and number not in self._previous:
-                self._previous[number] = before
-                signal.signal(number, lambda *received: setattr(self, "_requeue", lambda: before(*received)))
+            if callable(requeue := signal.getsignal(number)):
+                self._previous[number] = trainer._signal_connector._original_handlers.get(number, signal.SIG_DFL)
+                signal.signal(number, lambda *received: self._handle_requeue(requeue, *received))
+
+    def _handle_requeue(self, requeue: Callable[..., Any], *received: Any) -> None:
+        if os.getpid() == self._process:
+            self._requeue = lambda: requeue(*received)
 
     def _handle(self, number: int, frame: Any) -> None:
+        if os.getpid() != self._process:
+            self._outlive(number)
+            return
         again, self._received = self._received is not None, number
         if again or not self._training:
             launcher = None if self._trainer is None else self._trainer.strategy.launcher
@@ -91,6 +96,12 @@ class StopOnSignal(Callback):
         if self._trainer is None or self._trainer.is_global_zero:
             with contextlib.suppress(OSError):  # not by print, which the signal may have interrupted
                 os.write(2, f"\n{signal.Signals(number).name}: stopping after this step; again: at once\n".encode())
+
+    def _outlive(self, number: int) -> None:
+        """In a data worker, which is told as well by a terminal or a job scheduler: the step still needs its images."""
+        if number == signal.SIGTERM:  # also what its own process ends it with, where it does not end by itself
+            signal.signal(signal.SIGALRM, lambda *received: os._exit(128 + number))
+            signal.alarm(GRACE)
 
     def _exception(self) -> Interrupted:
         assert self._trainer is not None
@@ -150,6 +161,8 @@ class StopOnSignal(Callback):
         self._restore()
 
     def _restore(self) -> None:
+        if self._trainer is not None:
+            vars(self._trainer._signal_connector).pop("register_signal_handlers", None)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous, self._received, self._training = {}, None, False

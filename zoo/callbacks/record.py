@@ -1,6 +1,5 @@
 """What a run writes down about itself, from the moment that it trains and not before."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +103,9 @@ class RunRecord(SaveConfigCallback):
     def _write(self, folder: Path) -> None:
         path = folder / self.config_filename
         text = self.parser.dump(self.config, skip_none=False)
-        if path.exists() and _settings(path.read_text()) != _settings(text) and (folder / "last.ckpt").exists():
-            number = free_number(folder)
-            shutil.copy2(path, path.with_name(f"{path.stem}-{number}{path.suffix}"))
+        before = path.read_text(encoding="utf-8") if path.exists() and (folder / "last.ckpt").exists() else None
+        if before is not None and _settings(before) != _settings(text):
+            write_text_whole(path.with_name(f"{path.stem}-{free_number(folder)}{path.suffix}"), before)
         write_text_whole(path, text)
 
 

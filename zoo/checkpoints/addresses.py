@@ -1,7 +1,6 @@
 """Where a checkpoint is: a path of this machine, or an address, whose file is downloaded only when asked for."""
 
 import hashlib
-import os
 import re
 import shutil
 from pathlib import Path
@@ -9,6 +8,7 @@ from urllib.parse import urlsplit
 
 from lightning.pytorch.utilities import rank_zero_info
 
+from zoo.atomic_files import write_whole
 from zoo.cache import cache_folder
 
 ADDRESS = re.compile(r"[A-Za-z][\w+.-]+:/|.*::")  # one letter is a drive of Windows
@@ -65,31 +65,28 @@ def fetch_file(address: str, folder: str | Path | None = None) -> Path:
     name = Path(urlsplit(address).path).name or "checkpoint"
     folder = Path(folder) if folder is not None else cache_folder() / "checkpoints"
     path = folder / f"{hashlib.sha256(address.encode()).hexdigest()[:12]}-{name}"
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         files, place = fsspec.core.url_to_fs(address)
         size = files.size(place)
         folder.mkdir(parents=True, exist_ok=True)
         if size is not None and size > (free := shutil.disk_usage(folder).free):
             raise OSError(f"{size:,} bytes, and {folder} has room for {free:,}")
-        with (
-            files.open(place, "rb") as source,
-            part.open("wb") as target,
-            tqdm(total=size, desc=name, unit="B", unit_scale=True, disable=None) as bar,
-        ):
-            while piece := source.read(PIECE):
-                target.write(piece)
-                bar.update(len(piece))
-        found = part.stat().st_size
-        if size is not None and found != size:
-            raise OSError(f"{found:,} of {size:,} bytes came")
-        os.replace(part, path)
+        with write_whole(path) as part:
+            with (
+                files.open(place, "rb") as source,
+                part.open("wb") as target,
+                tqdm(total=size, desc=name, unit="B", unit_scale=True, disable=None) as bar,
+            ):
+                while piece := source.read(PIECE):
+                    target.write(piece)
+                    bar.update(len(piece))
+            found = part.stat().st_size
+            if size is not None and found != size:
+                raise OSError(f"{found:,} of {size:,} bytes came")
     except ImportError as error:
         raise ModuleNotFoundError(f"{address} cannot be downloaded: {error}") from None
     except Exception as error:  # each kind of file system has errors of its own
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
         raise OSError(f"{address} was not downloaded: {reason}") from None
-    finally:
-        part.unlink(missing_ok=True)
     rank_zero_info(f"downloaded {address} ({found:,} bytes) to {path}")
     return path
