@@ -453,3 +453,12 @@ def test_importing_the_zoo_costs_little_more_than_lightning():
     already = subprocess.run([sys.executable, "-c", baseline], capture_output=True, text=True).stdout.split()
     assert set(loaded) <= set(already)
     assert seconds("zoo") < 1.3 * seconds("lightning")
+
+
+def test_arguments_that_are_no_text_are_refused_in_a_sentence(run_cli):
+    """A configuration file could not hold them, and the parser fails on them without naming one."""
+    code, out, err = run_cli("fit", "--config", "toy.yaml", "--data.root=d\udce9ta")
+    assert code == 2 and err.splitlines()[-1] == (
+        "error: '--data.root=d\\udce9ta' holds bytes that are no UTF-8, which no configuration can: rename what it "
+        "names, or give it a second name by ln -s"
+    )

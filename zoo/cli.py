@@ -48,6 +48,12 @@ def main(args: Sequence[str] | None = None) -> None:
     elif arguments[:1] and arguments[0] in EXTRA_COMMANDS:
         _extra_command(*arguments)
     else:
+        if foreign := next((a for a in arguments if any("\ud800" <= letter <= "\udfff" for letter in a)), None):
+            sys.stderr.write(
+                f"error: {foreign!a} holds bytes that are no UTF-8, which no configuration can: rename what it "
+                f"names, or give it a second name by ln -s\n"
+            )
+            sys.exit(2)
         first = all(os.environ.get(rank, "0") == "0" for rank in ("LOCAL_RANK", "SLURM_PROCID"))
         if args is None and arguments and first and not _only_asks(arguments):
             sys.stderr.write(f"tokenzoo {zoo.__version__}: {shlex.join(arguments)} ... loading the libraries\n")

@@ -93,6 +93,15 @@ def test_ids_of_captions():
     assert words.start_id == len(words.words) == words.vocab_size - 1
 
 
+def test_a_vocabulary_has_one_word_per_line_whatever_the_words_hold(tmp_path):
+    from zoo.wordpiece import SPECIAL, WordPiece
+
+    words = [*SPECIAL, "a", "line\u2028separator", "next\x85line", "z"]
+    for end in ("", "\n"):
+        (tmp_path / "vocab.txt").write_text("\n".join(words) + end, encoding="utf-8")
+        assert WordPiece(str(tmp_path / "vocab.txt")).words == {word: i for i, word in enumerate(words)}
+
+
 def test_the_published_vocabulary_needs_no_file_for_its_size(monkeypatch):
     words = WordPiece("bert_base_uncased")
     assert words.vocab_size == 30523 and words.start_id == 30522
