@@ -1,8 +1,10 @@
 """The commands that train and evaluate: LightningCLI as the zoo uses it, and which errors are for the user."""
 
 import contextlib
+import importlib
 import logging
 import os
+import pkgutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +18,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from omegaconf.errors import OmegaConfBaseException
 
 import zoo
+import zoo.callbacks
 from zoo import recipe_files
 from zoo.callbacks.record import RunRecord
 from zoo.cli_errors import ZooParser
 from zoo.cli_sentences import end_with_sentence
 from zoo.cli_settings import check_run_folder, check_trainer
+from zoo.cli_yaml import dump_yaml
 from zoo.module import ZooModule
 from zoo.precision import RECIPES_SAY, register_with_recipes, remark
 from zoo.recipe_header import parse_header
@@ -40,6 +44,7 @@ def run(arguments: list[str]) -> None:
     # Lightning 2.6 calls what jsonargparse 5 will drop; the bounds in pyproject.toml say so
     os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = os.environ.get("JSONARGPARSE_DEPRECATION_WARNINGS") or "off"
     jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+    jsonargparse.set_dumper("yaml", dump_yaml)
     register_with_recipes()
     try:
         with _quiet():
@@ -63,6 +68,8 @@ class ZooCLI(LightningCLI):
         from zoo.registry import presets
 
         presets()  # imports the papers, so that recipes can say BEiT for zoo.BEiT
+        for module in pkgutil.iter_modules(zoo.callbacks.__path__):  # likewise --trainer.callbacks+=EMA
+            importlib.import_module(f"zoo.callbacks.{module.name}")
         #: configuration files, as typed -> as found
         self.recipes: dict[str, Path] = {}
         self.arguments = arguments
