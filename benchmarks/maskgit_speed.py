@@ -23,6 +23,7 @@ import zoo
 from zoo.atomic_files import write_picture_whole
 from zoo.callbacks.pictures import line_plots
 from zoo.models.dvae import DVAE
+from zoo.registry import model_from
 from zoo.strict_json import strict_json
 
 CODES, CLASSES = 512, 9
@@ -43,8 +44,8 @@ def models(tokens: int, codes: int, width: int, depth: int, heads: int) -> tuple
     torch.manual_seed(0)
     sizes = {"tokenizer": f"{name}:random", "num_classes": CLASSES, "width": width, "depth": depth, "heads": heads}
     return (
-        zoo.create_model("maskgit_tiny", **sizes, class_dropout=0.0).eval(),
-        zoo.create_model("ar_transformer_tiny", **sizes).eval(),
+        model_from("maskgit_tiny:random", **sizes, class_dropout=0.0).eval(),
+        model_from("ar_transformer_tiny:random", **sizes).eval(),
     )
 
 

@@ -85,6 +85,11 @@ class TokenData(ZooDataModule):
         self.root, self.image_size, self.tokenizer = Path(root), image_size, tokenizer
         self.headers: dict[str, dict[str, Any]] = {}
 
+    @property
+    def num_classes(self) -> int | None:
+        """Classes of the labels after ``setup``; None where there are none, or the dump does not say it."""
+        return self.headers.get("train", {}).get("num_classes")
+
     def setup(self, stage: str | None = None) -> None:
         if self.train is None:
             if not self.root.is_dir():

@@ -30,6 +30,7 @@ from zoo.precision import RECIPES_SAY, register_with_recipes, remark
 from zoo.recipe_header import parse_header
 from zoo.run_folder import FolderLock, find_checkpoint
 from zoo.run_loggers import RunCSVLogger, RunTensorBoardLogger
+from zoo.untrained import refuse_lost_predictions, refuse_untrained
 
 DESCRIPTION = "Train and evaluate visual tokenizers. Also: list [PATTERN], recipes, copy RECIPE [TARGET]."
 Precision = Literal["highest", "high", "medium"]
@@ -107,6 +108,14 @@ class ZooCLI(LightningCLI):
             help="float32 products on CUDA: 'high' uses TF32, 'highest' does not",
         )
         parser.add_argument(
+            "--untrained",
+            type=bool,
+            default=False,
+            nargs="?",
+            const=True,
+            help="let validate, test and predict take a model of random weights",
+        )
+        parser.add_argument(
             "--fetch_checkpoint",
             type=bool,
             default=False,
@@ -150,6 +159,9 @@ class ZooCLI(LightningCLI):
         ckpt_path = find_checkpoint(self._get(self.config, "ckpt_path"), self.subcommand, run_dir, fetch)
         if ckpt_path is not None:
             self.config_init[str(self.subcommand)]["ckpt_path"] = ckpt_path  # of what was downloaded
+        measures = self.subcommand in ("validate", "test", "predict") and not config["fast_dev_run"]
+        if measures and ckpt_path is None and not self._get(self.config, "untrained"):
+            refuse_untrained(self.model, str(self.subcommand))
         # into the configuration that the run writes down, which is then a recipe of the same folder
         self.config[str(self.subcommand)]["trainer"]["default_root_dir"] = str(run_dir)
         log_dir = run_dir if self.subcommand == "fit" else run_dir / str(self.subcommand)
@@ -161,6 +173,8 @@ class ZooCLI(LightningCLI):
             kwargs["logger"] = [RunCSVLogger.of(logger) for logger in given]
         given = config["callbacks"] or []
         callbacks: list[Callback] = list(given) if isinstance(given, list) else [given]
+        if measures and self.subcommand == "predict":
+            refuse_lost_predictions(callbacks)
         checkpoints = config["enable_checkpointing"] is not False
         callbacks += self._default_callbacks(callbacks, run_dir, checkpoints) + self._shown(callbacks, config)
         if not any(isinstance(c, ModelSummary) for c in callbacks):

@@ -32,6 +32,8 @@ class ZooModule(pl.LightningModule):
     formats: ClassVar[tuple[Any, ...]] = ()
     #: attributes that only training needs: they decide no token, and weights need not hold them
     training_only: ClassVar[tuple[str, ...]] = ()
+    #: whether ``encode`` is that of the frozen tokenizer, and needs none of the model's own weights
+    encodes_by_tokenizer: ClassVar[bool] = False
     #: settings that decide what the weights compute and that no tensor shows: another value is warned of
     in_no_tensor: ClassVar[tuple[str, ...]] = ()
     spec: TokenSpec | None = None
@@ -49,7 +51,7 @@ class ZooModule(pl.LightningModule):
         self.absent: dict[str, str] = {}
         #: prefix of parameters that the loaded weights left as they were, to be trained -> why
         self.fresh: dict[str, str] = {}
-        self.started_from_weights = False
+        self.started_from_weights = self.weights_loaded = self.trained_here = self.random_on_purpose = False
         self._fingerprint: tuple[tuple[int, ...], str] | None = None
         self.save_hyperparameters()
         for name, value in constructor_arguments(self).items():
@@ -94,6 +96,10 @@ class ZooModule(pl.LightningModule):
                 f"--trainer.precision={self.trainer.precision} would keep weights in another precision than float32, "
                 "where ids change: use bf16-mixed, or 32"
             )
+        if stage != "predict":
+            from zoo.second_stage import check_classes
+
+            check_classes(self, getattr(self.trainer, "datamodule", None))
         for tower in self.frozen.values():  # FSDP moves registered modules alone
             tower.to(self.trainer.strategy.root_device)
 
@@ -105,6 +111,7 @@ class ZooModule(pl.LightningModule):
         return [] if there else [Resuming()]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.trained_here = True
         return self._log_losses("train", batch)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -214,6 +221,12 @@ class ZooModule(pl.LightningModule):
 
             load_weights(self, weights)
             self.started_from_weights = True
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As in torch; notes that the weights are no longer random."""
+        found = super().load_state_dict(*args, **kwargs)
+        self.weights_loaded, self.fresh = True, {}
+        return found
 
     def set_absent(self, absent: dict[str, str]) -> None:
         """Note what the weights that were just loaded do not hold; a model that then decodes nothing changes its spec.

@@ -252,7 +252,9 @@ def model_from(reference: str, **overrides: Any) -> Any:
         return create_model(reference, **overrides)
     name, source = split_reference(reference)
     if source == "random":
-        return create_model(name, **overrides)
+        model = create_model(name, **overrides)
+        model.random_on_purpose = True
+        return model
     return create_model(name, weights=available_weights(name, source), **overrides)
 
 

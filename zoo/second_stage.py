@@ -172,6 +172,24 @@ def _layout(shapes: list[tuple[int, ...]]) -> str:
     return " and ".join("x".join(map(str, shape)) for shape in shapes)
 
 
+def check_classes(model: Any, data: Any) -> None:
+    """Refuse data whose classes are not as many as the model has: the labels would mean others than were learned.
+
+    Args:
+        model: with ``num_classes``, where it knows classes at all; 0 for an unconditional one.
+        data: a data module with ``num_classes``, where it knows them.
+
+    Raises:
+        ValueError: naming both numbers.
+    """
+    own, given = getattr(model, "num_classes", None), getattr(data, "num_classes", None)
+    if own and given and own != given:
+        raise ValueError(
+            f"{type(data).__name__} has {given} classes and this {type(model).__name__} has {own}, so its labels would "
+            f"mean other classes: set --model.init_args.num_classes={given}, or bring data of the model's classes"
+        )
+
+
 def labels_of(batch: Batch, num_classes: int) -> Int[Tensor, " b"] | None:
     """The batch's ``label`` for a class-conditional model, None for others.
 

@@ -73,6 +73,7 @@ def make_header(
     model: str = "",
     spec: TokenSpec | None = None,
     precision: str = ID_PRECISION,
+    num_classes: int | None = None,
 ) -> dict[str, Any]:
     """The header of a dump.
 
@@ -83,6 +84,7 @@ def make_header(
         model: registry name or checkpoint of the tokenizer, for the reader.
         spec: of the ids, where they are of another image size than the tokenizer's own.
         precision: in which the ids were computed; models of the zoo know one.
+        num_classes: of the labels, where they are known.
 
     Raises:
         ValueError: for a tokenizer without ids.
@@ -99,6 +101,7 @@ def make_header(
         "class": f"{type(tokenizer).__module__}.{type(tokenizer).__qualname__}",
         "fingerprint": fingerprint(tokenizer),
         "precision": precision,
+        "num_classes": num_classes,
         "vocab_size": spec.vocab_size,
         "num_tokens": spec.num_tokens,
         "segments": [

@@ -102,10 +102,11 @@ def test_a_second_signal_ends_at_once(run_cli, recipe, monkeypatch):
 @pytest.mark.parametrize("where", ["sanity", "test"])
 def test_before_training_and_in_a_test_nothing_is_saved_and_the_exit_code_says_so(run_cli, recipe, where):
     command = "test" if where == "test" else "fit"
-    got, _, err = run_cli(command, "--config", recipe, *LONG, signalled(0, where=where))
+    random = ["--untrained"] if where == "test" else []
+    got, _, err = run_cli(command, "--config", recipe, *LONG, *random, signalled(0, where=where))
     assert got == 143 and "interrupted by SIGTERM, nothing was saved" in err
     assert not Path("runs/toy/last.ckpt").exists()
-    got, _, err = run_cli(command, "--config", recipe, *LONG, signalled(0, where=where, name="SIGINT"))
+    got, _, err = run_cli(command, "--config", recipe, *LONG, *random, signalled(0, where=where, name="SIGINT"))
     assert got == 130 and "nothing was saved" in err
 
 

@@ -130,8 +130,9 @@ class TokenDump(BasePredictionWriter):
         if trainer.is_global_zero:
             exact = isinstance(pl_module, ZooModule) or trainer.precision == "32-true"
             header = make_header(
-                pl_module, split=self.split, count=int(total), model=self.model, spec=self._spec,
+                _source(pl_module), split=self.split, count=int(total), model=self.model, spec=self._spec,
                 precision=ID_PRECISION if exact else str(trainer.precision),
+                num_classes=getattr(getattr(trainer, "datamodule", None), "num_classes", None),
             )  # fmt: skip
             write_header(self.folder, header)
             print(f"{int(total):,} images x {header['num_tokens']} tokens in {self.folder}")
@@ -148,6 +149,11 @@ class TokenDump(BasePredictionWriter):
         self._waiting -= size
         self._count += size
         self._shards += 1
+
+
+def _source(model: Any) -> Any:
+    """Whose ids they are: of a second stage that passes on those of its tokenizer, the tokenizer's."""
+    return model.frozen["tokenizer"] if getattr(model, "encodes_by_tokenizer", False) else model
 
 
 def _listed(texts: Any) -> list[Any]:

@@ -31,6 +31,7 @@ from zoo.optim import Optim
 from zoo.registry import Weights, register
 from zoo.second_stage import allowed_ids, discrete_tokenizer, ids_of, labels_of, wanted_labels
 from zoo.tokens import Tokens, TokenSpec, evaluating
+from zoo.untrained import say_untrained
 
 START = 0  # id of the first input of an unconditional model where it shares the table with the codes
 
@@ -57,6 +58,7 @@ class ARTransformer(ZooModule):
     """
 
     in_no_tensor = ("heads", "order", "n_unmasked")
+    encodes_by_tokenizer = True
     spec: TokenSpec
 
     def __init__(
@@ -196,6 +198,7 @@ class ARTransformer(ZooModule):
             )
         if condition is not None and not self.condition_tokens:
             raise ValueError("this model has no condition tokens: leave condition out")
+        say_untrained(self, "draws")
         classes, count = wanted_labels(labels, num_images, self.num_classes, False, self.device)
         if seed is not None:
             generator = torch.Generator(self.device).manual_seed(seed)

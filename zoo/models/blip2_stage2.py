@@ -32,6 +32,7 @@ from zoo.nn.splice import IGNORED, Image, Piece, Text, splice
 from zoo.optim import Optim
 from zoo.registry import Weights, register
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
+from zoo.untrained import say_untrained
 from zoo.vision_towers import LN_VISION_EPS, vision_tower
 from zoo.wordpiece import clean_caption, clean_question
 
@@ -186,6 +187,7 @@ class BLIP2Stage2(ZooModule):
         return self._write(images, prompts, defaults | writing)
 
     def _write(self, images: Tensor, prompts: list[str], writing: dict[str, Any]) -> list[str]:
+        say_untrained(self, "writes")
         text = self.language.text
         with evaluating(self):
             tokens = self.image_tokens(images)

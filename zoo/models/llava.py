@@ -35,6 +35,7 @@ from zoo.nn.splice import Spliced, splice
 from zoo.optim import Optim
 from zoo.registry import register
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
+from zoo.untrained import say_untrained
 from zoo.vision_towers import vision_tower
 
 
@@ -179,6 +180,7 @@ class LLaVA(ZooModule):
         """
         if len(questions) != len(images):
             raise ValueError(f"there are {len(questions)} questions for {len(images)} images: give one per image")
+        say_untrained(self, "writes")
         turns = [[{"from": "human", "value": f"{IMAGE}\n{q}"}] if isinstance(q, str) else list(q) for q in questions]
         # chatml ends a turn with a token of its own, which is some tokenizers' end; v0 and plain end with text
         stop = {"plain": ("\n",), "v0": ("###",), "chatml": ("<|im_end|>",)}.get(self.conversation, ())

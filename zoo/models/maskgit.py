@@ -40,6 +40,7 @@ from zoo.optim import Optim
 from zoo.registry import Weights, register
 from zoo.second_stage import NO_CLASS, allowed_ids, discrete_tokenizer, ids_of, keep_allowed, labels_of, wanted_labels
 from zoo.tokens import Tokens, TokenSpec, as_pixels, evaluating
+from zoo.untrained import say_untrained
 
 PUBLISHED_HEADS = 16  # of the released configuration; the paper says 8
 Pictures = dict[str, Float[Tensor, "b 3 h w"]]
@@ -67,6 +68,7 @@ class MaskGIT(ZooModule):
     """
 
     in_no_tensor = ("heads",)
+    encodes_by_tokenizer = True
     spec: TokenSpec
 
     def __init__(
@@ -208,6 +210,7 @@ class MaskGIT(ZooModule):
         Raises:
             ValueError: naming the setting, label or id that is wrong.
         """
+        say_untrained(self, "draws")
         one_of("order", order, ORDERS)
         one_of("guidance_schedule", guidance_schedule, ("constant", "linear"))
         schedule = ("arccos" if order == "halton" else "cosine") if schedule is None else schedule

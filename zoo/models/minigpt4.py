@@ -29,6 +29,7 @@ from zoo.optim import Optim
 from zoo.registry import register
 from zoo.second_stage import continuous_tokenizer
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
+from zoo.untrained import say_untrained
 from zoo.vision_towers import LN_VISION_EPS, vision_tower
 from zoo.wordpiece import clean_caption
 
@@ -193,6 +194,7 @@ class MiniGPT4(ZooModule):
         return self._write(images, samples, writing)
 
     def _write(self, images: Tensor, samples: list[list[Piece]], writing: dict[str, Any]) -> list[str]:
+        say_untrained(self, "writes")
         with evaluating(self):
             batch = splice(samples, self.image_tokens(images), self.language.embed, "left")
             return self.language.write(batch, **{"stop_text": (self.end,)} | writing)

@@ -36,6 +36,7 @@ from zoo.registry import register
 from zoo.second_stage import discrete_tokenizer, ids_of
 from zoo.tokens import Tokens, TokenSpec, evaluating
 from zoo.unclip import find_decoder
+from zoo.untrained import say_untrained
 
 FIRST_WORD = "<img_00000>"  # of SEED-LLaMA's published tokenizers
 
@@ -65,6 +66,7 @@ class SEEDLLM(ZooModule):
         weights: start from these: a registry name or a path.
     """
 
+    encodes_by_tokenizer = True
     spec: TokenSpec
 
     def __init__(
@@ -205,6 +207,7 @@ class SEEDLLM(ZooModule):
         return self._say(self.encode(images), prompts, writing)
 
     def _say(self, tokens: Tokens, prompts: Sequence[tuple[str, str]], writing: dict[str, Any]) -> list[str]:
+        say_untrained(self, "writes")
         text = self.language_model.text
         samples: list[list[Piece]] = []
         for ids, (before, after) in zip(self._ids(tokens), prompts, strict=True):
@@ -250,6 +253,7 @@ class SEEDLLM(ZooModule):
             raise ValueError(f"captions must be a list with one caption per image, got {captions!r}")
         if as_tokens and decoding:
             raise ValueError(f"there is no setting {', '.join(decoding)} of writing tokens")
+        say_untrained(self, "draws")
         if not as_tokens:
             decoder = self._decoder(decoder, decoding)
         text = self.language_model.text
