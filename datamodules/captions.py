@@ -1,5 +1,7 @@
 """CaptionData and ConversationData: your images with captions, or with conversations about them."""
 
+import os
+import posixpath
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -64,8 +66,8 @@ class AnnotatedDataset(Samples):
         sample = self.images[self._place[number]]
         if sample is None:
             return None
-        shown = int(sample["index"])  # another one, where this is broken
-        return sample | self._words(shown, chosen if shown == number else 0)
+        seen = int(sample["index"])  # another one, where this is broken
+        return sample | self._words(seen, chosen if seen == number else 0)
 
     def _words(self, number: int, chosen: int) -> Sample:
         entry = self.entries[number]
@@ -110,6 +112,7 @@ class _AnnotatedData(ZooDataModule):
         )
         self._eval_transform = make_eval_transform(eval_transform, image_size)
         self._views: dict[str, AnnotatedDataset] = {}
+        self._folders: dict[str, str] = {}  # folder of images -> its real path
 
     def setup(self, stage: str | None = None) -> None:
         if self._views:
@@ -143,8 +146,8 @@ class _AnnotatedData(ZooDataModule):
             found = said | {"test": said["test"] or said["val"]}
         else:
             # records of one image stay on one side, whatever their ids
-            first: dict[str | None, str] = {}
-            sides = [e.image_id if e.path is None else first.setdefault(e.file, e.image_id) for e in every]
+            first: dict[str, str] = {}
+            sides = [e.image_id if e.path is None else first.setdefault(self._real(e), e.image_id) for e in every]
             held = set() if self.files["val"] else set(hold_out(list(dict.fromkeys(sides)), self.val_fraction))
             found = {"train": [e for e, side in zip(every, sides, strict=True) if side not in held]}
             found["val"] = [e for e, side in zip(every, sides, strict=True) if side in held]
@@ -155,6 +158,14 @@ class _AnnotatedData(ZooDataModule):
                 if split == "val" and self.files["test"] is None:
                     found["test"] = found["val"]
         return found
+
+    def _real(self, entry: Annotated) -> str:
+        """The file behind an image, by whatever links it is named."""
+        folder, name = posixpath.split(str(entry.file))
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(self.root / folder)
+        place = os.path.join(self._folders[folder], name)
+        return os.path.realpath(place) if os.path.islink(place) else place
 
     def _dataset(self, entries: Sequence[Annotated], train: bool = False) -> AnnotatedDataset:
         transform = self._train_transform if train else self._eval_transform
@@ -261,3 +272,14 @@ class ConversationData(_AnnotatedData):
             root, annotations, image_size, batch_size, val_annotations, test_annotations, val_fraction, train_transform,
             eval_transform, crop_scale, max_broken, eval_batch_size, num_workers, predict_split, seed,
         )  # fmt: skip
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        trained = getattr(self.trainer, "lightning_module", None)
+        datasets = [d for d in (self.train, self.val, self.test) if isinstance(d, AnnotatedDataset)]
+        blind = {e.image_id for d in datasets for e in d.entries if e.path is None}
+        if blind and getattr(trained, "conversation", None) == "plain":
+            raise ValueError(
+                f"{len(blind):,} conversations have no image, such as {shown(min(blind))}, and the plain layout of "
+                f"{type(trained).__name__} is about images alone: set model.conversation to another, or leave them out"
+            )

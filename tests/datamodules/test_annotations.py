@@ -266,6 +266,36 @@ def test_records_of_one_image_are_on_one_side(images):
     assert not sides[0] & sides[1]
 
 
+def test_links_to_one_image_are_on_one_side(images):
+    for i in range(8):
+        (images / "images" / f"link{i}.png").symlink_to(f"{i}.png")
+    (images / "images" / "again").symlink_to(".")
+    content = [{"image": f"{name}{i}.png", "caption": "x"} for i in range(8) for name in ("", "link", "again/link")]
+    data = make(images, content)
+    sides = [{os.path.realpath(data.root / e.path) for e in d.entries} for d in (data.train, data.val)]
+    assert len(data.train) + len(data.val) == 24 and all(sides) and not sides[0] & sides[1]
+
+
+def test_text_alone_is_not_trained_on_as_a_caption_of_grey(images):
+    """The first stage's layout leaves the questions out and always shows an image."""
+    from tiny_tokenizer import quiet_trainer
+
+    import zoo
+
+    records = [{"id": f"text {i}", "conversations": talk("hi", "ho")} for i in range(2)]
+    records += [{"id": str(i), "image": f"{i}.png", "conversations": talk("<image>\n?", "red")} for i in range(6)]
+    file = save(images, json.dumps(records), "a.json")
+    data = ConversationData(str(images / "images"), str(file), image_size=32, batch_size=2, val_fraction=0.3)
+    trainer = quiet_trainer(images, max_steps=2)
+    with pytest.raises(
+        ValueError, match="2 conversations have no image, such as text 0, and the plain layout of LLaVA"
+    ):
+        trainer.fit(zoo.create_model("llava_tiny"), datamodule=data)
+    trainer = quiet_trainer(images, max_steps=2)
+    trainer.fit(zoo.create_model("llava_tiny", conversation="v1"), datamodule=data)
+    assert trainer.global_step == 2
+
+
 def test_a_file_that_names_the_split_of_some_is_refused(images):
     content = [{"image": f"{i}.png", "caption": "x", **({"split": "val"} if i < 3 else {})} for i in range(8)]
     with pytest.raises(ValueError, match=r"names no split of 5 images, such as 3\.png, and one of others"):
