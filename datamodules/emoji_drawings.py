@@ -3,6 +3,7 @@
 import hashlib
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterable
 from functools import lru_cache
 from importlib.metadata import version
@@ -13,11 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import UInt8
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from datamodules.base import missing, package_folder
 from zoo.atomic_files import write_whole
-from zoo.cache import cache_folder
+from zoo.cache import cache_folder, cache_problem, not_kept
 
 PNG_SIDE = 72  # Twemoji's bitmaps
 
@@ -79,10 +81,16 @@ def _cached_svgs(files: tuple[str, ...], style: str, side: int) -> UInt8[np.ndar
                 pixels = stored["rgba"]
             if pixels.shape == (len(files), side, side, 4) and pixels.dtype == np.uint8:
                 return pixels
-        except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError, MemoryError):
+        except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError, MemoryError, RuntimeError):
             pass  # cut off or foreign: draw again and replace it
+    if (problem := cache_problem()) is not None:
+        rank_zero_warn(f"{problem}; the drawings are made for this run alone")
     pixels = np.stack([_svg(resvg_py, path, side) for path in _progress(paths, f"drawing {style} at {side} px")])
-    _write(cache, pixels)
+    if problem is None:
+        try:
+            _write(cache, pixels)
+        except OSError as error:  # the disk was full in between
+            rank_zero_warn(f"{not_kept(error)}; the drawings were made for this run alone")
     return pixels
 
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from lightning.pytorch.utilities import rank_zero_info
 
 from zoo.atomic_files import write_whole
-from zoo.cache import cache_folder
+from zoo.cache import cache_folder, cache_problem
 
 ADDRESS = re.compile(r"[A-Za-z][\w+.-]+:/|.*::")  # one letter is a drive of Windows
 LOCAL = re.compile(r"(file|local)://(localhost(?=/))?", re.IGNORECASE)
@@ -63,6 +63,8 @@ def fetch_file(address: str, folder: str | Path | None = None) -> Path:
     if REGISTRY.match(address):
         raise ValueError(f"{address} is of Lightning's registry, which is not supported: download the file yourself")
     name = Path(urlsplit(address).path).name or "checkpoint"
+    if folder is None and (problem := cache_problem()) is not None:
+        raise OSError(f"{address} is not downloaded: {problem}")
     folder = Path(folder) if folder is not None else cache_folder() / "checkpoints"
     path = folder / f"{hashlib.sha256(address.encode()).hexdigest()[:12]}-{name}"
     try:

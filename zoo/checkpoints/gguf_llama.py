@@ -3,6 +3,7 @@
 llama.cpp interleaves the rows of the query and key matrices for its rotary embedding; that is undone here.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from zoo.atomic_files import write_whole
-from zoo.cache import cache_folder
+from zoo.cache import cache_folder, cache_problem, not_kept
 from zoo.strict_json import strict_json
 
 NAMES = {
@@ -40,21 +41,40 @@ def dequantised(path: Path, name: str) -> Path:
     Raises:
         ModuleNotFoundError: without the package that reads these files.
         ValueError: for a file that is no Llama-like model.
+        OSError: where the cache cannot be written to, before anything is computed.
     """
     folder = cache_folder() / f"{name}-{path.stat().st_size}"
-    if (folder / "config.json").exists():
+    if _is_whole(folder):
         return folder
     try:
         from gguf import GGUFReader
     except ImportError:
         raise ModuleNotFoundError("GGUF files are read with the package gguf: pip install 'tokenzoo[llm]'") from None
+    if (problem := cache_problem()) is not None:
+        raise OSError(f"the weights of {path.name} have to be written before they are read, and {problem}")
     print(f"dequantising {path.name} into {folder}", flush=True)
     reader = GGUFReader(path)
     config = llama_config(reader, path)
-    with write_whole(folder) as part:
-        part.mkdir()
-        _write(part, reader, path, config)
+    try:
+        with write_whole(folder) as part:
+            part.mkdir()
+            _write(part, reader, path, config)
+    except OSError as error:
+        problem = not_kept(error)
+        raise OSError(f"the weights of {path.name} have to be written before they are read, and {problem}") from None
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether an earlier call wrote all of it, and nothing has damaged it since."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        with safe_open(folder / "model.safetensors", "pt") as file:
+            return bool(file.keys())
+    except (OSError, ValueError, SafetensorError):
+        return False
 
 
 def llama_config(reader: Any, path: Path) -> dict[str, Any]:
