@@ -1,8 +1,7 @@
 """Language models by name, for the models that put image tokens into one: transformers' networks and tokenizers."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -332,8 +331,9 @@ def language_model(reference: str, dtype: str = "float32") -> LanguageModel:
 
     Args:
         reference: ``smollm2_135m`` (weights from a pip package; ``smollm2_135m:random`` for random ones), the path of a
-            folder in transformers' layout, ``NAME:PATH`` for a published size (``opt_2.7b:PATH``, whose width is
-            checked), or ``tiny_llama``, ``tiny_opt``, ``tiny_t5`` (random, for tests).
+            folder in transformers' layout (also of a LLaVA or a BLIP-2, whose language model is taken), ``NAME:PATH``
+            for a published size (``opt_2.7b:PATH``, whose width is checked), or ``tiny_llama``, ``tiny_opt``,
+            ``tiny_t5`` (random, for tests).
         dtype: of the weights.
 
     Raises:
@@ -387,51 +387,9 @@ def _smollm2() -> Path:
 
 
 def _from_folder(folder: Path, dtype: str, random: bool = False) -> LanguageModel:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from zoo.checkpoints.language_folder import read_language_folder
 
-    from zoo.checkpoints.files import read
-    from zoo.checkpoints.folders import check_code, check_network
-    from zoo.checkpoints.llava import language_config, language_state
-
-    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # which would run programs
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} is no folder of a language model: it has no config.json")
-    check_code(folder, CONFIG_MAPPING)
-    check_network(folder)
-    inner = language_config(folder)  # the language model inside a LLaVA
-    config = AutoConfig.from_pretrained(folder, **local) if inner is None else AutoConfig.for_model(**inner)
+    network, config, tokenizer = read_language_folder(folder, getattr(torch, dtype), random)
     encoder_decoder = bool(config.is_encoder_decoder)
-    if config.model_type == "t5" and dtype == "float16":
-        raise ValueError("T5 overflows in float16: set language_dtype to bfloat16")
-    if encoder_decoder and config.model_type == "t5":
-        config.dense_act_fn = "gelu"  # BLIP-2 was trained with exact GELU in place of FlanT5's tanh approximation
-    builder = AutoModelForSeq2SeqLM if encoder_decoder else AutoModelForCausalLM
-    weight_type = getattr(torch, dtype)
-    if torch.get_default_device().type == "meta":
-        network = None
-    elif random:
-        network = builder.from_config(config, dtype=weight_type)
-    elif inner is not None:
-        network = builder.from_config(config, dtype=weight_type)
-        network.load_state_dict(language_state(read(folder).state))
-    else:
-        with _no_progress_bar():
-            network = builder.from_pretrained(folder, config=config, dtype=weight_type, **local)
-    tokenizer = AutoTokenizer.from_pretrained(folder, **local)
     width = config.d_model if encoder_decoder else getattr(config, "word_embed_proj_dim", config.hidden_size)
     return LanguageModel(network, TextCodec(tokenizer), width, encoder_decoder)
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Transformers draws one for each file that it reads."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()

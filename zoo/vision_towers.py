@@ -10,9 +10,11 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.checkpoints.config_facts import check_facts, config_beside
-from zoo.checkpoints.eva import eva_state
+from zoo.checkpoints.config_facts import config_beside
+from zoo.checkpoints.config_fields import GENERATION, Fields, Must, set_to
+from zoo.checkpoints.eva import eva_fields, eva_state
 from zoo.checkpoints.files import read
+from zoo.checkpoints.folders import read_json
 from zoo.checkpoints.format import check_positions
 from zoo.checkpoints.provenance import entries_of, plain, say_unused, trace
 from zoo.nn.efficientnet_lite0 import HEAD_CHANNELS, TAP_STRIDES, efficientnet_lite0
@@ -25,7 +27,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 EVA_ORIGIN = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
 TOWERS = (
-    "eva_vit_g:PATH", "eva_vit_g:random", "clip_vit_l14:PATH", "clip_vit_l14:random", "lite0", "blind",
+    "eva_vit_g:PATH", "eva_vit_g:random", "clip_vit_l14:PATH", "clip_vit_l14:random", "clip:PATH", "lite0", "blind",
     "tiny_random", "tiny_random:WIDTH", "tiny_clip", "tiny_eva",
 )  # fmt: skip
 CLIP_POSITIONS = "embeddings.position_ids"  # a buffer that old files hold
@@ -102,21 +104,25 @@ class VisionTower(nn.Module):
         return torch.stack([found[i] if i in found else self._cache[k].to(images.device) for i, k in enumerate(keys)])
 
 
-def vision_tower(reference: str, image_size: int, cache: int = 0) -> VisionTower:
+def vision_tower(reference: str, image_size: int, cache: int = 0, layer: int | None = None) -> VisionTower:
     """The image encoder that a recipe names. Nothing is downloaded, and no pickle is executed.
 
     Args:
         reference: ``eva_vit_g:PATH`` (BLIP-2's: its own file, or a folder of ``Blip2ForConditionalGeneration``) or
             ``clip_vit_l14:PATH`` (a folder of CLIP or LLaVA in transformers' layout; its tokens are the input of the
-            last block, which BLIP-2 and LLaVA take), both with ``random`` for random weights; ``lite0`` (the 1,280
-            channels of EfficientNet-Lite0's last feature map, stride 32, weights from a pip package); ``blind`` (one
-            token, the same for every image: what is reached without seeing); ``tiny_random[:WIDTH]``, ``tiny_clip``
-            and ``tiny_eva`` (for tests).
+            last block, which BLIP-2 and LLaVA take), both with ``random`` for random weights; ``clip:PATH`` (CLIP of
+            any size, as the folder's ``config.json`` says); ``lite0`` (the 1,280 channels of
+            EfficientNet-Lite0's last feature map, stride 32, weights from a pip package); ``blind`` (one token, the
+            same for every image: what is reached without seeing); ``tiny_random[:WIDTH]``, ``tiny_clip`` and
+            ``tiny_eva`` (for tests).
         image_size: side of the images in pixels.
         cache: images whose tokens are kept, see :class:`VisionTower`.
+        layer: of CLIP, the hidden state that is taken: 0 goes into the first block, -1 comes out of the last. None
+            takes what the ``config.json`` of a LLaVA says, else -2.
 
     Raises:
-        ValueError: for an unknown name or an image size that does not fit.
+        ValueError: for an unknown name, an image size that does not fit, or a folder whose configuration says what is
+            not implemented.
         FileNotFoundError: for weights that are not there.
     """
     name, _, source = reference.partition(":")
@@ -130,9 +136,13 @@ def vision_tower(reference: str, image_size: int, cache: int = 0) -> VisionTower
         if name == "eva_vit_g" and not on_meta and source != "random":
             network.load_state_dict(_eva_weights(source, network))
         return VisionTower(network, network.width, network.num_tokens, CLIP_MEAN, CLIP_STD, True, cache)
-    if name in ("clip_vit_l14", "tiny_clip"):
-        clip = _Clip(image_size, TINY_CLIP if name == "tiny_clip" else CLIP_SIZES, on_meta)
-        if name == "clip_vit_l14" and not on_meta and source != "random":
+    if name in ("clip_vit_l14", "tiny_clip") or (name == "clip" and source):
+        config = config_beside(Path(source)) if source not in ("", "random") and not on_meta else {}
+        vision = clip_fields(config) or {}
+        sizes = {"tiny_clip": TINY_CLIP, "clip_vit_l14": CLIP_SIZES}.get(name) or _sizes(vision, source)
+        sizes = sizes | {"num_hidden_layers": int(vision.get("num_hidden_layers", sizes["num_hidden_layers"]))}
+        clip = _Clip(image_size, sizes, on_meta, blocks_until(layer, config, sizes["num_hidden_layers"]))
+        if name != "tiny_clip" and not on_meta and source != "random":
             clip.load(source)
         return VisionTower(clip, clip.width, clip.num_tokens, CLIP_MEAN, CLIP_STD, True, cache)
     if name == "blind" and not source:
@@ -150,8 +160,52 @@ def vision_tower(reference: str, image_size: int, cache: int = 0) -> VisionTower
     return VisionTower(_RandomPatches(width), width, cells, (0.5,), (0.5,), cache=cache)
 
 
+def clip_fields(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What a configuration says of its CLIP, bare or inside another model; None where it says nothing."""
+    return config.get("vision_config", config if config.get("model_type") == "clip_vision_model" else None)
+
+
+def blocks_until(layer: int | None, config: Mapping[str, Any], depth: int) -> int:
+    """How many blocks of CLIP are passed.
+
+    Args:
+        layer: hidden state, see :func:`vision_tower`.
+        config: of the folder that CLIP is read from.
+        depth: blocks that there are.
+
+    Raises:
+        ValueError: for several layers, or one that is not there.
+    """
+    said = config.get("vision_feature_layer", config.get("mm_vision_select_layer", -2))
+    wanted = said if layer is None else layer
+    if not isinstance(wanted, int):
+        raise ValueError(
+            f"config.json says vision_feature_layer {wanted!r}: several layers at once are not implemented"
+        )
+    blocks = depth + 1 + wanted if wanted < 0 else wanted
+    if not 0 <= blocks <= depth:
+        raise ValueError(f"there is no hidden state {wanted} in an image encoder of {depth} blocks: take -1 or -2")
+    return blocks
+
+
+def _sizes(vision: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Of any CLIP."""
+    from transformers import CLIPVisionConfig
+
+    if not vision:
+        raise ValueError(f"{source} says nothing of a CLIP: 'clip:PATH' needs a folder with its config.json")
+    try:
+        config = CLIPVisionConfig(**vision).to_dict()
+    except Exception as error:  # of transformers, whose checks raise kinds of their own
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"transformers cannot build the CLIP that config.json of {source} describes: {reason}"
+        ) from None
+    return {name: config[name] for name in (*CLIP_SIZES, "hidden_act", "layer_norm_eps")}
+
+
 def check_clip(config: Mapping[str, Any], own: Any, source: str) -> None:
-    """Compare what ``config.json`` says of a CLIP, bare or inside a LLaVA, and no tensor shows, with the network.
+    """Go through what ``config.json`` says of a CLIP, bare or inside a LLaVA.
 
     Args:
         config: of the folder; empty where it has none.
@@ -159,13 +213,40 @@ def check_clip(config: Mapping[str, Any], own: Any, source: str) -> None:
         source: name of the folder, for the message.
 
     Raises:
+        ValueError: naming the field that says something else, or that nobody knows.
+    """
+    vision = clip_fields(config)
+    if vision is None:
+        return
+    defaults, take = type(own)(), "take 'clip:PATH', which has the sizes of its folder"
+    facts = ("hidden_size", "intermediate_size", "num_attention_heads", "patch_size", "num_channels", "hidden_act")
+    must = {name: Must(getattr(own, name), getattr(defaults, name), take) for name in (*facts, "layer_norm_eps")}
+    kinds = set_to("clip_vision_model", "clip")
+    must["model_type"] = Must("clip_vision_model", "clip_vision_model", "other image encoders are not read", kinds)
+    # of the text encoder beside it, of training, or behind the last hidden state; images of other sizes are read too
+    free = ("projection_dim", "attention_dropout", "dropout", "vocab_size", "image_size", *GENERATION)
+    Fields(("num_hidden_layers",), must, free).check(vision, f"config.json of {source}")
+
+
+def check_pixels(source: str) -> None:
+    """Make sure that a folder's ``preprocessor_config.json`` normalises pixels as CLIP does.
+
+    Raises:
         ValueError: naming the field that says something else.
     """
-    vision = config.get("vision_config", config if config.get("model_type") == "clip_vision_model" else None)
-    if vision is not None:
-        defaults = type(own)()
-        names = ("num_attention_heads", "patch_size", "hidden_act", "layer_norm_eps")
-        check_facts(vision, {name: (getattr(defaults, name), getattr(own, name)) for name in names}, source)
+    file = Path(source) / "preprocessor_config.json"
+    if not file.is_file():
+        return
+    config = read_json(file)
+    same = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD, "rescale_factor": (1 / 255,)}
+    for name, own in same.items():
+        found = config.get(name, list(own))
+        found = found if isinstance(found, list) else [found]
+        if len(found) != len(own) or any(abs(a - b) > 1e-4 for a, b in zip(found, own, strict=True)):
+            raise ValueError(f"{file} says {name} {config[name]}, and this image encoder takes {list(own)}")
+    for name in ("do_normalize", "do_rescale"):
+        if config.get(name, True) is not True:
+            raise ValueError(f"{file} says {name} {config[name]}, and this image encoder takes normalised pixels")
 
 
 def _eva_weights(source: str, network: EvaViT) -> dict[str, Tensor]:
@@ -177,9 +258,8 @@ def _eva_weights(source: str, network: EvaViT) -> dict[str, Tensor]:
     own = network.state_dict()
     config = config_beside(Path(source))
     if vision := config.get("vision_config"):  # a BLIP-2 of transformers
-        block: Any = network.blocks[0]
-        facts = {"num_attention_heads": (16, block.attn.heads), "hidden_act": ("gelu", "gelu")}
-        check_facts(vision, facts | {"layer_norm_eps": (1e-6, block.norm1.eps)}, source)
+        eva_fields(network).check(vision, f"config.json of {source}")
+    check_pixels(source)
     file = trace(read(Path(source)).state)
     state = {name: value.float() for name, value in eva_state(file).items() if name in own}
     say_unused(source, file, entries_of(state.values()))
@@ -191,9 +271,9 @@ def _eva_weights(source: str, network: EvaViT) -> dict[str, Tensor]:
 
 
 class _Clip(nn.Module):
-    """CLIP's vision transformer without its last block and norm: what goes into that block, class token first."""
+    """CLIP's vision transformer without its last blocks and norm: what goes into them, class token first."""
 
-    def __init__(self, image_size: int, sizes: dict[str, int], on_meta: bool):
+    def __init__(self, image_size: int, sizes: Mapping[str, Any], on_meta: bool, blocks: int | None = None):
         super().__init__()
         from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -201,10 +281,12 @@ class _Clip(nn.Module):
         if image_size % patch:
             raise ValueError(f"image_size {image_size} is not divisible by {patch}, the patch size of CLIP")
         self.width, self.num_tokens = sizes["hidden_size"], (image_size // patch) ** 2 + 1
+        self.depth = int(sizes["num_hidden_layers"])
+        self.taken = self.depth - 1 if blocks is None else blocks  # hidden state: blocks in front of it
         with torch.random.fork_rng([]):
             torch.manual_seed(0)  # the same tower each time where no weights are read
             self.model = CLIPVisionModel(
-                CLIPVisionConfig(**sizes | {"num_hidden_layers": sizes["num_hidden_layers"] - 1}, image_size=image_size)
+                CLIPVisionConfig(**dict(sizes) | {"num_hidden_layers": self.taken}, image_size=image_size)
             )
             if not on_meta:
                 for parameter in self.model.parameters():
@@ -219,6 +301,7 @@ class _Clip(nn.Module):
                 "'clip_vit_l14:random' to use it untrained"
             )
         check_clip(config_beside(Path(source)), self.model.config, source)
+        check_pixels(source)
         own = self.model.state_dict()
         state, file = {}, trace(read(Path(source)).state)
         for name, value in file.items():
@@ -233,6 +316,11 @@ class _Clip(nn.Module):
         if missing := [n for n in own if n not in state and "post_layernorm" not in n and "position_ids" not in n]:
             raise ValueError(f"{source} holds no CLIP ViT-L/14: it lacks {', '.join(missing[:5])}")
         state[position] = resize_positions(state[position][None], self.num_tokens)[0]
+        if wrong := [name for name, value in state.items() if value.shape != own[name].shape]:
+            raise ValueError(
+                f"{source} holds another image encoder than this one: {wrong[0]} is {tuple(state[wrong[0]].shape)} in "
+                f"the file and {tuple(own[wrong[0]].shape)} here"
+            )
         self.model.load_state_dict(own | state)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -8,19 +8,24 @@ from zoo.checkpoints.folders import read_json
 from zoo.nn.normalisation import STATISTICS
 
 PREPROCESSOR = "preprocessor_config.json"
+ADAPTER = "adapter_config.json"  # of peft: what LoRA matrices are, beside them
 
 
 def config_beside(path: Path) -> dict[str, Any]:
     """What ``config.json`` in the folder of the weights says; nothing where there is none.
 
+    Settings of LoRA matrices in the same folder stand under the name of their file with a line in front.
+
     Raises:
         ValueError: for a file that holds no settings by name.
     """
     folder = path if path.is_dir() else path.parent
-    file, pixels = folder / "config.json", folder / PREPROCESSOR
+    file, pixels, adapter = folder / "config.json", folder / PREPROCESSOR, folder / ADAPTER
+    found = read_json(adapter) if adapter.is_file() else None
+    beside = {} if found is None else {f"_{ADAPTER}": found}
     if not file.is_file():
-        return {}
-    return read_json(file) | ({f"_{PREPROCESSOR}": read_json(pixels)} if pixels.is_file() else {})
+        return beside
+    return read_json(file) | beside | ({f"_{PREPROCESSOR}": read_json(pixels)} if pixels.is_file() else {})
 
 
 def pixel_notes(config: Mapping[str, Any], normalisation: str) -> tuple[str, ...]:

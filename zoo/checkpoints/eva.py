@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from zoo.checkpoints.config_fields import Fields, Must
 
 PREFIXES = ("visual_encoder.", "model.vision_model.", "vision_model.")
 TOP = (
@@ -37,6 +40,25 @@ def eva_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             found[name] = value
     return found
+
+
+def eva_fields(network: Any) -> Fields:
+    """What the ``vision_config`` of a transformers' BLIP-2 has to say for a network."""
+    block: Any = network.blocks[0]
+    sizes = {
+        "hidden_size": network.width,
+        "intermediate_size": block.mlp.fc1.out_features,
+        "num_hidden_layers": len(network.blocks),
+        "patch_size": network.patch_embed.proj.kernel_size[0],
+    }
+    must = {name: Must(own, own) for name, own in sizes.items()} | {  # tensors show what is not said of these
+        "num_attention_heads": Must(block.attn.heads, 16),
+        "hidden_act": Must("gelu", "gelu"),
+        "layer_norm_eps": Must(block.norm1.eps, 1e-6),
+        "qkv_bias": Must(True, True),
+    }
+    # of training; positions are resized to the images, as LAVIS does
+    return Fields((), must, ("attention_dropout", "dropout", "projection_dim", "num_channels", "image_size"))
 
 
 def to_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

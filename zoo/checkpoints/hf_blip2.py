@@ -6,6 +6,7 @@ resumed from it. ``Blip2ForConditionalGeneration`` holds image encoder and langu
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ from torch import Tensor, nn
 
 from zoo.atomic_files import write_text_whole
 from zoo.checkpoints import eva
+from zoo.checkpoints.config_fields import GENERATION, Fields, Must
 from zoo.checkpoints.export import write_safetensors
 from zoo.checkpoints.format import Converted, Format, State, check_positions
 from zoo.checkpoints.hf_language import with_image_token
 from zoo.checkpoints.lavis import TEXT_BRANCH
+from zoo.nn.eva_vit import EvaViT
+from zoo.nn.qformer import EPS
 from zoo.strict_json import strict_json
 
 POSITIONS = ("embeddings.position_ids", "qformer.embeddings.position_ids", "model.embeddings.position_ids")
@@ -164,5 +168,82 @@ def _config(model: Any, vit: Any, args: dict[str, Any], second: bool) -> dict[st
     }  # fmt: skip
 
 
-RETRIEVAL = Format("Blip2ForImageTextRetrieval of transformers", matches_retrieval, convert_retrieval)
-CONDITIONAL = Format("Blip2ForConditionalGeneration of transformers", matches_conditional, convert_conditional)
+# ---------------------------------------------------------------- fields of its configuration
+
+
+def check_retrieval_config(config: Mapping[str, Any], model: Any) -> tuple[str, ...]:
+    """Go through the fields of ``Blip2ForImageTextRetrieval``.
+
+    Raises:
+        ValueError: naming the field that says something else than the model has, or that nobody knows.
+    """
+    return _check_config(config, model, text=True)
+
+
+def check_conditional_config(config: Mapping[str, Any], model: Any) -> tuple[str, ...]:
+    """Go through the fields of ``Blip2ForConditionalGeneration``.
+
+    Raises:
+        ValueError: naming the field that says something else than the model has, or that nobody knows.
+    """
+    return _check_config(config, model, text=False)
+
+
+def _check_config(config: Mapping[str, Any], model: Any, text: bool) -> tuple[str, ...]:
+    if not config:
+        return ()
+    args, here = model.init_args(), "config.json beside these weights"
+    must = {
+        "model_type": Must("blip-2", "blip-2", "other models with a Q-Former are not read"),
+        "num_query_tokens": Must(args["num_queries"], 32, "set num_queries"),
+    }
+    free = ["text_config", "image_token_index", "image_token_id", "tie_word_embeddings", *GENERATION]
+    if text:
+        must["image_text_hidden_size"] = Must(args["projection_width"], 256, "set projection_width")
+        free.append("use_decoder_only_language_model")
+    else:
+        free.append("image_text_hidden_size")
+        decoder_only = not model.language.encoder_decoder if _speaks(model) else None
+        must["use_decoder_only_language_model"] = Must(
+            decoder_only, decoder_only, "take the language model of these weights", _or_unsaid
+        )
+    Fields(("vision_config", "qformer_config"), must, tuple(free)).check(config, here)
+    tower = model.frozen["vision"]
+    sizes = {
+        "hidden_size": args["width"], "num_hidden_layers": args["depth"], "intermediate_size": args["mlp_width"],
+        "encoder_hidden_size": tower.width, "cross_attention_frequency": args["cross_every"],
+    }  # fmt: skip
+    inner = {name: Must(own, own) for name, own in sizes.items()} | {  # tensors show what is not said of these
+        "num_attention_heads": Must(args["heads"], 12, "set heads"),
+        "hidden_act": Must("gelu", "gelu"),
+        "layer_norm_eps": Must(EPS, 1e-12),
+        "position_embedding_type": Must("absolute", "absolute"),
+    }
+    loose = ("hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "vocab_size")
+    if text:
+        inner["use_qformer_text_input"] = Must(True, True, "the first stage reads text")
+    else:
+        loose += ("use_qformer_text_input",)
+    qformer = config.get("qformer_config") or {}
+    Fields((), inner, (*loose, *GENERATION)).check(qformer, f"qformer_config in {here}")
+    if isinstance(tower.network, EvaViT):
+        eva.eva_fields(tower.network).check(config.get("vision_config") or {}, f"vision_config in {here}")
+    return ()
+
+
+def _or_unsaid(found: Any, own: Any) -> bool:
+    return own is None or found == own
+
+
+RETRIEVAL = Format(
+    "Blip2ForImageTextRetrieval of transformers",
+    matches_retrieval,
+    convert_retrieval,
+    check_config=check_retrieval_config,
+)
+CONDITIONAL = Format(
+    "Blip2ForConditionalGeneration of transformers",
+    matches_conditional,
+    convert_conditional,
+    check_config=check_conditional_config,
+)

@@ -1,6 +1,5 @@
 """LLaVA's weights: the published projector and LoRA files, whole models, and transformers' layout."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.atomic_files import write_text_whole
+from zoo.checkpoints import llava_config
 from zoo.checkpoints.export import write_safetensors
 from zoo.checkpoints.format import Converted, Format, State
 from zoo.checkpoints.hf_language import with_image_token
@@ -41,8 +41,8 @@ def convert_original(state: State, model: Any) -> Converted:
     kept = _projector(state)
     if model.tuning == "full":
         own = model.state_dict()
-        for name, value in state.items():
-            if PROJECTOR not in name and f"language_model.network.{name}" in own:
+        for name, value in language_state(state).items():
+            if f"language_model.network.{name}" in own:
                 kept[f"language_model.network.{name}"] = value.float()
     return _with_language(kept, state, model)
 
@@ -120,17 +120,9 @@ def language_state(state: State) -> dict[str, Tensor]:
         else:
             if name.startswith(("model.layers.", "model.embed_tokens.", "model.norm.")):
                 found[name] = value
+    if "lm_head.weight" not in found and "model.embed_tokens.weight" in found:  # tied
+        found["lm_head.weight"] = found["model.embed_tokens.weight"]
     return found
-
-
-def language_config(folder: Path) -> dict[str, Any] | None:
-    """The fields of the language model inside a folder of LLaVA; None for another folder."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("model_type") == "llava" and "text_config" in config:
-        return dict(config["text_config"])
-    if "mm_vision_tower" in config:  # the published files: a LlamaConfig with more fields
-        return {k: v for k, v in config.items() if not k.startswith("mm_")} | {"model_type": "llama"}
-    return None
 
 
 def save_llava(model: Any, folder: str | Path) -> Path:
@@ -176,6 +168,10 @@ def save_llava(model: Any, folder: str | Path) -> Path:
     return folder
 
 
-ORIGINAL = Format("LLaVA of haotian-liu/LLaVA", matches_original, convert_original)
-LORA = Format("LLaVA's LoRA files", matches_lora, convert_lora)
-HUGGING_FACE = Format("LlavaForConditionalGeneration of transformers", matches_hf, convert_hf)
+ORIGINAL = Format(
+    "LLaVA of haotian-liu/LLaVA", matches_original, convert_original, check_config=llava_config.check_original
+)
+LORA = Format("LLaVA's LoRA files", matches_lora, convert_lora, check_config=llava_config.check_lora)
+HUGGING_FACE = Format(
+    "LlavaForConditionalGeneration of transformers", matches_hf, convert_hf, check_config=llava_config.check_hf
+)

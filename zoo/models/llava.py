@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from zoo.checkpoints import llava
+from zoo.checkpoints import llava, llava_config
 from zoo.choices import one_of
 from zoo.conversations import IMAGE, TemplateName, Turn, image_first, pieces, render
 from zoo.language_models import language_model as find_language_model
@@ -45,7 +45,8 @@ class LLaVA(ZooModule):
     Args:
         image_size: side of the images in pixels.
         vision: frozen image encoder, see :func:`zoo.vision_towers.vision_tower`.
-        select: all tokens of the image encoder (``cls_patch``), or those without the class token (``patch``).
+        select: all tokens of the image encoder (``cls_patch``), or those without the class token (``patch``). None
+            takes what the ``config.json`` of a LLaVA that ``vision`` or ``language_model`` names says, else ``patch``.
         language_model: see :func:`zoo.language_models.language_model`.
         language_dtype: of its weights where it is frozen or has LoRA.
         projector_depth: linear layers: 1 in LLaVA-1.0, 2 in 1.5.
@@ -62,6 +63,8 @@ class LLaVA(ZooModule):
         vision_cache: images whose features are kept, for data without augmentation.
         optim: optimizer and schedule; that of 1.5's first stage by default.
         weights: start from these: a registry name or a path.
+        vision_layer: hidden state of CLIP that is taken: -1 comes out of the last block. None takes what the
+            ``config.json`` of a LLaVA that ``vision`` or ``language_model`` names says, else -2, as published.
     """
 
     spec: TokenSpec
@@ -70,7 +73,7 @@ class LLaVA(ZooModule):
         self,
         image_size: int = 336,
         vision: str = "clip_vit_l14",
-        select: Literal["patch", "cls_patch"] = "patch",
+        select: Literal["patch", "cls_patch"] | None = None,
         language_model: str = "vicuna_7b",
         language_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         projector_depth: int = 2,
@@ -87,16 +90,22 @@ class LLaVA(ZooModule):
         vision_cache: int = 0,
         optim: Optim = Optim(lr=1e-3, weight_decay=0.0),
         weights: str | None = None,
+        vision_layer: int | None = None,
     ):
         super().__init__(optim)
-        self.select = one_of("select", select, ("patch", "cls_patch"))
         self.tuning = one_of("tuning", tuning, ("projector", "full", "lora"))
         self.image_size, self.max_length, self.projector_lr = image_size, max_length, projector_lr
         self.conversation = one_of("conversation", conversation, get_args(TemplateName))
         self.system, self.question = system, question
-        tower = vision_tower(vision, image_size, vision_cache)
+        said = llava_config.settings_of_folders(vision, language_model)
+        self.select = one_of("select", select or said.get("select", "patch"), ("patch", "cls_patch"))
+        tower = vision_tower(
+            vision, image_size, vision_cache, said.get("vision_layer") if vision_layer is None else vision_layer
+        )
         self.add_tower("vision", tower)
-        self.skipped = int(tower.class_token and select == "patch")
+        # a checkpoint says what it was trained with, wherever that came from
+        self.hparams.update({"select": self.select, "vision_layer": getattr(tower.network, "taken", vision_layer)})
+        self.skipped = int(tower.class_token and self.select == "patch")
         count = tower.num_tokens - self.skipped
         if max_length <= count:
             raise ValueError(f"max_length {max_length} leaves no room behind {count} image tokens: raise it")
