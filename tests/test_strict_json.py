@@ -42,6 +42,13 @@ def test_nothing_else_writes_json():
     assert len(sources) > 100 and found == ["strict_json.py"]
 
 
+def test_all_that_is_shipped_is_strict():
+    files = [path for folder in ("zoo", "benchmarks") for path in (ROOT / folder).rglob("*.json")]
+    assert len(files) > 20
+    for path in files:
+        strictly(path.read_text(encoding="utf-8"))
+
+
 class Perfect(TinyTokenizer):
     """Decodes to the very images: their PSNR is infinite."""
 

@@ -92,6 +92,7 @@ def test_what_an_untrained_model_writes_or_draws_is_said_to_mean_nothing(name, t
         warnings.filterwarnings("error", message=".*untrained")
         write(model)  # once is enough
         write(model_from(f"{name}:random"))  # asked for
+        write(zoo.create_model(f"{name}:random"))
         loaded = zoo.create_model(name)
         loaded.load_state_dict(model.state_dict())
         write(loaded)
@@ -101,6 +102,25 @@ def test_what_an_untrained_model_writes_or_draws_is_said_to_mean_nothing(name, t
         fitted = zoo.create_model(name)
         quiet_trainer(tmp_path, max_steps=1).fit(fitted, ToyData(32, num_classes=9))
         write(fitted)
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_random_weights_are_said_to_be_measured_from_python(command, tmp_path):
+    model, data = zoo.create_model("dvae_tiny"), ToyData(32)
+    trainer = quiet_trainer(tmp_path, max_steps=1)
+    with pytest.warns(
+        UserWarning, match=r"this DVAE is untrained, its weights are random, so what it"
+    ):
+        getattr(trainer, command)(model, data)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*untrained")
+        fresh = zoo.create_model("dvae_tiny")
+        trainer.fit(fresh, data)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        getattr(trainer, command)(fresh, data)
+        getattr(trainer, command)(zoo.create_model("dvae_tiny"), data, ckpt_path=str(tmp_path / "last.ckpt"))
+        again = zoo.create_model(f"ckpt:{tmp_path / 'last.ckpt'}")
+        getattr(trainer, command)(again, data)
 
 
 def test_the_data_must_have_as_many_classes_as_the_model(tmp_path):

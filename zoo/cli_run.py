@@ -160,7 +160,8 @@ class ZooCLI(LightningCLI):
         if ckpt_path is not None:
             self.config_init[str(self.subcommand)]["ckpt_path"] = ckpt_path  # of what was downloaded
         measures = self.subcommand in ("validate", "test", "predict") and not config["fast_dev_run"]
-        if measures and ckpt_path is None and not self._get(self.config, "untrained"):
+        self.model.random_on_purpose = bool(self._get(self.config, "untrained"))
+        if measures and ckpt_path is None and not self.model.random_on_purpose:
             refuse_untrained(self.model, str(self.subcommand))
         # into the configuration that the run writes down, which is then a recipe of the same folder
         self.config[str(self.subcommand)]["trainer"]["default_root_dir"] = str(run_dir)

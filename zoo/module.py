@@ -114,6 +114,22 @@ class ZooModule(pl.LightningModule):
         self.trained_here = True
         return self._log_losses("train", batch)
 
+    def on_validation_start(self) -> None:
+        if self.trainer.state.fn != "fit":
+            self._say_untrained("measures")
+
+    def on_test_start(self) -> None:
+        self._say_untrained("measures")
+
+    def on_predict_start(self) -> None:
+        if not self.encodes_by_tokenizer:
+            self._say_untrained("predicts")
+
+    def _say_untrained(self, does: str) -> None:
+        from zoo.untrained import say_untrained  # here, where a checkpoint has been restored
+
+        say_untrained(self, does)
+
     def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._log_losses("val", batch)
 

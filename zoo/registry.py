@@ -172,6 +172,7 @@ def create_model(name: str, weights: bool | str | Path | None = None, **override
     preset = find(name)
     check_overrides(preset.cls, overrides)
     model = preset.cls(**_as_init_args(preset.init_args | overrides))
+    model.random_on_purpose = source == "random"
     if weights is not None and weights is not False:
         model.load_weights(str(weights_path(preset, weights)))
     return model
@@ -252,9 +253,7 @@ def model_from(reference: str, **overrides: Any) -> Any:
         return create_model(reference, **overrides)
     name, source = split_reference(reference)
     if source == "random":
-        model = create_model(name, **overrides)
-        model.random_on_purpose = True
-        return model
+        return create_model(reference, **overrides)
     return create_model(name, weights=available_weights(name, source), **overrides)
 
 

@@ -65,7 +65,7 @@ def refuse_lost_predictions(callbacks: Sequence[Callback]) -> None:
 
 
 def say_untrained(model: Any, does: str) -> None:
-    """Warn once where an untrained model writes or draws, unless its name asked for random weights.
+    """Warn once where an untrained model is put to use, unless its name asked for random weights.
 
     Args:
         model: a :class:`zoo.module.ZooModule`.
