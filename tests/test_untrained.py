@@ -108,9 +108,7 @@ def test_what_an_untrained_model_writes_or_draws_is_said_to_mean_nothing(name, t
 def test_random_weights_are_said_to_be_measured_from_python(command, tmp_path):
     model, data = zoo.create_model("dvae_tiny"), ToyData(32)
     trainer = quiet_trainer(tmp_path, max_steps=1)
-    with pytest.warns(
-        UserWarning, match=r"this DVAE is untrained, its weights are random, so what it"
-    ):
+    with pytest.warns(UserWarning, match=r"this DVAE is untrained, its weights are random, so what it"):
         getattr(trainer, command)(model, data)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*untrained")

@@ -4,7 +4,6 @@ import contextlib
 import csv
 import hashlib
 import io
-import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 from zoo.atomic_files import write_text_whole, write_whole
+from zoo.strict_json import strict_json
 
 Row = dict[str, Any]
 
@@ -198,4 +198,5 @@ def digest_of(rows: Iterable[Row]) -> Any:
 
 
 def _canonical(row: Row) -> bytes:
-    return json.dumps(sorted((name, str(value)) for name, value in row.items() if value not in ("", None))).encode()
+    said = sorted((name, str(value)) for name, value in row.items() if value not in ("", None))
+    return strict_json(said, indent=None).encode()
