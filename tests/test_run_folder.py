@@ -108,12 +108,11 @@ def test_a_run_that_goes_on_has_one_file_of_metrics_and_one_checkpoint(run_cli, 
     run_cli("fit", "--config", recipe, *quiet, "--trainer.max_steps=20", "--ckpt_path=runs/toy/last.ckpt")
     names = {p.name for p in Path("runs/toy").iterdir() if "tfevents" not in p.name}
     assert names == {"last.ckpt", "config.yaml", "config-1.yaml", "metrics.csv", "hparams.yaml"}  # of 10 and 20 steps
-    assert len(rows("runs/toy/metrics.csv")) == len(rows("runs/whole/metrics.csv"))
+    assert [r["step"] for r in rows("runs/toy/metrics.csv")] == [r["step"] for r in rows("runs/whole/metrics.csv")]
     assert "max_steps: 20" in Path("runs/toy/config.yaml").read_text()
     assert "max_steps: 10" in Path("runs/toy/config-1.yaml").read_text()
 
 
-@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
 def test_rows_after_the_checkpoint_are_written_by_the_run_that_goes_on(run_cli, recipe):
     killed = "--trainer.callbacks+={class_path: toys.KilledAt, init_args: {step: 130}}"
     quiet = ("--data.count=800", "--trainer.enable_progress_bar=false", "--trainer.max_steps=140")
@@ -123,7 +122,7 @@ def test_rows_after_the_checkpoint_are_written_by_the_run_that_goes_on(run_cli, 
     Path("runs/toy/metrics.csv").write_bytes(lost[:-7])  # killed while it was writing
     assert run_cli("fit", "--config", recipe, *quiet, "--ckpt_path=runs/toy/last.ckpt")[0] == 0
     train = [r["step"] for r in rows("runs/toy/metrics.csv") if r["train/loss"]]
-    assert train[:99] == [str(step) for step in range(99)] and len(set(train)) == len(train) >= 139
+    assert train == [str(step) for step in range(140)]
     assert not list(Path("runs/toy").glob("metrics-*"))
 
 
@@ -137,7 +136,7 @@ def test_going_on_from_an_old_checkpoint_keeps_what_came_after_it(run_cli, recip
     assert after[Path("last-2.ckpt")] == four[Path("last.ckpt")]
     assert after[Path("metrics-2.csv")] == four[Path("metrics.csv")]
     steps = [r["step"] for r in rows("runs/toy/metrics.csv") if r["train/loss"]]
-    assert len(steps) == 6 and steps[:2] == ["0", "1"] and old.exists()
+    assert steps == list("012345") and old.exists()
 
 
 def test_a_run_that_goes_on_but_fails_before_it_saves_leaves_configuration_and_checkpoint_together(run_cli, recipe):

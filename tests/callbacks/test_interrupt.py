@@ -19,9 +19,6 @@ from zoo.checkpoints import pickles
 LONG = ("--trainer.enable_progress_bar=false", "--data.count=400", "--trainer.max_steps=20")
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
-
-
 @pytest.fixture(autouse=True)
 def signals_as_in_a_terminal():
     """A background process starts with some of them ignored."""
@@ -83,6 +80,8 @@ def test_a_signal_in_validation_saves_the_trained_weights_and_validates_again(ru
         assert stopped[key].keys() == whole[key].keys()
         assert all(torch.equal(stopped[key][name], whole[key][name]) for name in whole[key])
     assert run_cli(*fit, "--ckpt_path=runs/toy/last.ckpt")[0] == 0
+    assert run_cli(*fit, "--trainer.default_root_dir=runs/whole")[0] == 0
+    assert Path("runs/toy/metrics.csv").read_text() == Path("runs/whole/metrics.csv").read_text()
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])

@@ -149,7 +149,7 @@ class StopOnSignal(Callback):
                 said += ", nothing was saved"
             else:
                 path = shown(Path(trainer.default_root_dir) / "last.ckpt")
-                trainer.save_checkpoint(path)
+                trainer.save_checkpoint(path, weights_only=False)
                 said += f", saved {path}"
                 said += "" if self.arguments is None else f"; go on with: {self.command(path)}"
             if trainer.is_global_zero:
