@@ -216,6 +216,26 @@ def test_a_folder_that_cannot_be_written_to_is_one_sentence(run_cli, recipe):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+def test_a_full_disk_ends_two_processes_in_one_sentence(recipe, small_disk):  # noqa: F811
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = str(s.getsockname()[1])
+    env = os.environ | {"MASTER_PORT": port, "PYTHONPATH": os.pathsep.join([ROOT, str(Path(ROOT) / "tests")])}
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "zoo", "fit", "--config", recipe, f"--trainer.default_root_dir={small_disk / 'run'}",
+            "--trainer.logger=false", "--model.width=400", "--trainer.devices=2", "--trainer.strategy=ddp",
+            "--trainer.enable_progress_bar=false",
+        ],
+        capture_output=True, text=True, env=env, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr[-3000:]
+    assert done.stderr.count("error: ") == done.stderr.count("last.ckpt was not written: No space left on device") == 1
+    assert "Traceback" not in done.stderr
+
+
 def test_a_full_disk_that_the_loggers_meet_first_is_one_sentence_too(run_cli, recipe, small_disk):  # noqa: F811
     code, _, err = run_cli(
         "fit", "--config", recipe, f"--trainer.default_root_dir={small_disk / 'run'}", "--trainer.max_steps=150",

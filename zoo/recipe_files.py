@@ -130,5 +130,5 @@ def copy(name: str, target: str | None = None) -> Path:
     if destination.is_dir():
         destination = destination / source.name
     if destination.exists():
-        raise FileExistsError(f"{destination} exists: give another name, lightning copy {name} OTHER.yaml")
+        raise FileExistsError(f"{destination} exists: give another name, lightning copy {shlex.quote(name)} OTHER.yaml")
     return write_text_whole(destination, source.read_text(encoding="utf-8"))

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import itertools
 import os
+import shlex
 import socket
 from collections.abc import Mapping
 from datetime import datetime
@@ -51,7 +52,8 @@ def find_checkpoint(path: str | None, subcommand: str | None, run_dir: Path, fet
         raise ValueError(f"--ckpt_path best means nothing before a run has monitored a metric: give a path{named}")
     if path in KEYWORDS:
         pattern = f"{KEYWORDS[path]}*.ckpt"
-        if not any(run_dir.rglob(pattern)) and (path == "hpc" or subcommand != "fit"):
+        found = [p for p in run_dir.rglob(pattern) if not p.parent.name.startswith(".")]  # what a kill left
+        if not found and (path == "hpc" or subcommand != "fit"):
             raise FileNotFoundError(f"--ckpt_path {path}: there is no {pattern} in {run_dir}{named}")
         return path  # which Lightning resolves; a fit with 'last' may be the first of its folder
     if is_address(path):
@@ -70,7 +72,7 @@ def find_checkpoint(path: str | None, subcommand: str | None, run_dir: Path, fet
 
 
 def _check_checkpoint(file: Path, subcommand: str | None) -> None:
-    weights = WHAT_IT_IS.format(file)
+    weights = WHAT_IT_IS.format(shlex.quote(str(file)))
     if file.is_dir():
         if not any((file / name).exists() for name in SHARDED):
             raise ValueError(f"{file} is a folder and no sharded checkpoint: {weights}")

@@ -106,10 +106,7 @@ class StopOnSignal(Callback):
     def _exception(self) -> Interrupted:
         assert self._trainer is not None
         assert self._received is not None
-        environment = self._trainer._accelerator_connector.cluster_environment
-        launched = environment is not None and not environment.creates_processes_externally
-        # Lightning kills all processes when one that it has launched ends with another code than 0
-        return Interrupted(0 if launched and self._trainer.local_rank else 128 + self._received)
+        return Interrupted(code_of_rank(self._trainer, 128 + self._received))
 
     # ------------------------------------------------------------------ between two steps
 
@@ -177,3 +174,13 @@ class StopOnSignal(Callback):
             else:
                 skip = False
         return shlex.join(["lightning", *kept, "--ckpt_path", str(checkpoint)])
+
+
+def code_of_rank(trainer: Trainer, code: int) -> int:
+    """The exit code of a process that ends together with the others: 0 for those that Lightning has launched.
+
+    When one of them ends with another code, Lightning kills all the others, the first one included.
+    """
+    environment = trainer._accelerator_connector.cluster_environment
+    launched = environment is not None and not environment.creates_processes_externally
+    return 0 if launched and trainer.local_rank else code

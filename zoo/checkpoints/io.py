@@ -88,20 +88,36 @@ def read_safely(trainer: Trainer) -> None:
     save = strategy.save_checkpoint
 
     def save_checkpoint(checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        if type(strategy).save_checkpoint is Strategy.save_checkpoint or is_address(filepath):
-            return save(checkpoint, filepath, storage_options)
-        # Every rank writes its part of a folder, which then takes the place of the old one as a whole.
-        filepath = local_path(strategy.broadcast(filepath))
-        first = strategy.is_global_zero
-        with write_whole(filepath) if first else contextlib.nullcontext() as part:
-            part = strategy.broadcast(part)
-            save(checkpoint, part, storage_options)
-            strategy.barrier("all parts of the checkpoint are written")
-        strategy.barrier("the checkpoint is in its place")
+        failed: OSError | None = None
+        try:
+            if type(strategy).save_checkpoint is Strategy.save_checkpoint or is_address(filepath):
+                save(checkpoint, filepath, storage_options)
+            else:
+                _save_whole(strategy, save, checkpoint, filepath, storage_options)
+        except OSError as error:
+            failed = error
+        said = strategy.broadcast(None if failed is None else str(failed))
+        if failed is not None:
+            raise failed
+        if said is not None:  # by the first rank, for which the others would wait
+            from zoo.callbacks.interrupt import code_of_rank
+
+            raise SystemExit(code_of_rank(trainer, 1))
 
     strategy.load_checkpoint = load_checkpoint  # type: ignore[method-assign]
     strategy.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
     strategy.reads_safely = True  # type: ignore[attr-defined]
+
+
+def _save_whole(
+    strategy: Strategy, save: Callable, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any
+) -> None:
+    """Let every rank write its part of a folder, which then takes the place of the old one as a whole."""
+    path = local_path(strategy.broadcast(filepath))
+    with write_whole(path) if strategy.is_global_zero else contextlib.nullcontext() as part:
+        part = strategy.broadcast(part)
+        save(checkpoint, part, storage_options)
+        strategy.barrier("all parts of the checkpoint are written")
 
 
 def load_from_checkpoint(
