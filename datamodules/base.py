@@ -261,7 +261,7 @@ class GoodBatches(DataLoader):
             else:
                 nearest = {key: value[:1] for key, value in batch.items()}
             if in_step and missing and nearest is not None:
-                warnings.warn(f"every image of {missing} batches is broken: another image stands in", stacklevel=2)
+                warnings.warn("every image of a batch is broken: another image stands in", stacklevel=2)
                 for _ in range(missing):
                     yield nearest
                 missing = 0

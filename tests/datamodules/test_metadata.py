@@ -174,6 +174,43 @@ def test_no_bytes_of_exif_make_pixels_unreadable(tmp_path):
         assert found.size == clean.size, number
 
 
+def test_files_without_metadata_show_the_same_pixels():
+    import io
+
+    from datamodules.metadata import without_metadata
+
+    chance = np.random.default_rng(0)
+    colours = Image.fromarray(chance.integers(0, 256, (40, 56, 4), dtype=np.uint8), "RGBA")
+    frames = [Image.new("RGBA", (56, 40), (50 * i, 0, 0, 255)) for i in range(3)]
+    turn = b"Exif\0\0" + exif({0x0112: (SHORT, 1, (6,))})
+    more = {"exif": turn, "xmp": XMP % 3, "icc_profile": bytes(200)}
+    files = [
+        saved(colours.convert("RGB"), "JPEG", **more, comment=b"c"),
+        saved(colours.convert("RGB"), "JPEG", progressive=True, restart_marker_rows=1, **more),
+        saved(colours.convert("CMYK"), "JPEG", **more), saved(colours.convert("L"), "JPEG", **more),
+        saved(colours, "PNG", exif=turn, icc_profile=bytes(200)), saved(colours.convert("P"), "PNG", exif=turn),
+        saved(colours.convert("RGB"), "PNG", exif=turn, transparency=(255, 0, 0)),
+        saved(frames[0], "PNG", exif=turn, save_all=True, append_images=frames[1:]),
+        saved(colours, "WEBP", lossless=True, **more), saved(colours, "WEBP", quality=60, **more),
+        saved(frames[0], "WEBP", save_all=True, append_images=frames[1:], **more),
+        *(
+            saved(colours.convert("RGB"), "TIFF", exif=turn[6:], compression=compression, description="x", dpi=(72, 72))
+            for compression in ("raw", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")
+        ),
+        saved(colours.convert("1"), "TIFF", exif=turn[6:], compression="group4"),
+        saved(colours.convert("P"), "TIFF", exif=turn[6:], compression="tiff_lzw"),
+    ]  # fmt: skip
+    for number, data in enumerate(files):
+        bare, turned = without_metadata(data)
+        assert turned == 6, number
+        with Image.open(io.BytesIO(data)) as image, Image.open(io.BytesIO(bare)) as again:
+            assert again.getexif().get(0x0112) is None and image.format == again.format
+            expected = ImageOps.exif_transpose(image) if image.format == "TIFF" else image
+            again.load()
+            again = upright(again, 6) if image.format == "TIFF" else again
+            assert np.array_equal(np.asarray(expected.convert("RGBA")), np.asarray(again.convert("RGBA"))), number
+
+
 def test_broken_pixels_stay_broken(tmp_path):
     for data in (saved(wedge(60, 40), "JPEG")[:300], saved(wedge(60, 40), "PNG")[:60], b"\xff\xd8", b"RIFF", b"II*\0"):
         with pytest.raises(Unreadable) as error:
@@ -184,8 +221,11 @@ def test_broken_pixels_stay_broken(tmp_path):
 
 
 def test_the_image_is_the_same_as_before_where_nothing_is_wrong(tmp_path):
-    for form in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM"):
-        (tmp_path / form).write_bytes(saved(wedge(), form))
+    files = {form: saved(wedge(), form) for form in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")}
+    packed = ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg")
+    files |= {name: saved(wedge(64, 48), "TIFF", compression=name) for name in packed}
+    for form, data in files.items():
+        (tmp_path / form).write_bytes(data)
         with Image.open(tmp_path / form) as image:
             expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
         assert np.array_equal(read_image(tmp_path / form).numpy(), expected)
