@@ -2,7 +2,9 @@
 
 import copy
 import dataclasses
+import os
 import random
+import signal
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -13,10 +15,12 @@ from command_line import fit
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, TQDMProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 from toys import RandomImages, Toy, ToyData
 
 from zoo.callbacks.ema import EMA
+from zoo.callbacks.interrupt import StopOnSignal
 from zoo.optim import Optim, lr_factor, names_by_group
 
 CONSTANT = Optim(lr=1e-2, schedule="constant", warmup_steps=2)
@@ -72,6 +76,7 @@ class Rows(Logger):
 
     name = version = "rows"
 
+    @rank_zero_only
     def log_metrics(self, metrics, step=None):
         self.rows.append((step, metrics))
 
@@ -136,6 +141,8 @@ def content(trainer, path):
     assert {"zoo_run", "optimizer_states", "lr_schedulers"} <= found.keys()
     found.pop("callbacks")
     found["zoo_run"]["noise"].pop("python")  # to write a file draws its temporary name
+    if trainer.world_size > 1:
+        found["zoo_run"].pop("noise")  # what is left between two steps; each of them draws its own
     for kind in ("batch_progress", "state_dict"):  # how far the last validation was is of no use
         found["loops"]["fit_loop"].pop(f"epoch_loop.val_loop.{kind}")
     found["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]["optimizer"].pop("zero_grad")
@@ -421,3 +428,27 @@ def test_rows_after_the_checkpoint_are_written_again_and_not_twice(run_cli, reci
     fit(run_cli, *options, "--ckpt_path=runs/toy/last.ckpt")
     assert (folder / "metrics.csv").read_text() == metrics
     equal(early["state_dict"], torch.load(folder / "last.ckpt", weights_only=True)["state_dict"])
+
+
+@pytest.mark.parametrize("when", ["step 2", "step 4", "validation"])
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_run_that_was_told_to_stop_goes_on_as_if_it_had_not(when, accumulated, tmp_path):
+    class Tell(pl.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if when == f"step {batch_idx}" and trainer.current_epoch == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        def on_validation_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0):
+            if when == "validation" and trainer.current_epoch == 1 and batch_idx == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    options = {"max_epochs": 2, "val_check_interval": 4, "accumulate_grad_batches": accumulated}
+    trainer, model, _ = run(NoisyData(), **options)
+    end, rows = content(trainer, tmp_path / "end.ckpt"), Rows()
+    with pytest.raises(SystemExit) as stopped:
+        run(NoisyData(), callbacks=[Tell(), StopOnSignal()], default_root_dir=tmp_path, logger=rows, **options)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    again, other, _ = run(NoisyData(), tmp_path / "last.ckpt", seed=99, **options)
+    assert other.seen == model.seen[len(model.seen) - len(other.seen) :] and len(other.seen) < 20
+    equal(rows.rows + again.logger.rows, trainer.logger.rows)
+    equal(end, content(again, tmp_path / "again.ckpt"))
