@@ -44,8 +44,8 @@ class TrainOrder(DistributedSampler):
         self.epoch, self._entered = epoch, (epoch, min(seen, self.size), seed)
 
     def skipped(self, epoch: int) -> int:
-        """Batches that were seen of an epoch before it was entered, in batches of this size."""
-        return self._start(epoch)[0] // self.joint
+        """Batches of this size that an epoch lacks because it is entered: every epoch counts as many in all."""
+        return self.size // self.joint - (self.size - self._start(epoch)[0]) // self.joint
 
     def seen(self, epoch: int, batches: int) -> int:
         """Images that all processes have seen after so many batches of an epoch."""
@@ -66,8 +66,7 @@ class TrainOrder(DistributedSampler):
         yield from zip(mine.tolist(), seeds[mine].tolist(), strict=True)
 
     def __len__(self) -> int:
-        start = self._start(self.epoch)[0]
-        return (self.skipped(self.epoch) + (self.size - start) // self.joint) * self.batch_size
+        return self.size // self.joint * self.batch_size
 
     def _start(self, epoch: int) -> tuple[int, int]:
         if self._entered is not None and self._entered[0] == epoch:
