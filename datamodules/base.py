@@ -153,7 +153,9 @@ class ZooDataModule(pl.LightningDataModule):
         # later than that where loaders are made anew; earlier where they are made before the loops are restored
         reached = 0 if self.trainer is None else self.trainer.fit_loop.epoch_progress.current.processed
         self._order.set_epoch(max(reached, self._order.epoch))
-        return self._loader(OwnNoise(self.train), self.batch_size, train=True, sampler=self._order, drop_last=True)
+        return self._loader(
+            OwnNoise(self.train, self._order.seed), self.batch_size, train=True, sampler=self._order, drop_last=True
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """How much of the epoch was seen; asked by Lightning for every checkpoint."""

@@ -85,10 +85,11 @@ class OwnNoise(Dataset):
 
     Args:
         dataset: its augmentation draws from torch, NumPy or ``random``.
+        seed: for places without one, which Lightning's ``overfit_batches`` brings; they are augmented alike each time.
     """
 
-    def __init__(self, dataset: Any):
-        self.dataset = dataset
+    def __init__(self, dataset: Any, seed: int = 0):
+        self.dataset, self.seed = dataset, seed
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -101,9 +102,7 @@ class OwnNoise(Dataset):
             return [self._read(place) for place in places]
 
     def _read(self, place: int | Place) -> Any:
-        if not isinstance(place, tuple):  # Lightning's overfit_batches brings an order of its own
-            return self.dataset[place]
-        index, seed = place
+        index, seed = place if isinstance(place, tuple) else (place, _mixed(self.seed, place))
         torch.default_generator.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002
         random.seed(seed)

@@ -176,9 +176,11 @@ SETTINGS = {
     "steps": {"max_epochs": -1, "max_steps": 11},
     "limited": {"limit_train_batches": 3, "log_every_n_steps": 2},
     "never_validated": {"limit_val_batches": 0},
+    "the_same_batches": {"overfit_batches": 4, "limit_val_batches": 0},
 }
 
 
+@pytest.mark.filterwarnings("ignore:You requested to overfit")
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_resumed_run_is_the_uninterrupted_one_from_wherever_it_was_saved(setting, tmp_path):
     options = SETTINGS[setting]
@@ -327,7 +329,9 @@ def test_what_changes_against_the_checkpoint_is_said_in_one_line(tmp_path, caplo
     options = {"max_epochs": -1, "limit_val_batches": 0}
     _, _, saved = run(NoisyData(), folder=tmp_path, max_steps=2, **options)
     run(NoisyData(), saved[-1][0], max_steps=3, **options)
-    assert "other settings" not in caplog.text
+    assert "other settings" not in caplog.text and "seed_everything" not in caplog.text
+    run(NoisyData(), saved[-1][0], max_steps=3, seed=7, **options)
+    assert "the seed that it began with, 0: seed_everything 7 is left out" in caplog.text
     changed = Noisy(optim=dataclasses.replace(CONSTANT, lr=1e-5))
     run(NoisyData(batch_size=2), saved[-1][0], model=changed, max_steps=3, gradient_clip_val=1.0, **options)
     lines = [record.message for record in caplog.records if "other settings" in record.message]
@@ -452,3 +456,15 @@ def test_a_run_that_was_told_to_stop_goes_on_as_if_it_had_not(when, accumulated,
     assert other.seen == model.seen[len(model.seen) - len(other.seen) :] and len(other.seen) < 20
     equal(rows.rows + again.logger.rows, trainer.logger.rows)
     equal(end, content(again, tmp_path / "again.ckpt"))
+
+
+def test_tensorboard_hides_what_was_written_after_the_checkpoint(run_cli, recipe):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = ("--data.count=22", "--trainer.max_steps=6", "--model.optim.schedule=constant")
+    fit(run_cli, *options, "--trainer.max_steps=3", "--trainer.default_root_dir=early")
+    fit(run_cli, *options)
+    Path("runs/toy/last.ckpt").write_bytes(Path("early/last.ckpt").read_bytes())
+    fit(run_cli, *options, "--ckpt_path=runs/toy/last.ckpt")
+    steps = [event.step for event in EventAccumulator("runs/toy").Reload().Scalars("train/loss")]
+    assert steps == list(range(6))

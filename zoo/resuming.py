@@ -4,6 +4,7 @@ Lightning restores weights, moments and counters. What it leaves to chance is do
 and resumed is the uninterrupted one.
 """
 
+import os
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torch.utils.data import SequentialSampler
 
 from zoo.noise import noise_aside, noise_states, restore_noise, seed_noise
 from zoo.optim import Optim, apply_settings, names_by_group, regroup_state
@@ -216,6 +218,9 @@ class Resuming(Callback):
                 epoch_loop.val_loop._restart_stage = "restarted_mid_evaluation"
         elif progress.is_last_batch and fit_loop._data_fetcher is not None:
             fit_loop._data_fetcher.iterator = iter(())  # only the end of the epoch is left
+        if isinstance(_sampler(trainer), SequentialSampler):  # of overfit_batches, which begins anew
+            for _ in range(done):
+                next(fit_loop._data_fetcher.iterator)
         if (bar := trainer.progress_bar_callback) is not None:
             bar.on_train_epoch_start(trainer, pl_module)  # where it learns how long an epoch is
         self._restore_noise(trainer, said)
@@ -233,9 +238,13 @@ def _should_validate(trainer: Trainer) -> bool:
 
 def _skipped(trainer: Trainer, said: dict[str, Any]) -> int:
     """Batches of the epoch that need not be seen again; of another size they are as many as hold the same images."""
-    loaders = trainer.fit_loop._combined_loader.flattened if trainer.fit_loop._combined_loader is not None else []
-    sampler = getattr(loaders[0], "sampler", None) if loaders else None
+    sampler = _sampler(trainer)
     return sampler.skipped(said["epoch"]) if hasattr(sampler, "skipped") else said["batches"]
+
+
+def _sampler(trainer: Trainer) -> Any:
+    loader = trainer.fit_loop._combined_loader
+    return getattr(loader.flattened[0], "sampler", None) if loader is not None else None
 
 
 def _in_hook(trainer: Trainer) -> bool:
@@ -305,6 +314,10 @@ def _let_settings_decide(trainer: Trainer, model: Any, checkpoint: dict[str, Any
         (run.get("trainer", {}), _trainer_settings(trainer)),
     ]
     changed = [text for was, now in pairs for text in _differences(was, now)]
+    asked = os.environ.get("PL_GLOBAL_SEED")
+    if asked is not None and run and int(asked) != run["seed"]:
+        kept = f"The run goes on with the seed that it began with, {run['seed']}"
+        rank_zero_info(f"{kept}: seed_everything {asked} is left out")
     if changed:
         rank_zero_info(f"Going on with other settings than the checkpoint's: {', '.join(changed)}")
 

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from zoo.atomic_files import write_text_whole
 from zoo.run_folder import free_number, move_aside
-from zoo.run_loggers import RunCSVLogger, read_rows, rows_to_go_on_with
+from zoo.run_loggers import RunCSVLogger, RunTensorBoardLogger, read_rows, rows_to_go_on_with
 
 KEY = "metrics_file"
 
@@ -57,6 +57,9 @@ class RunRecord(SaveConfigCallback):
                 self._write(log_dir)
             else:
                 self._due = log_dir  # beside the checkpoint lies the configuration that it was trained with
+        for logger in trainer.loggers if trainer.ckpt_path is not None else []:
+            if isinstance(logger, RunTensorBoardLogger):  # it hides what a killed run wrote after its checkpoint
+                logger._kwargs.setdefault("purge_step", trainer.global_step)
         self._open(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
