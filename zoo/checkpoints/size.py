@@ -18,8 +18,8 @@ from torch.nn.modules import module as registration
 MOST = 2**20
 #: settings that count steps or images, not parts
 COUNTERS = re.compile(r"optim|tau|beta|temperature|.*_(start|warmup|cache)")
-#: layers and parameters of a model beyond twenty for each tensor in its file: those of frozen networks
-PARTS = 10_000
+#: layers and parameters of a model beyond eight for each tensor in its file: those of frozen networks
+PARTS = 4_000
 NUMBERS = 2**24  # of a model beyond twice those of its file: tables that are made anew
 
 
@@ -48,7 +48,7 @@ def check_size(
     for name, number in _numbers(settings):
         if abs(number) > MOST and number not in sizes:
             raise TooLargeError(f"{path} asks for a model with {name} {number:,}, and holds no tensor of that size")
-    allowed, count = 20 * len(state) + PARTS, 0
+    allowed, count = 8 * len(state) + PARTS, 0
 
     def register(*_: Any) -> None:
         nonlocal count
@@ -74,7 +74,8 @@ def check_size(
         for hook in hooks:
             hook.remove()
     assert isinstance(model, nn.Module)
-    wanted = sum(value.numel() for name, value in model.state_dict().items() if not name.startswith(tuple(absent)))
+    tensors = dict(model.named_buffers()) | model.state_dict()  # buffers that are made anew take memory as well
+    wanted = sum(value.numel() for name, value in tensors.items() if not name.startswith(tuple(absent)))
     found = sum(value.numel() for value in state.values() if isinstance(value, Tensor))
     if wanted > 2 * found + NUMBERS:
         raise TooLargeError(f"{path} asks for a model of {min(wanted, 10**18):,} numbers or more, and holds {found:,}")
@@ -94,3 +95,5 @@ def _numbers(settings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
                 waiting += found.values()
             elif isinstance(found, int | float) and not isinstance(found, bool):
                 yield str(name), found
+            elif isinstance(found, str) and (match := re.search(r":(\d{1,30})$", found)):  # tiny_random:WIDTH
+                yield str(name), int(match[1])
