@@ -13,6 +13,7 @@ from typing import IO, ClassVar
 
 from zoo.checkpoints import pickles
 from zoo.checkpoints.addresses import fetch_file, is_address, local_path
+from zoo.checkpoints.run_state import check_run
 from zoo.checkpoints.sharded import check_folder
 from zoo.recipe_files import how_to_make
 
@@ -88,6 +89,7 @@ def _check_checkpoint(file: Path, subcommand: str | None) -> None:
         raise ValueError(f"{file} is damaged, or no checkpoint of a run: {weights}") from None
     if not isinstance(content, Mapping) or not {"state_dict", "pytorch-lightning_version"} <= content.keys():
         raise ValueError(f"{file} is no checkpoint of a run: {weights}")
+    check_run(content, file)
     if subcommand == "fit" and "optimizer_states" not in content:
         raise ValueError(f"{file} holds no optimizer, so no run can go on from it: {weights}")
 

@@ -1,6 +1,7 @@
 """The one door through which Lightning reads and writes the checkpoints of our runs, however it was asked to."""
 
 import contextlib
+import pickle
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from lightning.pytorch.utilities.migration.utils import _pl_migrate_checkpoint
 from zoo.atomic_files import write_whole
 from zoo.checkpoints import pickles
 from zoo.checkpoints.addresses import is_address, local_path
+from zoo.checkpoints.run_state import check_run, say_what_does_not_fit
 from zoo.checkpoints.sharded import check_folder
 from zoo.recipe_files import how_to_make
 
@@ -83,7 +85,10 @@ def read_safely(trainer: Trainer) -> None:
         elif type(strategy).load_checkpoint is not Strategy.load_checkpoint:
             pickles.load(path)  # strategies with a reader of their own; the others read by SafeCheckpointIO
         torch.cuda.empty_cache()
-        return _of_a_run(inner(path, weights_only=True), path)
+        try:
+            return check_run(inner(path, weights_only=True), path)
+        except pickle.UnpicklingError as error:  # of a strategy's own reader, which advises to run the file
+            raise ValueError(pickles.damage(path, error)) from None
 
     save = strategy.save_checkpoint
 
@@ -106,6 +111,7 @@ def read_safely(trainer: Trainer) -> None:
 
     strategy.load_checkpoint = load_checkpoint  # type: ignore[method-assign]
     strategy.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
+    say_what_does_not_fit(trainer)
     strategy.reads_safely = True  # type: ignore[attr-defined]
 
 
@@ -146,13 +152,13 @@ def load_from_checkpoint(
 
     if isinstance(source, str | Path):
         path = _existing(source)
-        content = _of_a_run(pickles.load(path, mapped=False), path)
+        content = check_run(pickles.load(path, mapped=False), path)
     else:
         with tempfile.TemporaryDirectory() as room:
             path = Path(room) / "checkpoint"
             path.write_bytes(source.read())
             with pickles.called(path, str(getattr(source, "name", "the open file"))):
-                content = _of_a_run(pickles.load(path, mapped=False), path)
+                content = check_run(pickles.load(path, mapped=False), path)
     content = _pl_migrate_checkpoint(content)
     key = cls.CHECKPOINT_HYPER_PARAMS_KEY  # type: ignore[attr-defined]
     if hparams_file is not None:
@@ -175,12 +181,6 @@ def _class_asked_for(cls: type, settings: dict[str, Any]) -> type:
         classes[f"{found.__module__}.{found.__qualname__}"] = found
         waiting += found.__subclasses__()
     return classes.get(named, next((c for name, c in classes.items() if name.endswith(f".{named}")), cls))
-
-
-def _of_a_run(content: Any, path: Path) -> dict[str, Any]:
-    if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
-        raise ValueError(f"{path} is no checkpoint of a run; weights alone are read with model.load_weights(PATH)")
-    return content
 
 
 def _existing(source: str | Path) -> Path:

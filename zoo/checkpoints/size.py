@@ -16,6 +16,7 @@ from torch.nn.modules import module as registration
 
 #: no size of a published model comes near it; a larger number must be a size of one of its tensors
 MOST = 2**20
+LARGEST = {"image_size": 4096}  # pixels; frozen encoders have positions for each patch
 #: settings that count steps or images, not parts
 COUNTERS = re.compile(r"optim|tau|beta|temperature|.*_(start|warmup|cache)")
 #: layers and parameters of a model beyond eight for each tensor in its file: those of frozen networks
@@ -46,7 +47,7 @@ def check_size(
 
     sizes = {size for value in state.values() if isinstance(value, Tensor) for size in value.shape}
     for name, number in _numbers(settings):
-        if abs(number) > MOST and number not in sizes:
+        if abs(number) > LARGEST.get(name, MOST) and number not in sizes:
             raise TooLargeError(f"{path} asks for a model with {name} {number:,}, and holds no tensor of that size")
     allowed, count = 8 * len(state) + PARTS, 0
 
