@@ -380,6 +380,17 @@ def test_an_entry_that_the_model_computes_by_itself_must_have_that_value(name, m
         assert entry not in silent, silent  # it was compared, so there is nothing to say
 
 
+def test_tensors_beside_the_weights_of_a_file_are_named(made, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    file, model = made("MiniGPT-4's projection")
+    training = {"optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}, "rng_state": torch.ones(3), "epoch": 3,
+                "loops": {"x": torch.ones(1)}, "global_step": torch.tensor(7)}  # fmt: skip
+    others = {"logit_scale": torch.ones(()), "adapter": {"down.weight": torch.ones(2)}}
+    torch.save({"model": file.state, **training, **others}, tmp_path / "m.pt")
+    load_weights(model, tmp_path / "m.pt")
+    assert f"not used from {tmp_path / 'm.pt'}: logit_scale, adapter, beside model" in caplog.text
+
+
 def test_what_a_reader_drops_is_named_though_it_says_nothing(made, said, tmp_path, monkeypatch):
     def convert(state, model):
         return Converted({name: value.float() for name, value in state.items() if name.startswith("llama_proj.")})

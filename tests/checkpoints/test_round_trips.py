@@ -237,6 +237,25 @@ def test_a_second_stage_on_another_tokenizer_is_warned_of(name, two_tokenizers, 
         create_model(f"ckpt:{path}")
 
 
+@pytest.mark.parametrize(
+    ("name", "setting", "other"),
+    [
+        ("beit_tiny", "normalisation", "imagenet"),
+        ("beit_classifier_tiny", "normalisation", "imagenet"),
+        ("beit_classifier_tiny", "norm_eps", 1e-3),
+        ("vqgan_tiny", "norm_groups", 16),
+        ("maskgit_tiny", "heads", 2),
+    ],
+)
+def test_a_setting_that_no_tensor_shows_is_warned_of(name, setting, other, tmp_path):
+    model = create_model(name)
+    path = str(save_weights(model, tmp_path / "model.safetensors"))
+    create_model(name, weights=path)  # a warning would be an error
+    own = model.init_args()[setting]
+    with pytest.warns(UserWarning, match=f"was trained with {setting} {own}, and this model has {other}"):
+        create_model(name, **{setting: other}, weights=path)
+
+
 def test_weights_that_do_not_name_their_tokenizer_do_not_warn():
     from zoo.registry import WEIGHTS_DIR
 

@@ -203,6 +203,15 @@ def test_classifiers_of_timm(images, tmp_path, bias):
             BEiTClassifier(**settings, pool=other)
 
 
+def test_a_classifier_of_the_other_pool_starts_one_for_other_labels(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    torch.save(timm_beit(True, (False, False), 0.0, "cls").state_dict(), tmp_path / "timm.pth")
+    settings = ours(True, (False, False), 0.0, weights=str(tmp_path / "timm.pth"))
+    model = BEiTClassifier(**settings, num_classes=CLASSES + 1, pool="mean")
+    assert set(model.fresh) == {"vit.head.", "vit.fc_norm."}
+    assert "norm.weight, norm.bias" in caplog.text and "head.weight, head.bias" in caplog.text
+
+
 @pytest.mark.parametrize("bias", BIAS)
 def test_masked_image_models_with_the_names_of_unilm(tokenizer, images, mask, tmp_path, bias):
     """timm's blocks are unilm's; its stem with a mask token, its final norm and a token head are added here."""

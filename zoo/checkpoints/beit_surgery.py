@@ -94,7 +94,8 @@ def _fresh_parts(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, 
     """
     fresh = {}
     pooled, pools = "fc_norm.weight" in state, "fc_norm.weight" in own
-    if "head.weight" in state and "head.weight" in own and pooled != pools:
+    heads = [where["head.weight"].shape for where in (state, own) if "head.weight" in where]
+    if len(heads) == 2 and heads[0] == heads[1] and pooled != pools:
         theirs, ours = ("mean", "cls") if pooled else ("cls", "mean")
         raise ValueError(
             f"the classifier of these weights looks at the {POOLS[theirs]} and this one at the {POOLS[ours]}: build "

@@ -1,6 +1,7 @@
 """Reading weights from files and folders into one state dict, whatever wrote them."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 from zoo.checkpoints import flax_msgpack, pickles
 from zoo.checkpoints.addresses import local_path
 from zoo.checkpoints.folders import choose_file, read_json, shards_of
-from zoo.checkpoints.weight_sets import SHADOW, WRAPPERS, choose, split_choice, with_shadows
+from zoo.checkpoints.weight_sets import SHADOW, WRAPPERS, choose, holds_weights, split_choice, with_shadows
 from zoo.recipe_files import how_to_make
 
 #: fields of peft's configuration that no tensor shows, and what plain LoRA has
@@ -20,6 +21,8 @@ PLAIN_LORA: dict[str, Any] = {
     "peft_type": "LORA", "use_rslora": False, "use_dora": False, "fan_in_fan_out": False, "bias": "none",
     "rank_pattern": {}, "alpha_pattern": {}, "layer_replication": [],
 }  # fmt: skip
+#: entries beside a state dict that are no weights of the model
+OF_TRAINING = re.compile(r"optim|sched|scaler|callback|loop|rng|random|(^|_)(epoch|step|iter|steps)$", re.IGNORECASE)
 LORA_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -160,7 +163,7 @@ def _state_of(content: Any, path: Path, wanted: str | None = None) -> tuple[dict
         state, more = _state_of(content[key], path)
         if isinstance(critic := content.get("discriminator"), Mapping) and "model" in content:  # LlamaGen
             state |= {f"discriminator.{name}": v for name, v in _state_of(critic, path)[0].items()}
-        return state, (*notes, *more)
+        return state, (*notes, *more, *_beside(content, key, path, notes))
     others = [str(name)[:99] for name, value in content.items() if not isinstance(value, Tensor)]
     if others or not content:
         found = f"{', '.join(others[:8])} are not tensors" if others else "it is empty"
@@ -171,6 +174,20 @@ def _state_of(content: Any, path: Path, wanted: str | None = None) -> tuple[dict
                 f"{path} holds {name} as a {value.layout} tensor on {value.device.type}, without all values"
             )
     return {str(name): value.detach() for name, value in content.items()}, ()
+
+
+def _beside(content: Mapping[str, Any], key: str, path: Path, notes: tuple[str, ...]) -> tuple[str, ...]:
+    """What to say of other weights in a file, of which ``key`` was read; nothing of what only training needs."""
+    known = {key, "discriminator"} if "model" in content else {key}
+    found = [
+        str(name)
+        for name, value in content.items()
+        if name not in known
+        and not OF_TRAINING.search(str(name))
+        and (isinstance(value, Tensor) or holds_weights(value))
+    ]
+    found = [name for name in found if not any(name in note for note in notes)]
+    return (f"not used from {path}: {', '.join(found)}, beside {key}",) if found else ()
 
 
 def _bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
