@@ -134,3 +134,16 @@ def test_a_token_count_that_the_spec_does_not_say_is_refused():
     spec = TokenSpec((Segment("grid", (2, 2), 0, 4),), dim=1)
     with pytest.raises(ValueError, match=r"ids have 5 tokens per image, but the spec says 4"):
         Tokens(torch.zeros(1, 5, dtype=torch.long), None, spec)
+
+
+@pytest.mark.parametrize("model", ["dvae_emoji", None, 3, torch.nn.Linear(2, 2)])
+def test_reconstruct_of_what_is_no_model(model):
+    plain = getattr(zoo.reconstruct, "__wrapped__", zoo.reconstruct)  # without the annotations of the tests
+    with pytest.raises(TypeError, match=r"reconstruct takes a model, got|Type-check"):
+        plain(model, torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 0, 8), (2, 3, 8, 0), (0, 3, 0, 0)])
+def test_images_without_pixels_are_refused(shape):
+    with pytest.raises(ValueError, match="have no pixels"):
+        as_pixels(torch.zeros(shape))

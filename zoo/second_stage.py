@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zoo.module import Batch
 from zoo.registry import check_overrides, class_of, model_from
-from zoo.tokens import Tokens, TokenSpec, as_pixels
+from zoo.tokens import Tokens, TokenSpec, as_pixels, id_range
 
 NO_CLASS = -1  # label of an image that is to be made without a class
 
@@ -141,10 +141,10 @@ def images_of(batch: Batch) -> Shaped[Tensor, "b c h w"]:
 
 def _given(ids: Int[Tensor, "b n"], spec: TokenSpec, count: int | None = None) -> Int[Tensor, "b n"]:
     shape = (len(ids) if count is None else count, spec.num_tokens)
-    low, high = ids.aminmax()
+    low, high = id_range(ids)
     if ids.shape != shape or low < 0 or high >= spec.vocab_size:
         raise ValueError(
-            f"batch['ids'] has shape {tuple(ids.shape)} and ids in {int(low)}..{int(high)}; this model needs "
+            f"batch['ids'] has shape {tuple(ids.shape)} and ids in {low}..{high}; this model needs "
             f"{spec.num_tokens} ids in 0..{spec.vocab_size - 1}: write them with its own tokenizer"
         )
     return ids

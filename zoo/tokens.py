@@ -263,11 +263,22 @@ def reconstruct(model: Tokenizer, images: Shaped[Tensor, "b 3 h w"]) -> Float[Te
 
     Raises:
         NotInvertible: where the model does not decode to pixels.
+        TypeError: for what is no model, such as a name.
     """
-    if model.spec.decodes != "pixels":
-        raise NotInvertible(f"{type(model).__name__} does not decode to pixels (spec.decodes = {model.spec.decodes!r})")
+    if not (hasattr(model, "encode") and hasattr(model, "decode")):
+        raise TypeError(f"reconstruct takes a model, got {model!r:.80}: zoo.create_model(NAME, weights=True) makes one")
+    spec = getattr(model, "spec", None)
+    if spec is None or spec.decodes != "pixels":
+        why = "it has no tokens" if spec is None else f"spec.decodes = {spec.decodes!r}"
+        raise NotInvertible(f"{type(model).__name__} does not decode to pixels ({why})")
     with torch.no_grad(), evaluating(model):
         return model.decode(model.encode(images))
+
+
+def id_range(ids: Int[Tensor, "..."]) -> tuple[int, int]:
+    """The lowest and the highest id; 0 and 0 of an empty batch, which passes every check."""
+    low, high = ids.aminmax() if ids.numel() else (0, 0)
+    return int(low), int(high)
 
 
 @contextmanager
@@ -304,6 +315,8 @@ def as_pixels(
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must have shape (batch, 3, height, width), got {tuple(images.shape)}")
     height, width = images.shape[-2:]
+    if not (height and width):
+        raise ValueError(f"images of {height}x{width} have no pixels")
     if size is not None and (height, width) != (expected := (size, size) if isinstance(size, int) else tuple(size)):
         raise ValueError(f"images are {height}x{width}, this model needs {expected[0]}x{expected[1]}: resize them")
     if height % multiple_of or width % multiple_of:

@@ -84,6 +84,8 @@ class VisionTower(nn.Module):
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
         """Tokens, in raster order where they are cells of a grid, a class token in front."""
+        if not len(images):  # of which CLIP cannot tell how many heads it has
+            return images.new_zeros(0, self.num_tokens, self.width)
         return self._cached(images) if self.cache_size else self._tokens(images)
 
     def _tokens(self, images: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from zoo.nn.token_order import ORDERS, Order, token_order
 from zoo.optim import Optim
 from zoo.registry import Weights, register
 from zoo.second_stage import allowed_ids, discrete_tokenizer, ids_of, labels_of, wanted_labels
-from zoo.tokens import Tokens, TokenSpec, evaluating
+from zoo.tokens import Tokens, TokenSpec, evaluating, id_range
 from zoo.untrained import say_untrained
 
 START = 0  # id of the first input of an unconditional model where it shares the table with the codes
@@ -266,10 +266,10 @@ class ARTransformer(ZooModule):
                 f"the batch has no {wanted}, but {', '.join(batch)}, and this model has {self.condition_tokens} "
                 "condition tokens: bring them"
             )
-        low, high = ids.aminmax()
+        low, high = id_range(ids)
         if ids.shape[1:] != (self.condition_tokens,) or low < 0 or high >= self.condition_size:
             raise ValueError(
-                f"the condition has shape {tuple(ids.shape)} and ids in {int(low)}..{int(high)}; this model needs "
+                f"the condition has shape {tuple(ids.shape)} and ids in {low}..{high}; this model needs "
                 f"{self.condition_tokens} ids in 0..{self.condition_size - 1}"
             )
         return ids.long() + self.offset

@@ -36,7 +36,7 @@ from zoo.nn.dalle import DalleDecoder, DalleEncoder
 from zoo.nn.kmeans import codebook_from_features
 from zoo.optim import Optim, cosine
 from zoo.registry import Weights, register
-from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels
+from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, id_range
 
 MSE_SIGMA = 0.1  # of the Gaussian that ``loss="mse"`` puts on mapped pixels; sets the scale against the KL term
 KMEANS_BATCHES = 8  # training batches that ``codebook_init="kmeans"`` looks at
@@ -127,7 +127,7 @@ class DVAE(ZooModule):
                 f"these tokens are of another vocabulary ({tokens.spec.vocab_size} ids) than this dVAE's "
                 f"({self.spec.vocab_size}): decode them with the tokenizer that made them"
             )
-        low, high = (int(x) for x in tokens.ids.aminmax())
+        low, high = id_range(tokens.ids)
         if low < 0 or high >= self.spec.vocab_size:
             raise ValueError(f"ids must lie in 0..{self.spec.vocab_size - 1}, got {low}..{high}")
         codes = rearrange(self.embed(tokens.grid()), "b gh gw d -> b d gh gw")

@@ -47,7 +47,7 @@ from zoo.nn.taming import TamingDecoder, TamingEncoder
 from zoo.nn.vector_quantizer import VectorQuantizer
 from zoo.optim import Optim, cosine
 from zoo.registry import Weights, register
-from zoo.tokens import Segment, Tokens, TokenSpec, as_pixels
+from zoo.tokens import Segment, Tokens, TokenSpec, as_pixels, id_range
 
 LECAM_DECAY = 0.999  # of the running means of logits, as in bytedance/1d-tokenizer
 NO_DISCRIMINATOR = "these weights are for tokens and pixels only; training starts a new discriminator"
@@ -227,7 +227,7 @@ class VQGAN(ZooModule):
                 f"these tokens are of another vocabulary ({tokens.spec.vocab_size} ids) than this VQGAN's "
                 f"({self.spec.vocab_size}): decode them with the tokenizer that made them"
             )
-        low, high = (int(x) for x in tokens.ids.aminmax())
+        low, high = id_range(tokens.ids)
         if low < 0 or high >= self.spec.vocab_size:
             raise ValueError(f"ids must lie in 0..{self.spec.vocab_size - 1}, got {low}..{high}")
         return self._unit(self.pixels(self.embed(tokens.grid())).float()).clamp(0, 1)

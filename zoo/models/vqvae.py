@@ -32,7 +32,7 @@ from zoo.nn.vector_quantizer import VectorQuantizer
 from zoo.nn.vqvae import VQVAEDecoder, VQVAEEncoder
 from zoo.optim import Optim
 from zoo.registry import Weights, register
-from zoo.tokens import Segment, Tokens, TokenSpec, as_pixels
+from zoo.tokens import Segment, Tokens, TokenSpec, as_pixels, id_range
 
 
 class VQVAE(ZooModule):
@@ -137,7 +137,7 @@ class VQVAE(ZooModule):
         vectors = []
         for segment, quantizer in zip(tokens.spec.segments, self.quantizers, strict=True):
             ids = tokens.grid(segment.name) - segment.offset
-            low, high = (int(x) + segment.offset for x in ids.aminmax())
+            low, high = (x + segment.offset for x in id_range(ids))
             if low < segment.offset or high >= segment.offset + segment.size:
                 raise ValueError(
                     f"ids of {segment.name} must lie in {segment.offset}..{segment.offset + segment.size - 1}, "

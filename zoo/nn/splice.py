@@ -100,7 +100,12 @@ def splice(
         side: of the padding: right to train, left to generate.
         max_length: longest sequence, images included; what is behind it is cut off.
         device: of the result, where there are no images to tell.
+
+    Raises:
+        ValueError: for no samples, or one that shows an image which is not there.
     """
+    if not samples:
+        raise ValueError("there is nothing to read: give at least one image or text")
     device = device if images is None else images.device
     words: list[int] = []
     places: list[list[int]] = []  # rows of the pool: image tokens first, then text
