@@ -77,13 +77,15 @@ WRITERS = {
     "minigpt4_tiny": lambda m: m.caption(IMAGES, max_new_tokens=1),
     "blip2_stage2_tiny": lambda m: m.answer(IMAGES, ["What?", "Who?"], max_new_tokens=1),
     "seed_llm_tiny": lambda m: m.caption(IMAGES, max_new_tokens=1),
+    "blip2_stage1_tiny": lambda m: m.retrieve(IMAGES, ["a", "b"]),
+    "seed_stage1_tiny": lambda m: m.retrieve(IMAGES, ["a", "b"]),
     "maskgit_tiny": lambda m: m.generate(0, 1, steps=1),
     "ar_transformer_tiny": lambda m: m.generate(0, 1),
 }
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_what_an_untrained_model_writes_or_draws_is_said_to_mean_nothing(name, tmp_path):
+def test_what_an_untrained_model_writes_draws_or_ranks_is_said_to_mean_nothing(name, tmp_path):
     write = WRITERS[name]
     model = zoo.create_model(name)
     with pytest.warns(UserWarning, match=r"is untrained, its weights are random, so what it \w+ means nothing"):

@@ -14,7 +14,8 @@ def untrained_parts(model: Any) -> list[str]:
     Args:
         model: a :class:`zoo.module.ZooModule`.
     """
-    if model.trained_here or any(p.grad is not None for p in model.parameters()):
+    learns = any(p.requires_grad for p in model.parameters())
+    if not learns or model.trained_here or any(p.grad is not None for p in model.parameters()):
         return []
     if not model.weights_loaded:
         return ["its weights are random"]

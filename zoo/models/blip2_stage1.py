@@ -39,6 +39,7 @@ from zoo.nn.ranks import sum_over_ranks, world_size
 from zoo.optim import Optim
 from zoo.registry import Weights, register
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
+from zoo.untrained import say_untrained
 from zoo.vision_towers import LN_VISION_EPS, vision_tower
 from zoo.wordpiece import WordPiece
 
@@ -256,6 +257,7 @@ class BLIP2Stage1(ZooModule):
                 protocol takes 128); the others get -100. 0: contrast alone.
             batch_size: images, texts or pairs at once.
         """
+        say_untrained(self, "ranks")
         with evaluating(self):
             parts = as_pixels(images, size=self.image_size).split(batch_size)
             embeds = torch.cat([self.ln_vision(self._features(part)) for part in parts])

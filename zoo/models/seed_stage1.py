@@ -34,6 +34,7 @@ from zoo.optim import Optim
 from zoo.registry import register
 from zoo.second_stage import images_of
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
+from zoo.untrained import say_untrained
 from zoo.vision_towers import LN_VISION_EPS, vision_tower
 from zoo.wordpiece import WordPiece
 
@@ -225,6 +226,7 @@ class SEEDStage1(ZooModule):
             batch_size: images or texts at once.
             embeddings: in place of images, e.g. reconstructed from codes.
         """
+        say_untrained(self, "ranks")
         with evaluating(self):
             if embeddings is None:
                 if images is None:
