@@ -19,7 +19,7 @@ from zoo.nn.nearest_code import without_tf32
 
 #: type of all numbers behind an id, whatever precision the code around ``encode`` runs in
 ID_PRECISION = "float32"
-NOT_BEHIND_IDS = ("language_model", "perceptual")  # parts of a model that no id depends on
+NOT_BEHIND_IDS = ("language_model", "perceptual", "teacher")  # parts of a model that no id depends on
 
 
 class NotInvertible(RuntimeError):
@@ -231,12 +231,12 @@ def check_weights(model: nn.Module) -> None:
         ValueError: for weights that were cast to another type than float32, or that hold infinite numbers or NaN, from
             which argmax would make ids all the same.
     """
-    towers = getattr(model, "frozen", {})
-    parts = [("", model), *((f"{name}.", tower) for name, tower in towers.items())]
+    elsewhere = (*NOT_BEHIND_IDS, *getattr(model, "training_only", ()))
+    parts = [("", model), *((f"{name}.", tower) for name, tower in getattr(model, "frozen", {}).items())]
     found: dict[str, Tensor] = {}
     for prefix, part in parts:
         for name, value in chain(part.named_parameters(), part.named_buffers()):
-            if not value.is_floating_point() or f"{prefix}{name}".startswith(NOT_BEHIND_IDS):
+            if not value.is_floating_point() or f"{prefix}{name}".startswith(elsewhere):
                 continue
             if value.dtype != torch.float32:
                 raise ValueError(
@@ -245,10 +245,14 @@ def check_weights(model: nn.Module) -> None:
                 )
             found[f"{prefix}{name}"] = value
     state = tuple((value.data_ptr(), 0 if value.is_inference() else value._version) for value in found.values())
-    if getattr(model, "_weights_seen", None) == state:  # looked at once per write: a GPU would wait for it each time
+    if not found or getattr(model, "_weights_seen", None) == state:  # looked at once per write: a GPU waits for it
         return
-    if not torch.stack([value.isfinite().all().cpu() for value in found.values()]).all():
-        name = next(name for name, value in found.items() if not value.isfinite().all())
+    device = next(iter(found.values())).device
+    # a mask among the buffers may well be infinite
+    bad = [~value.isfinite() if isinstance(value, nn.Parameter) else value.isnan() for value in found.values()]
+    bad_ones = torch.stack([some.any().to(device) for some in bad]).tolist()
+    if any(bad_ones):
+        name = next(name for name, wrong in zip(found, bad_ones, strict=True) if wrong)
         raise ValueError(
             f"{name} of this {type(model).__name__} is no longer finite, so its ids would mean nothing: the training "
             "diverged, take an earlier checkpoint"

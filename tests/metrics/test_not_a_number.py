@@ -124,6 +124,28 @@ def test_a_tokenizer_of_nan_weights_makes_no_ids(name):
         model.encode(torch.rand(1, 3, 32, 32))
 
 
+def test_parts_that_no_id_depends_on_may_be_anything():
+    """A discriminator, a teacher, a mask of minus infinity; and a tokenizer without weights has none to look at."""
+    images = torch.rand(1, 3, 32, 32)
+    vqgan, seed = zoo.create_model("vqgan_tiny").eval(), zoo.create_model("seed_stage2_tiny").eval()
+    expected = [model.encode(images).ids for model in (vqgan, seed)]
+    with torch.no_grad():
+        next(vqgan.discriminator.parameters()).fill_(NAN)
+        next(seed.frozen["teacher"].parameters()).fill_(NAN)
+    vqgan.register_buffer("mask", torch.full((2,), -math.inf))
+    for model, ids in zip((vqgan, seed), expected, strict=True):
+        assert torch.equal(model.encode(images).ids, ids)
+
+    class Brightness(zoo.ZooModule):
+        spec = zoo.model_info("dvae_tiny").spec
+
+        def encode(self, images):
+            ids = torch.nn.functional.avg_pool2d(images, 4).mean(1).mul(63).long().flatten(1)
+            return zoo.Tokens(ids, None, self.spec)
+
+    assert Brightness().encode(images).ids.shape == (1, 64)
+
+
 def test_pictures_of_nan_become_no_black_ones():
     images = torch.rand(2, 3, 8, 8)
     images[0, 0, 0, 0] = NAN
