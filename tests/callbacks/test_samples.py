@@ -48,6 +48,18 @@ def test_pictures_of_an_autoregressive_model(tmp_path):
     ]  # fmt: skip
 
 
+def test_pictures_of_what_follows_a_condition():
+    """As the data module of a user gives it: images for the condition's tokenizer, or their ids."""
+    model = zoo.create_model("ar_transformer_tiny", num_classes=0, condition_tokenizer="dvae_tiny:random").eval()
+    images = torch.rand(4, 3, 32, 32)
+    rows = Samples(3).draw(model, {"image": images, "condition": images})["conditions"]
+    assert list(rows) == ["condition", "samples"] and torch.equal(rows["condition"], images[:3])
+    ids = model.frozen["condition"].encode(images).ids
+    assert torch.equal(Samples(3).draw(model, {"condition_ids": ids})["conditions"]["samples"], rows["samples"])
+    with pytest.raises(ValueError, match="the batch has no condition, but image: leave the callback Samples out"):
+        Samples(3).draw(model, {"image": images})
+
+
 def test_the_averaged_weights_draw(tmp_path, monkeypatch):
     model, seen = zoo.create_model("maskgit_tiny"), []
     generate = type(model).generate

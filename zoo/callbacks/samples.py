@@ -116,6 +116,8 @@ class Samples(Callback):
         """
         if model.spec.decodes != "pixels":
             return {}
+        if getattr(model, "condition_tokens", 0):
+            return {"conditions": self._after_conditions(model, batch)}
         count = model.num_classes
         classes = [count * i // min(count, self.max_classes) for i in range(min(count, self.max_classes))] or [None]
         names = [f"class {c}" if class_names is None else class_names[c] for c in classes] if count else ["samples"]
@@ -130,6 +132,18 @@ class Samples(Callback):
                 shown, STRIPS if shown is None else None, seed=self.seed, **self.sampling
             )
         return pictures
+
+    def _after_conditions(self, model: Any, batch: dict[str, Any]) -> dict[str, Float[Tensor, "b 3 h w"]]:
+        """What follows the batch's first conditions, below these where they are images."""
+        name = "condition_ids" if "condition_ids" in batch else "condition"
+        if name not in batch:
+            raise ValueError(f"the batch has no condition, but {', '.join(batch)}: leave the callback Samples out")
+        given = batch[name][: self.per_class]
+        samples = model.generate(condition=given, seed=self.seed, **self.sampling)
+        shown = as_pixels(given).float() if name == "condition" else None
+        if shown is None or shown.shape != samples.shape:
+            return {"samples": samples}
+        return {"condition": shown, "samples": samples}
 
     def _completion(self, model: Any, batch: dict[str, Any]) -> dict[str, Float[Tensor, "b 3 h w"]]:
         images = as_pixels(batch["image"][: self.completions]).float()
