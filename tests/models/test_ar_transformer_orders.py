@@ -200,6 +200,7 @@ def test_weights_of_another_order_prefix_or_number_of_heads_are_warned_of(tmp_pa
 def test_a_condition_stands_in_front_and_may_see_itself(n_unmasked, tmp_path):
     """As taming's models of depth maps: 512 positions for 256 + 256 tokens, of which the last is never reached."""
     state = net2net(n_unmasked, "z_curve", positions=2 * SIDE**2)
+    state["cond_stage_model.quantize.embedding.weight"] = torch.zeros(4, 2)
     options = {"num_classes": 0, "condition_tokenizer": "dvae_tiny:random", "order": "z_curve"}
     path = saved(state, tmp_path / "drin.ckpt")
     model = tiny(**options, n_unmasked=n_unmasked, weights=path)
@@ -261,6 +262,11 @@ def changed(**entries):
             {},
             lambda s: s | {"permuter.forward_shuffle_idx": torch.arange(64).roll(1)},
             "in an order of their own .* none of raster, subsample",
+        ),
+        (
+            {},
+            lambda s: net2net(positions=128) | {"cond_stage_model.quantize.embedding.weight": torch.zeros(4, 2)},
+            "continue the tokens of a condition .*this model has none: build it with num_classes=0 and condition",
         ),
         ({}, lambda s: s | {"transformer.stray.attn.mask": torch.ones(1)}, "unexpected transformer.stray.attn.mask"),
     ],

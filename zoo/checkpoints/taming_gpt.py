@@ -17,7 +17,8 @@ from zoo.nn.gpt import attention_mask
 from zoo.nn.token_order import ORDERS, token_order
 
 MARK = "transformer.blocks.0.attn.key.weight"
-STAGES = ("first_stage_model.", "cond_stage_model.")
+CONDITION = "cond_stage_model."  # classes and coordinates have no weights
+STAGES = ("first_stage_model.", CONDITION)
 MASK = re.compile(r"transformer\.blocks\.\d+\.attn\.mask")
 FORWARD, BACKWARD = "permuter.forward_shuffle_idx", "permuter.backward_shuffle_idx"
 POSITIONS = "transformer.pos_emb"
@@ -32,10 +33,16 @@ def convert(state: State, model: Any) -> Converted:
     """Keep the GPT; our names of it are taming's.
 
     Raises:
-        ValueError: for a model whose conditions have ids of their own, or whose order or unmasked prefix is another.
+        ValueError: for a model whose conditions have ids of their own, or whose condition, order or unmasked prefix is
+            another.
     """
     if getattr(model, "class_ids", "shared") != "shared":
         raise ValueError("taming's classes share ids with codes: build the model with class_ids='shared'")
+    if any(name.startswith(CONDITION) for name in state) and not model.condition_tokens:
+        raise ValueError(
+            f"these weights continue the tokens of a condition ({CONDITION}*), and this model has none: build it with "
+            "num_classes=0 and condition_tokenizer"
+        )
     buffers = {name for name in state if MASK.fullmatch(name)}
     kept = {n: v for n, v in state.items() if n.startswith("transformer.") and n not in buffers}
     notes = []
