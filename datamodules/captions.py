@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from datamodules.annotations import Annotated, read_captions, read_conversations
 from datamodules.base import Joined, Sample, Samples, Split, ZooDataModule
 from datamodules.image_files import shown
-from datamodules.image_folder import ImageFolderDataset, hold_out
+from datamodules.image_folder import ImageFolderDataset, hold_out, look_through_together
 from datamodules.transforms import (
     EVAL_TRANSFORMS,
     EvalTransform,
@@ -129,6 +129,7 @@ class _AnnotatedData(ZooDataModule):
         if entries["test"] is entries["val"]:
             self._views["test"] = self._views["val"]  # so that "all" has each image once
         self.val, self.test = self._views["val"], self._views["test"]
+        look_through_together([dataset.images for dataset in (self.train, *self._views.values())])
         sizes = ", ".join(f"{split} {len(entries[split]):,}" for split in SPLITS)
         rank_zero_info(
             f"{type(self).__name__}: {shown(self.files['train'])}, images: {sizes}; {len(self.train):,} samples"

@@ -1,6 +1,7 @@
 """ImageFolderData: a folder of images of any nesting, with labels from its sub-folders if it has them."""
 
 import hashlib
+import os
 import tempfile
 import time
 import uuid
@@ -61,7 +62,9 @@ class ImageFolderDataset(Samples):
         self.root, self.paths, self.index, self.labels = root, paths, index, labels
         self.transform, self.replace, self.max_broken = transform, replace, max_broken
         self._broken = torch.zeros(len(paths), dtype=torch.bool).share_memory_()  # one count for all worker processes
-        self._looked = torch.zeros(2, dtype=torch.int64).share_memory_()  # through so many; whether that is done
+        #: the other splits, which are looked through as well before a run ends
+        self.others: list[ImageFolderDataset] = []
+        self._looked = torch.zeros(3, dtype=torch.int64).share_memory_()  # through so many; of how many; whether done
         self._list = Path(tempfile.gettempdir()) / f"tokenzoo-broken-{uuid.uuid4().hex[:8]}.txt"
 
     @property
@@ -104,38 +107,53 @@ class ImageFolderDataset(Samples):
     def _look_through(self) -> None:
         """Find the other broken images, so that a run need not be started again for each of them."""
         end = time.monotonic() + _LOOK
-        if int(self._looked[0]):  # another worker is at it
-            while not int(self._looked[1]) and time.monotonic() < end + 5:
+        if int(self._looked[1]):  # another worker is at it
+            while not int(self._looked[2]) and time.monotonic() < end + 5:
                 time.sleep(0.05)
             return
-        self._looked[0] = 1
-        rank_zero_info(f"looking for broken images among all {len(self):,} of {shown(self.root)}")
+        places = {os.path.join(d.root, path): (d, i) for d in self._all() for i, path in enumerate(d.paths)}
+        self._looked[1] = len(places)
+        rank_zero_info(f"looking for broken images among all {len(places):,}")
         reasons = {}
-        for i in range(len(self)):
+        for place, (dataset, i) in places.items():
             if time.monotonic() > end:
                 break
             try:
-                self._read(i)
+                dataset._read(i)
             except (Unreadable, ImageTooSmall) as error:
-                self._broken[i] = True
-                reasons[i] = error
-            self._looked[0] = i + 1
+                dataset._broken[i] = True
+                reasons[place] = error
+            self._looked[0] += 1
         if len(reasons) > _NAMED:
-            lines = [f"{shown(self.root / self.paths[i])}\t{error}\n" for i, error in reasons.items()]
+            lines = [f"{shown(place)}\t{error}\n" for place, error in reasons.items()]
             with suppress(OSError):  # the first ones are named all the same
                 self._list.write_text("".join(lines), encoding="utf-8")
-        self._looked[1] = 1
+        self._looked[2] = 1
+
+    def _all(self) -> list["ImageFolderDataset"]:
+        """Whose images are looked through: of those that several have, this one's, or else the last one's."""
+        return [*self.others, self]
 
     def _too_many(self, error: Exception) -> str:
-        broken, total, seen = self._broken.nonzero().flatten().tolist(), len(self), int(self._looked[0])
-        names = ", ".join(shown(self.paths[i]) for i in broken[:_NAMED])
-        if len(broken) > _NAMED:
-            names += ", ..." + (f" (all of them: {self._list})" if self._list.exists() else "")
-        looked = "" if seen == total else f" (the first {seen:,} were looked at)"
-        return (
-            f"{len(broken)} of {total} images cannot be used{looked}, more than max_broken={self.max_broken:g} allows: "
-            f"{names} in {shown(self.root)} (the last: {error}); repair or remove them, or raise max_broken"
+        broken, seen, total = self.broken, *self._looked[:2].tolist()
+        elsewhere = dict.fromkeys(path for dataset in self.others for path in dataset.broken)
+        more = sorted(elsewhere.keys() - set(broken))
+        said = f"{len(broken)} of {len(self)} images cannot be used"
+        said += f" (the first {seen:,} of {total:,} were looked at)" if seen < total else ""
+        said += (
+            f", more than max_broken={self.max_broken:g} allows: {self._names(broken, _NAMED)} in {shown(self.root)}"
         )
+        said += f" (the last: {error})"
+        if more:
+            said += f", and {len(more)} in the other splits"
+            said += f": {self._names(more, room)}" if (room := _NAMED - len(broken)) > 0 else ""
+        if len(broken) + len(more) > _NAMED and self._list.exists():
+            said += f" (all of them: {self._list})"
+        return f"{said}; repair or remove them, or raise max_broken"
+
+    def _names(self, paths: list[Path], most: int) -> str:
+        names = [path.relative_to(self.root) if path.is_relative_to(self.root) else path for path in paths[:most]]
+        return ", ".join(map(shown, names)) + (", ..." if len(paths) > most else "")
 
 
 class ImageFolderData(ZooDataModule):
@@ -233,6 +251,7 @@ class ImageFolderData(ZooDataModule):
                 continue
             self._views[split] = self._dataset(folder, found, self._eval_transform)
         self.val, self.test = self._views["val"], self._views["test"]
+        look_through_together([self.train, *self._views.values()])
         classes = "no labels" if self.class_names is None else f"{len(self.class_names):,} classes"
         tested = f"test {len(self.test):,}" if self.roots["test"] else "test = val"
         if away := len(numbered) - len(own):
@@ -278,6 +297,12 @@ class ImageFolderData(ZooDataModule):
                 f"and test_root to them"
             )
         return folders
+
+
+def look_through_together(datasets: Sequence[ImageFolderDataset]) -> None:
+    """Let the broken images of all of these be named once one of them has too many."""
+    for dataset in datasets:
+        dataset.others = [other for other in datasets if other is not dataset]
 
 
 def hold_out(paths: Sequence[str], fraction: float) -> list[str]:

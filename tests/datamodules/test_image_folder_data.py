@@ -179,11 +179,34 @@ def test_all_broken_images_are_named_at_once(classes):
     assert data.broken == sorted(broken)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_broken_images_of_the_other_splits_are_named_too(classes, workers, tmp_path_factory):
+    """A few validation images are read first; the many that are broken may be elsewhere."""
+    test = tmp_path_factory.mktemp("test")
+    for i in range(4):
+        paint(test / "cat" / f"{i}.png")
+    broken = [classes / "cat" / f"{i}.png" for i in range(20)] + [test / "cat" / "3.png"]
+    for path in broken:
+        path.write_text("not a picture")
+    data = make(classes, val_fraction=0.1, test_root=str(test), num_workers=workers)
+    count = sum(classes / path in broken for path in data.val.paths)
+    assert 0 < count < 20
+    with pytest.raises(TooManyBroken) as error:
+        list(data.val_dataloader())
+    said = str(error.value)
+    assert f"{count} of {len(data.val)} images cannot be used" in said
+    assert f", and {21 - count} in the other splits: " in said and str(test / "cat" / "3.png") in said
+    assert all(re.search(rf"[ :]cat/{i}\.png", said) for i in range(20))
+    assert data.broken == sorted(broken)
+
+
 def test_more_broken_images_than_a_sentence_holds_are_listed_in_a_file(tmp_path):
     for i in range(70):
         (tmp_path / f"{i:02d}.png").write_text("no")
     data = make(tmp_path, val_fraction=0)
-    with pytest.raises(TooManyBroken, match=r"70 of 70 .*00\.png.*49\.png, \.\.\. \(all of them: (\S+)\)") as error:
+    with pytest.raises(
+        TooManyBroken, match=r"70 of 70 .*00\.png.*49\.png, \.\.\. in .*\(all of them: (\S+)\)"
+    ) as error:
         data.train[0]
     assert "50.png" not in str(error.value)
     file = Path(re.search(r"all of them: (\S+)\)", str(error.value))[1])
@@ -208,7 +231,9 @@ def test_looking_for_broken_images_has_an_end(classes, monkeypatch):
         (classes / "cat" / f"{i}.png").write_text("not a picture")
     monkeypatch.setattr(module, "_LOOK", 0.0)
     data = make(classes, val_fraction=0)
-    with pytest.raises(TooManyBroken, match=r"^1 of 60 images cannot be used \(the first 1 were looked at\), more"):
+    with pytest.raises(
+        TooManyBroken, match=r"^1 of 60 images cannot be used \(the first 0 of 60 were looked at\), more"
+    ):
         data.train[0]
 
 
