@@ -99,7 +99,7 @@ def test_a_dvae_whose_codes_are_all_the_same_has_collapsed(tmp_path):
 def test_where_there_is_nothing_to_count_it_says_so(name, tmp_path):
     trainer = quiet_trainer(tmp_path, max_steps=1, callbacks=[CollapseGuard(steps=1)])
     with pytest.warns(UserWarning, match="CollapseGuard counts nothing: this .* trains no codebook"):
-        trainer.fit(zoo.create_model(name), ToyData(32))
+        trainer.fit(zoo.create_model(name), ToyData(32, num_classes=9))
 
 
 def test_a_run_that_is_shorter_than_a_window_is_told(tmp_path, caplog):
