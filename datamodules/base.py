@@ -212,10 +212,11 @@ class ZooDataModule(pl.LightningDataModule):
         return seed if self.trainer is None else self.trainer.strategy.broadcast(seed)
 
     def _fit_batch_size(self, size: int, ranks: int) -> None:
-        """Refuse a batch of more images than there are; a size that was set later, by a search, ends there."""
+        """Refuse a batch of more images than there are; Lightning's search for a size ends there."""
         if self.batch_size * ranks <= size:
             return
-        if self.batch_size == self._asked or size < ranks:
+        searching = self.trainer is not None and not self.trainer.callbacks and self.batch_size != self._asked
+        if not searching:
             raise ValueError(
                 f"there are {size} training images, fewer than one batch of {self.batch_size}"
                 f"{f' on each of {ranks} processes' if ranks > 1 else ''}: lower batch_size or bring more images"

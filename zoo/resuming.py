@@ -218,7 +218,7 @@ class Resuming(Callback):
                 epoch_loop.val_loop._restart_stage = "restarted_mid_evaluation"
         elif progress.is_last_batch and fit_loop._data_fetcher is not None:
             fit_loop._data_fetcher.iterator = iter(())  # only the end of the epoch is left
-        if isinstance(_sampler(trainer), SequentialSampler):  # of overfit_batches, which begins anew
+        if isinstance(_sampler(trainer), SequentialSampler) and not progress.is_last_batch:  # it begins anew
             for _ in range(done):
                 next(fit_loop._data_fetcher.iterator)
         if (bar := trainer.progress_bar_callback) is not None:
