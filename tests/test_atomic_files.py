@@ -147,7 +147,7 @@ def test_a_place_that_cannot_be_written_to_is_one_sentence(tmp_path):
 ELSEWHERE = {
     ("zoo/atomic_files.py", "part.write_text"),  # the place itself
     ("zoo/run_loggers.py", 'self.path.open("a"'),  # rows are appended
-    ("zoo/run_folder.py", 'self.path.open("a+"'),  # a lock
+    ("zoo/folder_lock.py", 'self.path.open("a+"'),  # a lock
     ("zoo/checkpoints/gguf_llama.py", '"config.json").write_text'),  # in a folder that is written as a whole
     ("zoo/checkpoints/sharded.py", "part.write_bytes"),  # in a temporary folder
     ("zoo/checkpoints/io.py", "path.write_bytes"),  # likewise

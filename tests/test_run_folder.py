@@ -13,9 +13,9 @@ import torch
 from command_line import fit, message
 from small_disk import small_disk  # noqa: F401 - a fixture
 
-from zoo import run_folder
+from zoo import folder_lock, run_folder
 from zoo.checkpoints import pickles
-from zoo.run_folder import FolderLock
+from zoo.folder_lock import FolderLock
 
 ROOT = str(Path(__file__).parents[1])
 
@@ -176,7 +176,7 @@ def test_a_folder_in_use_is_refused_by_name_of_its_process_and_lasts_as_long_as_
 
 HOLD = """
 import sys, time
-from zoo.run_folder import FolderLock
+from zoo.folder_lock import FolderLock
 lock = FolderLock(sys.argv[1], "")
 lock.take()
 print("held", flush=True)
@@ -194,7 +194,7 @@ time.sleep(600)
     ],
 )
 def test_without_locks_the_process_is_looked_for(in_tmp, monkeypatch, content, free):
-    monkeypatch.setattr(run_folder, "fcntl", None)
+    monkeypatch.setattr(folder_lock, "fcntl", None)
     Path("run").mkdir()
     (Path("run") / FolderLock.NAME).write_text(content)
     lock = FolderLock("run", "wait")

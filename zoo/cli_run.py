@@ -25,10 +25,11 @@ from zoo.cli_errors import ZooParser
 from zoo.cli_sentences import end_with_sentence
 from zoo.cli_settings import check_run_folder, check_trainer
 from zoo.cli_yaml import dump_yaml
+from zoo.folder_lock import FolderLock
 from zoo.module import ZooModule
 from zoo.precision import RECIPES_SAY, register_with_recipes, remark
 from zoo.recipe_header import parse_header
-from zoo.run_folder import FolderLock, find_checkpoint
+from zoo.run_folder import find_checkpoint
 from zoo.run_loggers import RunCSVLogger, RunTensorBoardLogger
 from zoo.untrained import refuse_lost_predictions, refuse_untrained
 

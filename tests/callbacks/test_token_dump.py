@@ -14,7 +14,7 @@ from datamodules.tokens import TokenData
 from zoo.callbacks.evaluation import Evaluation
 from zoo.callbacks.grids import ImageGrids
 from zoo.callbacks.token_dump import TokenDump
-from zoo.run_folder import FolderLock
+from zoo.folder_lock import FolderLock
 from zoo.token_shards import check_header, read_header, read_shards, text_in, write_shard
 
 
