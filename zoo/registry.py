@@ -226,12 +226,12 @@ def locate_weights(source: str) -> Path:
     from zoo.checkpoints.addresses import local_path
     from zoo.checkpoints.weight_sets import split_choice
 
+    name, _, tag = source.partition(":")
+    if name in presets() and not split_choice(source)[0].exists():
+        return weights_path(find(name), tag or True)
     path = local_path(source.removeprefix("ckpt:"))
     if split_choice(path)[0].exists():
         return path
-    name, _, tag = source.partition(":")
-    if name in presets():
-        return weights_path(find(name), tag or True)
     if name == "ckpt":
         raise FileNotFoundError(f"there is no checkpoint {path}{how_to_make(path)}")
     raise FileNotFoundError(

@@ -66,6 +66,25 @@ def test_a_command_takes_no_address_unless_asked(run_cli, recipe, nothing_opens,
     assert code == 1 and last.startswith(f"error: {address} is an address") and "--fetch_checkpoint" in last
 
 
+def test_a_weights_setting_takes_no_address_either(run_cli, nothing_opens):
+    data = ("--data=EmojiData", "--data.image_size=16")
+    for address in ("https://e.org/x.pt", "s3://b/x"):
+        code, _, err = run_cli("fit", "--model=DVAE", f"--model.weights={address}", *data)
+        last = err.strip().splitlines()[-1]
+        assert code != 0 and last.startswith("error: ") and f"{address} is an address" in last
+
+
+def test_names_with_paths_of_their_own_and_file_addresses_are_paths(tmp_path):
+    path = tmp_path / "w.pt"
+    source = zoo.create_model("dvae_tiny")
+    name = next(iter(source.state_dict()))
+    torch.save(source.state_dict(), path)
+    for form in (f"dvae_tiny:{path}", f"file://{path}", f"file://localhost{path}", f"ckpt:{path}", str(path)):
+        assert not addresses.is_address(form.removeprefix("dvae_tiny:").removeprefix("ckpt:"))
+        found = zoo.create_model("dvae_tiny", weights=form)
+        assert torch.equal(found.state_dict()[name], source.state_dict()[name])
+
+
 @pytest.fixture
 def served(in_tmp, monkeypatch):
     """A folder that a server on this machine hands out, and its address."""

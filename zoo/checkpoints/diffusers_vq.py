@@ -4,7 +4,6 @@ Attention projections are linear layers there and 1x1 convolutions here; ``up_bl
 run.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from zoo.atomic_files import write_text_whole
 from zoo.checkpoints.export import write_safetensors
+from zoo.checkpoints.folders import read_json
 from zoo.checkpoints.format import Converted, Format, State
 from zoo.checkpoints.taming import with_discriminator
 from zoo.strict_json import strict_json
@@ -88,7 +88,7 @@ def constructor_arguments(folder: str | Path, image_size: int | None = None) -> 
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}")
-    config = json.loads(path.read_text())
+    config = read_json(path)
     if config.get("_class_name") != "VQModel":
         raise ValueError(f"{path} is of the class {config.get('_class_name')}, only VQModel is read")
     if image_size is None and config.get("sample_size") is None:
