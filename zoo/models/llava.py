@@ -103,8 +103,8 @@ class LLaVA(ZooModule):
             vision, image_size, vision_cache, said.get("vision_layer") if vision_layer is None else vision_layer
         )
         self.add_tower("vision", tower)
-        # a checkpoint says what it was trained with, wherever that came from
-        self.hparams.update({"select": self.select, "vision_layer": getattr(tower.network, "taken", vision_layer)})
+        if said:  # a checkpoint says what it was trained with, wherever that came from
+            self.hparams.update({"select": self.select, "vision_layer": getattr(tower.network, "taken", vision_layer)})
         self.skipped = int(tower.class_token and self.select == "patch")
         count = tower.num_tokens - self.skipped
         if max_length <= count:
