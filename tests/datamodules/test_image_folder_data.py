@@ -266,7 +266,9 @@ def test_a_broken_image_alone_in_its_batch_does_not_end_a_run(classes, command, 
         max_broken=0.5,
     )  # fmt: skip
     model, folder = zoo.create_model("dvae_tiny"), tmp_path_factory.mktemp("run")
-    callbacks = [TokenDump(str(folder / "t"), split="val")] if command == "predict" else [Evaluation(lite0=False), ImageGrids()]
+    callbacks = (
+        [TokenDump(str(folder / "t"), split="val")] if command == "predict" else [Evaluation(lite0=False), ImageGrids()]
+    )
     trainer = quiet_trainer(folder, max_steps=2, callbacks=callbacks, val_check_interval=2)
     getattr(trainer, command)(model, datamodule=data)
     if command == "predict":
