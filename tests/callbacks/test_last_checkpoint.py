@@ -95,6 +95,16 @@ def test_a_recipe_with_checkpoints_of_its_own_gets_no_others(run_cli, recipe):
     assert [str(p) for p in Path().glob("**/*.ckpt")] == ["own/mine.ckpt"]
 
 
+def test_a_recipe_sets_how_often(run_cli, recipe):
+    often = ("--trainer.callbacks+=LastCheckpoint", "--trainer.callbacks.first_steps=3")
+    killed = "--trainer.callbacks+={class_path: toys.KilledAt, init_args: {step: 5}}"
+    assert (
+        run_cli("fit", "--config", recipe, QUIET, "--data.count=400", "--trainer.max_steps=9", *often, killed)[0] == 9
+    )
+    assert pickles.load(Path("runs/toy/last.ckpt"))["global_step"] == 3
+    assert [str(p) for p in Path().glob("**/*.ckpt")] == ["runs/toy/last.ckpt"]
+
+
 def test_no_message_names_a_checkpoint_that_is_not_there(run_cli, recipe):
     text = Path(recipe).read_text().replace("toys.Toy\n", "toys.Exploding\n")
     Path(recipe).write_text(text)

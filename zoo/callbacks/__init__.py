@@ -1,4 +1,4 @@
-"""Lightning callbacks: captions, codebook collapse, EMA, evaluation, pictures, retrieval, token dump, run summary."""
+"""Lightning callbacks: captions, codebook collapse, EMA, evaluation, pictures, retrieval, saving, token dump."""
 
 from zoo.callbacks.captions import Captions
 from zoo.callbacks.collapse import CollapseGuard
@@ -6,6 +6,8 @@ from zoo.callbacks.divergence import DivergenceGuard
 from zoo.callbacks.ema import EMA
 from zoo.callbacks.evaluation import Evaluation
 from zoo.callbacks.grids import ImageGrids
+from zoo.callbacks.interrupt import StopOnSignal
+from zoo.callbacks.last_checkpoint import LastCheckpoint
 from zoo.callbacks.retrieval import Retrieval
 from zoo.callbacks.samples import Samples
 from zoo.callbacks.summary import RunSummary
@@ -18,8 +20,10 @@ __all__ = [
     "DivergenceGuard",
     "Evaluation",
     "ImageGrids",
+    "LastCheckpoint",
     "Retrieval",
     "RunSummary",
     "Samples",
+    "StopOnSignal",
     "TokenDump",
 ]

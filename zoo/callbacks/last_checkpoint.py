@@ -1,5 +1,6 @@
 """The checkpoint that every run keeps: soon after the start, every few minutes, and at the end of each epoch."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,18 @@ class LastCheckpoint(ModelCheckpoint):
     All ranks save after the same step: the first one looks at its clock now and then and tells the others.
 
     Args:
-        dirpath: folder of the file.
+        dirpath: folder of the file; None takes that of the run, ``trainer.default_root_dir``.
         first_minutes: until the first save within an epoch.
         first_steps: the first save comes after so many steps, if that is sooner.
         every_minutes: between later ones.
     """
 
     def __init__(
-        self, dirpath: str | Path, first_minutes: float = 0.5, first_steps: int = 100, every_minutes: float = 5.0
+        self,
+        dirpath: str | Path | None = None,
+        first_minutes: float = 0.5,
+        first_steps: int = 100,
+        every_minutes: float = 5.0,
     ):
         super().__init__(
             dirpath,
@@ -35,6 +40,11 @@ class LastCheckpoint(ModelCheckpoint):
         self._began = self._saved = 0.0
         self._cost: float | None = None
         self._first_step = self._look = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.dirpath is None:
+            self.dirpath = os.path.realpath(trainer.default_root_dir)
+        super().setup(trainer, pl_module, stage)
 
     @property
     def state_key(self) -> str:
