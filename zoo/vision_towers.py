@@ -139,7 +139,7 @@ def vision_tower(reference: str, image_size: int, cache: int = 0, layer: int | N
             network.load_state_dict(_eva_weights(source, network))
         return VisionTower(network, network.width, network.num_tokens, CLIP_MEAN, CLIP_STD, True, cache)
     if name in ("clip_vit_l14", "tiny_clip") or (name == "clip" and source):
-        config = config_beside(Path(source)) if source not in ("", "random") and not on_meta else {}
+        config = config_beside(Path(source)) if source not in ("", "random") else {}
         vision = clip_fields(config) or {}
         sizes = {"tiny_clip": TINY_CLIP, "clip_vit_l14": CLIP_SIZES}.get(name) or _sizes(vision, source)
         sizes = sizes | {"num_hidden_layers": int(vision.get("num_hidden_layers", sizes["num_hidden_layers"]))}

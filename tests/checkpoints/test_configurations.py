@@ -407,6 +407,14 @@ def test_pixels_are_normalised_as_the_folder_says(plain_llava, tmp_path):
     check_pixels(str(good))
 
 
+def test_the_size_of_any_clip_is_known_without_its_weights(plain_llava):
+    with torch.device("meta"):
+        tower = vision_tower(f"clip:{plain_llava}", 64)
+    assert tower.width == 32 and tower.num_tokens == 65
+    with pytest.raises(ValueError, match="random says nothing of a CLIP"):
+        vision_tower("clip:random", 64)
+
+
 def test_unknown_fields_are_refused_where_they_are_set():
     fields = Fields(("a",), {"b": Must(1, 1), "c": Must("x", "x", "why", set_to("x", "y"))}, ("free_*",))
     fields.check({"a": 5, "b": 1, "c": "y", "free_one": 3, "new": None, "other": [], "architectures": ["X"]}, "it")

@@ -164,7 +164,14 @@ def test_a_tensor_of_gguf_without_a_place_is_refused_by_name(name):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("llama.expert_count", 8), ("llama.rope.scaling.type", "yarn"), ("llama.rope.dimension_count", 2)],
+    [
+        ("llama.expert_count", 8),
+        ("llama.rope.scaling.type", "yarn"),
+        ("llama.rope.dimension_count", 2),
+        ("llama.attention.sliding_window", 64),
+        ("llama.rope.scaling.factor", 4.0),
+        ("llama.logit_scale", 0.5),
+    ],
 )
 def test_a_field_of_gguf_that_a_plain_llama_has_not_is_refused_by_name(tmp_path, field, value):
     from zoo.checkpoints.gguf_llama import llama_config
@@ -172,3 +179,17 @@ def test_a_field_of_gguf_that_a_plain_llama_has_not_is_refused_by_name(tmp_path,
     assert llama_config(gguf_reader(), tmp_path)["num_attention_heads"] == 2
     with pytest.raises(ValueError, match=rf"says {field} {value!r}, and only Llama-like models"):
         llama_config(gguf_reader(**{field: value}), tmp_path)
+
+
+def test_fields_of_gguf_that_say_nothing_are_no_hindrance(tmp_path):
+    from zoo.checkpoints.gguf_llama import llama_config
+
+    plain = {
+        "llama.vocab_size": 9,
+        "llama.expert_count": 0,
+        "llama.attention.sliding_window": 0,
+        "general.type": "model",
+    }
+    assert llama_config(gguf_reader(**plain), tmp_path) == llama_config(gguf_reader(), tmp_path)
+    with pytest.raises(ValueError, match="holds the adapter of a model"):
+        llama_config(gguf_reader(**{"general.type": "adapter"}), tmp_path)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from zoo.atomic_files import write_whole
 from zoo.cache import cache_folder, cache_problem, not_kept
+from zoo.checkpoints.config_fields import unknown
 from zoo.strict_json import strict_json
 
 NAMES = {
@@ -29,6 +30,13 @@ NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+
+PREFIX = "llama."
+#: fields of the architecture that are used; the size of the vocabulary is that of the list of words
+USED = (
+    "embedding_length", "feed_forward_length", "block_count", "context_length", "vocab_size", "rope.freq_base",
+    "attention.head_count", "attention.head_count_kv", "attention.layer_norm_rms_epsilon",
+)  # fmt: skip
 
 
 def dequantised(path: Path, name: str) -> Path:
@@ -84,6 +92,8 @@ def llama_config(reader: Any, path: Path) -> dict[str, Any]:
         field = reader.fields.get(key)
         return default if field is None else field.contents()
 
+    if value("general.type", "model") != "model":
+        raise ValueError(f"{path} holds the {value('general.type')} of a model and no model: merge it first")
     if value("general.architecture") != "llama":
         raise ValueError(f"{path} holds a {value('general.architecture')}, and only Llama-like models are read")
     heads = value("llama.attention.head_count")
@@ -95,6 +105,9 @@ def llama_config(reader: Any, path: Path) -> dict[str, Any]:
     for key, plain in facts.items():
         if (found := value(key, plain)) != plain:
             raise ValueError(f"{path} says {key} {found!r}, and only Llama-like models with {plain!r} are read")
+    others = {key: value(key) for key in reader.fields if key.startswith(PREFIX)}
+    for key in unknown(others, (*(f"{PREFIX}{name}" for name in USED), *facts)):
+        raise ValueError(f"{path} says {key} {others[key]!r}, and only Llama-like models without it are read")
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
