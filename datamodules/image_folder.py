@@ -135,7 +135,8 @@ class ImageFolderDataset(Samples):
         return [*self.others, self]
 
     def _too_many(self, error: Exception) -> str:
-        broken, seen, total = self.broken, *self._looked[:2].tolist()
+        broken = self.broken
+        seen, total = self._looked[:2].tolist()
         elsewhere = dict.fromkeys(path for dataset in self.others for path in dataset.broken)
         more = sorted(elsewhere.keys() - set(broken))
         said = f"{len(broken)} of {len(self)} images cannot be used"

@@ -62,7 +62,7 @@ def read_records(file: Path) -> Records:
         lines = enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1)
         found = [(i, _json(line, f"{shown(file)}, line {i},")) for i, line in lines if line.strip(_BLANK)]
     else:
-        return Records(file, _json(text, shown(file)))
+        return Records(file, _json(text, shown(file), known=ending == ".json"))
     return Records(file, [record for _, record in found], [line for line, _ in found])
 
 
@@ -146,12 +146,13 @@ def _rows(text: str, file: Path, separator: str) -> Iterator[tuple[int, dict[str
         yield start, {name: field for name, field in zip(names, row, strict=False) if name}
 
 
-def _json(text: str, where: str) -> Any:
+def _json(text: str, where: str, known: bool = True) -> Any:
     try:
         return json.loads(text.strip(_BLANK), object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}" if "\n" in text else f"column {error.colno}"
         hint = "; if every line is a record, let its name end in .jsonl" if error.msg == "Extra data" else ""
+        hint = hint if known else "; a table has to end in .csv or .tsv, a file of one record per line in .jsonl"
         raise ValueError(f"{where} is no JSON: {error.msg} at {place}{hint}") from error
     except RecursionError:
         raise ValueError(f"{where} is no JSON that can be read: it is nested too deeply") from None

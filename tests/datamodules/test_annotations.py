@@ -193,6 +193,7 @@ def test_odd_records_are_named(content, sentence, tmp_path):
     ("[" * 100_000, "a.json", "nested too deeply"),
     ("[" + "1" * 5000 + "]", "a.json", "is no JSON that can be read: Exceeds the limit"),
     ("", "a.jsonl", "is empty"),
+    ("image,caption\n0.png,x\n", "a.txt", "a table has to end in .csv or .tsv, a file of one record per line"),
 ])  # fmt: skip
 def test_broken_json_is_one_sentence(content, name, sentence, tmp_path):
     with pytest.raises(ValueError, match=sentence) as error:
