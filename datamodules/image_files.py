@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from datamodules.metadata import orientation, tiff_orientation, upright, without_metadata
@@ -64,6 +65,7 @@ def find_files(root: Path) -> dict[str, str]:
         raise FileNotFoundError(f"the image folder {shown(root)} {what}: give the path of a folder of images")
     found: dict[str, str] = {}  # real path -> path from the root
     seen: set[str] = set()
+    again = 0
     folders, links = [("", os.path.realpath(root))], list[str]()
     while folders or links:
         if folders:
@@ -81,6 +83,7 @@ def find_files(root: Path) -> dict[str, str]:
         # links last, and in order, so that what is here is found here, whatever else leads to it
         name = heapq.heappop(links)
         real = os.path.realpath(os.path.join(root, name))
+        again += real in seen or real in found
         if os.path.isdir(real):
             folders.append((name, real))
         elif _is_image(name):
@@ -88,6 +91,8 @@ def find_files(root: Path) -> dict[str, str]:
     if not found:
         endings = ", ".join(e[1:] for e in EXTENSIONS)
         raise FileNotFoundError(f"there is no image in {shown(root)} or below it: bring files that end in {endings}")
+    if again:
+        rank_zero_info(f"{shown(root)}: {again:,} links lead to files that are there already, which count once")
     return {name: real for real, name in found.items()}
 
 

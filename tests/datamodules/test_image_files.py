@@ -62,6 +62,14 @@ def test_every_file_is_found_once_by_its_own_name_whatever_leads_to_it(six, link
     assert sorted([*data.train.paths, *data.val.paths]) == OWN
 
 
+def test_links_that_are_left_out_are_told(six, caplog):
+    for name, target in {"c": "a", "a/x.png": "b/1.png", "up": ".", "d": "nowhere"}.items():
+        (six / name).symlink_to(six / target)
+    with caplog.at_level("INFO"):
+        assert find_images(six) == OWN
+    assert "data: 3 links lead to files that are there already, which count once" in caplog.text
+
+
 def test_links_out_of_the_folder_are_followed_once(six, tmp_path):
     for i in range(3):
         paint(tmp_path / "store" / "deep" / f"{i}.png", (0, 50 * i, 0))
