@@ -215,8 +215,7 @@ class ZooDataModule(pl.LightningDataModule):
         """Refuse a batch of more images than there are; Lightning's search for a size ends there."""
         if self.batch_size * ranks <= size:
             return
-        searching = self.trainer is not None and not self.trainer.callbacks and self.batch_size != self._asked
-        if not searching:
+        if self.batch_size == self._asked or self.batch_size != self.hparams["batch_size"]:  # a search sets both
             raise ValueError(
                 f"there are {size} training images, fewer than one batch of {self.batch_size}"
                 f"{f' on each of {ranks} processes' if ranks > 1 else ''}: lower batch_size or bring more images"

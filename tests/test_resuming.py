@@ -385,6 +385,16 @@ def test_the_search_for_a_batch_size_ends_at_the_number_of_images_and_leaves_no_
     assert trainer.global_step == 1 and sorted(model.seen[-count:]) == list(range(count))
 
 
+def test_a_search_that_begins_above_the_number_of_images_ends_and_leaves_no_file(tmp_path):
+    trainer = pl.Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    model, data = Noisy(), NoisyData()
+    Tuner(trainer).scale_batch_size(model, datamodule=data, init_val=64)
+    assert data.batch_size == 22 and list(tmp_path.iterdir()) == []
+
+
 def test_the_search_for_a_learning_rate_sets_that_of_the_optimizer(tmp_path):
     trainer = pl.Trainer(
         default_root_dir=tmp_path, accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False,
