@@ -136,6 +136,28 @@ def test_facts_of_bert_are_compared(tmp_path, field, value):
         bert_folder(tmp_path, **{field: value})
 
 
+def test_the_language_model_inside_a_llava_is_taken_and_the_rest_named(tmp_path, said):
+    from zoo.checkpoints.language_folder import read_language_folder
+    from zoo.tiny_language_models import characters, tiny_network
+
+    network = tiny_network("tiny_llama", len(characters()))
+    rotary = dict(network.named_buffers())["model.rotary_emb.inv_freq"]
+    old = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": rotary.clone() for i in range(2)}
+    others = {"model.mm_projector.0.weight": torch.ones(2, 2), "model.vision_tower.quux": torch.ones(2)}
+    config = network.config.to_dict() | {"model_type": "llava", "mm_vision_tower": "x", "mm_hidden_size": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    characters().save_pretrained(tmp_path)
+    torch.save(network.state_dict() | old | others, tmp_path / "pytorch_model.bin")
+    found, _, _ = read_language_folder(tmp_path, torch.float32)
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in found.state_dict().items())
+    assert "model.mm_projector.0.weight" in said() and "model.vision_tower.quux" in said()
+    assert "inv_freq" not in said() and "up_proj" not in said()
+    wrong = {name: value * 2 for name, value in old.items()}
+    torch.save(network.state_dict() | wrong | others, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="inv_freq holds other frequencies than this language model"):
+        read_language_folder(tmp_path, torch.float32)
+
+
 def gguf_reader(*names, **fields):
     tensors = [
         SimpleNamespace(name=name, data=np.ones((4, 4), np.float32), tensor_type=SimpleNamespace(value=0))

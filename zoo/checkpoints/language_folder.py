@@ -13,7 +13,8 @@ from zoo.checkpoints import llava_config
 from zoo.checkpoints.config_facts import ADAPTER, config_beside
 from zoo.checkpoints.files import read
 from zoo.checkpoints.folders import check_code, check_network
-from zoo.checkpoints.llava import language_state
+from zoo.checkpoints.llava import check_rotary, language_state
+from zoo.checkpoints.provenance import entries_of, plain, say_unused, trace
 
 PREFIX = "language_model."  # in BLIP-2's files
 COMPUTED = ("rotary_emb.inv_freq", "position_ids", "attn.bias", "attn.masked_bias")  # buffers that old files hold
@@ -59,7 +60,10 @@ def read_language_folder(folder: Path, dtype: torch.dtype, random: bool = False)
         if random:
             network = _built(builder, config, folder, dtype)
         elif inside:
-            network = _filled(builder, config, language_state_of(read(folder).state), folder, dtype)
+            file = trace(read(folder).state)
+            state = language_state_of(file)
+            network = _filled(builder, config, plain(state), folder, dtype)
+            say_unused(folder, file, entries_of(state.values()).union(check_rotary(file, network)))
         else:
             with _no_progress_bar():
                 try:

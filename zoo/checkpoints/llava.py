@@ -84,21 +84,21 @@ def _with_language(kept: dict[str, Tensor], state: State, model: nn.Module) -> C
     if not any(name.startswith("language_model.") for name in kept):
         fresh = {"language_model.": "it stays that of 'language_model'"} if model.tuning != "projector" else {}
         return Converted(kept, fresh=fresh)
-    return Converted(kept, absent=absent, checked=_check_rotary(state, model))
+    return Converted(kept, absent=absent, checked=check_rotary(state, model.language.network))
 
 
-def _check_rotary(state: State, model: Any) -> tuple[str, ...]:
-    """Frequencies of the positions, which old files hold for each layer and which the model computes by itself.
+def check_rotary(state: State, network: nn.Module) -> tuple[str, ...]:
+    """Frequencies of the positions, which old files hold for each layer and which the network computes by itself.
 
     Raises:
         ValueError: for others than the model's.
     """
     names = [name for name in state if name.endswith(ROTARY)]
-    own = [value for name, value in model.language.network.named_buffers() if name.endswith(ROTARY)]
+    own = [value for name, value in network.named_buffers() if name.endswith(ROTARY)]
     for name in names if own else ():
         if state[name].shape != own[0].shape or not torch.allclose(state[name].float(), own[0].float(), rtol=1e-2):
             raise ValueError(
-                f"{name} holds other frequencies than this model's language model computes with: take the "
+                f"{name} holds other frequencies than this language model computes with: take the "
                 "configuration of these weights as 'language_model' (rope_theta)"
             )
     return tuple(names) if own else ()
