@@ -42,6 +42,13 @@ def test_the_first_line_comes_before_the_libraries(tmp_path):
     assert "is imported" in done.stderr
 
 
+def test_without_a_command_the_help_says_which_there_are(run_cli):
+    code, out, err = run_cli()
+    assert (code, out) == (2, "") and err == run_cli("--help")[1] == cli.HELP
+    for command in ("fit", "validate", "test", "predict", "list", "recipes", "copy"):
+        assert f" {command} " in err.replace("\n", " ")
+
+
 @pytest.mark.parametrize("arguments", [["fit", "--print_config"], ["fit", "--help"], ["fit", "--model.help=BEiT"]])
 def test_no_line_about_the_start_beside_help_and_configurations(arguments, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["lightning", *arguments])

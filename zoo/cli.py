@@ -19,7 +19,8 @@ Train and evaluate visual tokenizers, and the models built on their tokens.
 
   lightning fit --config RECIPE [--model.NAME=VALUE --data.NAME=VALUE --trainer.NAME=VALUE]
   lightning validate | test --config RUN/config.yaml --ckpt_path RUN/last.ckpt
-  lightning predict --config RECIPE --trainer.callbacks+=TokenDump --trainer.callbacks.out_dir=DIR
+  lightning predict --config RUN/config.yaml --ckpt_path RUN/last.ckpt \\
+                    --trainer.callbacks+=TokenDump --trainer.callbacks.out_dir=DIR
   lightning list [PATTERN]           models: size, tokens, weights, recipe
   lightning recipes                  recipes: what they train, and what to expect
   lightning copy RECIPE [TARGET]     a recipe to edit
@@ -43,6 +44,9 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.path.append(os.getcwd())  # last, so that a file here never shadows an installed package
     if arguments in (["--help"], ["-h"]):
         print(HELP, end="")
+    elif not arguments:
+        sys.stderr.write(HELP)
+        sys.exit(2)
     elif arguments == ["--version"]:
         print(f"tokenzoo {zoo.__version__}")
     elif arguments[:1] and arguments[0] in EXTRA_COMMANDS:
