@@ -5,6 +5,7 @@ import math
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -88,6 +89,16 @@ def write(record: dict[str, Any], path: Path) -> None:
 def read_all(folder: Path = RESULTS) -> list[dict[str, Any]]:
     """All records of a folder, in the order of their file names."""
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Run a script from the command line: what the user can help ends it with one line, as it does a command."""
+    from zoo.cli_sentences import FOR_THE_USER, end_with_sentence
+
+    try:
+        main()
+    except FOR_THE_USER as error:
+        end_with_sentence(error)
 
 
 def _git_revision() -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from _record import environment, write
+from _record import environment, run, write
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -254,4 +254,4 @@ def report(metrics: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import vision_language
-from _record import write
+from _record import run, write
 
 COMMON = {"language_model": "smollm2_135m", "language_dtype": "bfloat16", "image_size": 128, "vision_cache": 2000}
 QUERIES = COMMON | {
@@ -118,4 +118,4 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

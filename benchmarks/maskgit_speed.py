@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _record import environment, write
+from _record import environment, run, write
 
 import zoo
 from zoo.atomic_files import write_picture_whole
@@ -152,4 +152,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _record import run
 
 import zoo
 from zoo.atomic_files import write_text_whole
@@ -68,4 +69,4 @@ def make_card(name: str, path: Path, model: zoo.ZooModule, run: dict[str, Any]) 
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from _record import environment, write
+from _record import environment, run, write
 from torch import Tensor
 
 from zoo.strict_json import strict_json
@@ -284,4 +284,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

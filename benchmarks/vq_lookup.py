@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from _record import environment, write
+from _record import environment, run, write
 from torch import Tensor
 
 from zoo.strict_json import strict_json
@@ -173,4 +173,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -275,6 +275,19 @@ def test_a_benchmark_ends_with_the_sentence(tmp_path, marker, capsys, monkeypatc
     assert stopped.value.code != 0 and ASKS in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["beit_probe --model", "seed --data EmojiData --tokenizer",
+                                    "ship x --command c --commit c --minutes 1 --checkpoint"])  # fmt: skip
+def test_other_benchmarks_end_with_the_sentence_too(tmp_path, marker, script):
+    torch.save(run_content(Payload(marker)), tmp_path / "f.ckpt")
+    name, *options = script.split()
+    place = str(tmp_path / "f.ckpt") if name == "ship" else f"ckpt:{tmp_path / 'f.ckpt'}"
+    command = [sys.executable, f"benchmarks/{name}.py", *options, place]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0 and ASKS in done.stderr.strip().splitlines()[-1] and "Traceback" not in done.stderr
+
+
 # ------------------------------------------------------------------ folders of shards
 
 
@@ -357,6 +370,21 @@ def test_programs_of_pipelines_are_never_run(tmp_path, marker, monkeypatch, part
     (tmp_path / "pipe" / "model_index.json").write_text(json.dumps({"unet": part}))
     with pytest.raises(ValueError, match=f"asks for {part[0]}.Evil as its unet, which is not run"):
         unclip_pipeline(tmp_path / "pipe")
+
+
+def test_tags_of_yaml_are_never_run(run_cli, in_tmp, marker):
+    from zoo.models.vqgan import VQGAN
+
+    path = in_tmp / "evil.yaml"
+    path.write_text(f"model: !!python/object/apply:os.system ['mkdir {marker}']\n")
+    with pytest.raises(ValueError, match=r"no configuration that can be read: .*os\.system") as raised:
+        VQGAN.from_taming_config(str(path))
+    assert "\n" not in str(raised.value)
+    code, _, err = run_cli("fit", "--config", "evil.yaml")
+    assert code != 0 and err.strip().splitlines()[-1].startswith("error: ") and "Traceback" not in err
+    torch.save(run_content(None), in_tmp / "f.ckpt")
+    with pytest.raises(Exception, match=r"os\.system"):
+        Toy.load_from_checkpoint(in_tmp / "f.ckpt", hparams_file=path)
 
 
 def test_a_cache_of_drawings_with_a_pickle_is_drawn_anew(tmp_path, marker, monkeypatch):

@@ -112,7 +112,10 @@ def constructor_arguments(path: str | Path) -> dict[str, Any]:
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no configuration {path}")
-    config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    try:
+        config = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except Exception as error:  # of yaml, for a tag that would run code too, or of an interpolation that leads nowhere
+        raise ValueError(f"{path} is no configuration that can be read: {' '.join(str(error).split())[:200]}") from None
     model = config.get("model", config) if isinstance(config, Mapping) else None
     if not isinstance(model, Mapping) or "params" not in model or "target" not in model:
         raise ValueError(f"{path} has no model with target and params, so it is no configuration of taming or LDM")
