@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 
-from zoo.noise import noise_aside, noise_states, restore_noise, seed_noise
+from zoo.noise import noise_states, restore_noise, seed_noise
 from zoo.optim import Optim, apply_settings, names_by_group, regroup_state
 
 #: where a checkpoint says it
@@ -72,7 +72,7 @@ class Resuming(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            self.seed = self._loaded = self._validated = None
+            self.seed = self._loaded = self._validated = self._aside = None
             self._restored = False
             self._buffers, self._since_step, self._skipped = {}, [], []
             if hasattr(trainer.datamodule, "start_anew"):
@@ -110,8 +110,7 @@ class Resuming(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._validated = None
-            self._aside = noise_aside()
-            self._aside.__enter__()
+            self._aside = noise_states()
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -124,7 +123,7 @@ class Resuming(Callback):
         if self._aside is not None:
             self._validated = _batch(trainer)
             self._since_step.append(self._validated[1])
-            self._aside.__exit__(None, None, None)
+            restore_noise(self._aside)  # not by a context: one that an error leaves open would end at any time
             self._aside = None
 
     def _seed(self, trainer: Trainer, *place: int) -> None:
