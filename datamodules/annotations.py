@@ -14,6 +14,7 @@ from datamodules.records import Records, check_words, read_records
 Turn = dict[str, str]
 IMAGE_KEYS = ("image", "file_name", "filename", "path")
 CAPTION_KEYS = ("caption", "captions", "text", "sentences")
+MISSING = ("nan", "NaN", "<NA>", "NULL", "#N/A", "\\N")  # as pandas, spreadsheets and data bases write it into tables
 IMAGE = "<image>"  # where a conversation shows its image
 
 
@@ -74,7 +75,8 @@ def read_captions(file: Path) -> list[Annotated]:
             raise ValueError(f"{where} is {_short(record)}: it must be an object with image and caption")
         path, said = _first(record, IMAGE_KEYS), _first(record, CAPTION_KEYS)
         if path in (None, "") or said is None:
-            raise ValueError(f"{where} has no image or no caption: it has {', '.join(map(shown, record))}")
+            has = ", ".join(shown(name) + (" (null)" if value is None else "") for name, value in record.items())
+            raise ValueError(f"{where} has no image or no caption: it has {has}")
         path = _one_path(path, where)
         captions = _captions(said, f"{where} {shown(path)}," if records.lines else f"{where}, {shown(path)},", records)
         given = record.get("image_id")
@@ -148,7 +150,7 @@ def _captions(said: Any, where: str, records: Records) -> list[str]:
     for caption in captions:
         if not isinstance(caption, str):
             raise ValueError(f"{where} has the caption {_short(caption)}, which is no text: write words, or remove it")
-        if records.is_table and caption in ("nan", "NaN"):
+        if records.is_table and caption in MISSING:
             raise ValueError(f"{where} has the caption {caption}, as tables write what is missing: remove it")
         check_words(caption, where)
     if not captions or any(not caption.strip() for caption in captions):

@@ -92,7 +92,8 @@ def find_files(root: Path) -> dict[str, str]:
         endings = ", ".join(e[1:] for e in EXTENSIONS)
         raise FileNotFoundError(f"there is no image in {shown(root)} or below it: bring files that end in {endings}")
     if again:
-        rank_zero_info(f"{shown(root)}: {again:,} links lead to files that are there already, which count once")
+        what = "1 link leads" if again == 1 else f"{again:,} links lead"
+        rank_zero_info(f"{shown(root)}: {what} to files that are there already, which count once")
     return {name: real for real, name in found.items()}
 
 
@@ -148,7 +149,7 @@ def read_image(path: Path) -> UInt8[Tensor, "3 h w"]:
     except Image.DecompressionBombError as error:
         raise Unreadable(f"{str(error).partition(',')[0]}: make it smaller") from error
     except Exception as error:
-        said = str(error).replace(f" {str(path)!r}", "").strip()
+        said = str(getattr(error, "strerror", None) or error).replace(f" {str(path)!r}", "").strip()
         raise Unreadable(shown(re.sub(r" <_io.BytesIO .*?>", "", said)) or type(error).__name__) from error
 
 

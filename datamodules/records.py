@@ -7,6 +7,7 @@ U+2029, U+0085) may stand in any text.
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from datamodules.image_files import shown
 
 TABLES = (".csv", ".tsv")
 LINES = (".jsonl", ".ndjson")
+SEPARATORS = (",", ";", "\t", "|")
+_SAID = re.compile(r"sep=([,;\t|])\s*$")
 _BLANK = " \t\r\n\ufeff"  # what JSON takes for blank, and a byte-order mark where files were joined
 
 
@@ -57,7 +60,7 @@ def read_records(file: Path) -> Records:
     if not text.strip(_BLANK):
         raise ValueError(f"{shown(file)} is empty")
     if ending in TABLES:
-        found = list(_rows(text, file, "\t" if ending == ".tsv" else ","))
+        found = list(_rows(text, file, _separator(text, "\t" if ending == ".tsv" else ",")))
     elif ending in LINES:
         lines = enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1)
         found = [(i, _json(line, f"{shown(file)}, line {i},")) for i, line in lines if line.strip(_BLANK)]
@@ -114,6 +117,14 @@ def _around(text: str, at: int) -> str:
     return f"'{shown(text[max(0, at - 15) : at + 15])}'"
 
 
+def _separator(text: str, usual: str) -> str:
+    """What stands between the names of a table; spreadsheets of many countries write semicolons into .csv."""
+    header = next(line for line in io.StringIO(text, newline=None) if line.strip(_BLANK))
+    if said := _SAID.match(header):
+        return said[1]
+    return max((usual, *SEPARATORS), key=lambda sign: (header.count(sign) > 0, sign == usual, header.count(sign)))
+
+
 def _rows(text: str, file: Path, separator: str) -> Iterator[tuple[int, dict[str, str]]]:
     """Line and content of each row of a table."""
     # strict, because a quote that is never closed would swallow the rows behind it
@@ -134,6 +145,8 @@ def _rows(text: str, file: Path, separator: str) -> Iterator[tuple[int, dict[str
         if not any(field.strip() for field in row):
             continue
         if not names:
+            if start == 1 and row == ["sep=", ""]:  # a note to spreadsheets
+                continue
             names = [name.strip() for name in row]
             if twice := [name for name in names if name and names.count(name) > 1]:
                 raise ValueError(f"{shown(file)} has two columns {shown(twice[0])!r}: rename or remove one")

@@ -98,13 +98,19 @@ def test_a_torn_file_of_wide_characters_is_refused(tmp_path):
     ("image,caption\n0.png," + "x" * 200_000, r"a\.csv, line 2, cannot be read: field larger"),
     ("image,caption,caption\n0.png,a,b\n", r"a\.csv has two columns 'caption': rename or remove one"),
     ("image, caption ,caption\n0.png,a,b\n", r"a\.csv has two columns 'caption'"),
-    ("image;caption\n0.png;a\n", r"record 0 of .*a\.csv, line 2, has no image or no caption: it has image;caption"),
+    ("image;caption\n0.png;a; b\n", r"a\.csv, line 2, has 3 fields and the header has 2, so that ' b' belongs"),
+    ("picture;caption\n0.png;a\n", r"record 0 of .*a\.csv, line 2, has no image or .*: it has picture, caption"),
+    ("sep=;\nimage;caption\n0.png;a;b\n", r"a\.csv, line 3, has 3 fields"),
     ("image,caption\n", "holds no captions"),
     ("", r"a\.csv is empty"),
     ("\ufeff\r\n \n", r"a\.csv is empty"),
     ("image,caption\n0.png,a\n1.png\n", r"record 1 of .*a\.csv, line 3, has no image or no caption"),
     ("image,caption\n0.png,\n", r"record 0 of .*a\.csv, line 2, 0\.png, has an empty caption"),
     ("image,caption\n0.png,nan\n", r"0\.png, has the caption nan, as tables write what is missing: remove it"),
+    ("image,caption\n0.png,<NA>\n", r"0\.png, has the caption <NA>, as tables write what is missing: remove it"),
+    ("image,caption\n0.png,NULL\n", "has the caption NULL, as tables"),
+    ("image,caption\n0.png,#N/A\n", "has the caption #N/A, as tables"),
+    ("image,caption\n0.png,\\N\n", r"has the caption \\N, as tables"),
     ("image,caption\n0.png,a\n,b\n", r"record 1 of .*a\.csv, line 3, has no image or no caption"),
 ])  # fmt: skip
 def test_tables_that_lose_something_are_refused_with_their_line(content, sentence, tmp_path):
@@ -127,6 +133,19 @@ def test_what_is_harmless_in_tables_is_read(tmp_path):
         assert [(entry.path, entry.captions) for entry in found] == [("0.png", ["one"]), ("1.png", ["two"])], content
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+@pytest.mark.parametrize("first", ["", "sep={}\r\n", "\r\n"])
+def test_the_header_of_a_table_shows_its_separator(separator, name, first, tmp_path):
+    rows = [("image", "caption"), *((f"{i}.png", caption) for i, caption in enumerate(ODD))]
+    found = read_captions(save(tmp_path, first.format(separator) + table(rows, separator), name, "utf-8-sig"))
+    assert [entry.captions for entry in found] == [[caption] for caption in ODD]
+    # as spreadsheets of many countries write it: without quotes where nothing asks for them
+    rows = ["image;caption", "0.png;one, two", "1.png;three"]
+    plain = "\n".join(row.replace(";", separator) if separator != "," else row for row in rows)
+    assert [entry.captions for entry in read_captions(save(tmp_path, plain, name))] == [["one, two"], ["three"]]
+
+
 # ------------------------------------------------------------------ records
 
 
@@ -135,7 +154,7 @@ def test_what_is_harmless_in_tables_is_read(tmp_path):
     (7, "has the caption 7, which is no text: write words"), (0, "0, which is no text"), (2.5, "which is no text"),
     (True, "True, which is no text"), (False, "False, which is no text"), ({}, "None, which is no text"),
     ({"en": "x"}, "which is no text"), ([["a"]], r"\['a'\], which is no text"), (["a", None], "None, which is no text"),
-    (["a", 3], "3, which is no text"), (None, "has no image or no caption"), ("", "has an empty caption: remove it"),
+    (["a", 3], "3, which is no text"), (None, r"has image, caption \(null\)$"), ("", "has an empty caption: remove it"),
     ("  \n", "has an empty caption"), ([], "has an empty caption"), (["a", ""], "has an empty caption"),
     ("half \ud83d emoji", r"holds half a character, \\ud83d: write the whole one"), ("\u2003\u2028", "empty caption"),
 ])  # fmt: skip
@@ -315,7 +334,7 @@ def test_held_out_images_are_never_trained_on(images):
 def test_images_that_are_missing_are_all_named(images):
     content = [{"image": f"{i}.png", "caption": "x"} for i in (0, 1, 20, 21, 22)]
     data = make(images, content, val_fraction=0)
-    with pytest.raises(RuntimeError, match=r"3 of 5 images cannot be used.*: 20\.png, 21\.png, 22\.png in .*No such f"):
+    with pytest.raises(RuntimeError, match=r"3 of 5 .*: 20\.png, 21\.png, 22\.png in .*last: No such file or dir.*y\)"):
         list(data.train)
 
 
