@@ -1,6 +1,7 @@
 """Files with averaged weights beside raw ones: which set is read, what is said about it, and how to get the other."""
 
 import argparse
+import json
 import logging
 
 import msgpack
@@ -248,7 +249,11 @@ def test_a_name_with_a_hash_is_itself_where_it_exists(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
-@pytest.mark.parametrize("form", ["_orig_mod.{}", "module._orig_mod.{}", "_orig_mod.module.{}", "parts"])
+@pytest.mark.parametrize(
+    "form",
+    ["_orig_mod.{}", "module._orig_mod.{}", "_orig_mod.module.{}", "module.module.{}", "_forward_module.module.{}",
+     "_fsdp_wrapped_module._checkpoint_wrapped_module.{}", "parts"],
+)  # fmt: skip
 def test_names_of_compiled_models_are_read(tmp_path, suffix, form):
     model = stirred("vqgan_tiny", 1)
     state = {}
@@ -260,6 +265,27 @@ def test_names_of_compiled_models_are_read(tmp_path, suffix, form):
     path = tmp_path / f"f.{suffix}"
     save_file(state, path) if suffix == "safetensors" else torch.save(state, path)
     assert_equal(zoo.create_model("vqgan_tiny", weights=path), model)
+
+
+@pytest.mark.parametrize("word", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_an_index_of_shards_with_the_names_of_wrapped_models_is_read(tmp_path, word):
+    model = stirred("vqvae_tiny", 1)
+    state = {f"{word}{name}": value.contiguous() for name, value in model.state_dict().items()}
+    names = list(state)
+    shards = {"a.safetensors": names[:5], "b.safetensors": names[5:]}
+    for file, part in shards.items():
+        save_file({name: state[name] for name in part}, tmp_path / file)
+    index = {"weight_map": {name: file for file, part in shards.items() for name in part}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert_equal(zoo.create_model("vqvae_tiny", weights=tmp_path), model)
+
+
+def test_of_plain_and_compiled_names_side_by_side_none_gets_lost(tmp_path):
+    model = stirred("vqvae_tiny", 1)
+    name = next(iter(model.state_dict()))
+    torch.save(model.state_dict() | {f"_orig_mod.{name}": torch.zeros(2)}, tmp_path / "both.pt")
+    with pytest.raises(ValueError, match=f"unexpected _orig_mod.{name}"):
+        zoo.create_model("vqvae_tiny", weights=tmp_path / "both.pt")
 
 
 def test_plain_and_compiled_names_are_read_into_a_model_with_a_compiled_network(tmp_path):

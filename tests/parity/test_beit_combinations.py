@@ -122,19 +122,66 @@ def test_bare_models_of_transformers_give_their_features(images, tmp_path, bias)
             close(model.vit.pooled(features), found.pooler_output)
 
 
-def test_the_epsilon_of_a_configuration_is_said_and_can_be_set(tokenizer, images, mask, tmp_path, caplog):
+def test_the_epsilon_of_a_configuration_is_said_or_refused_and_can_be_set(tokenizer, images, mask, tmp_path, caplog):
     from transformers import BeitForMaskedImageModeling
 
     caplog.set_level(logging.INFO)
-    theirs = written_by_transformers(BeitForMaskedImageModeling, tmp_path, True, (False, True), 0.1, layer_norm_eps=0.1)
-    model = BEiT(**ours(True, (False, True), 0.1), tokenizer=tokenizer, weights=str(tmp_path)).eval()
-    assert "layer_norm_eps 0.1 and this model has 1e-06" in caplog.text and "set norm_eps to 0.1" in caplog.text
-    x = model.network_view(images)
-    same = BEiT(**ours(True, (False, True), 0.1, norm_eps=0.1), tokenizer=tokenizer, weights=str(tmp_path)).eval()
-    with torch.no_grad():
-        expected = theirs(x, bool_masked_pos=model.flat(mask, images)).logits
-        assert not torch.allclose(model.vit.token_logits(x, model.flat(mask, images)), expected, atol=1e-3)
-        close(same.vit.token_logits(x, model.flat(mask, images)), expected)
+    settings = ours(True, (False, True), 0.1)
+    for eps in (1e-12, 0.1):
+        theirs = written_by_transformers(
+            BeitForMaskedImageModeling, tmp_path, True, (False, True), 0.1, layer_norm_eps=eps
+        )
+        if eps == 1e-12:  # of the hub's copies
+            BEiT(**settings, tokenizer=tokenizer, weights=str(tmp_path))
+            assert "layer_norm_eps 1e-12 and this model has 1e-06" in caplog.text
+            assert "set norm_eps to 1e-12" in caplog.text
+        else:
+            with pytest.raises(ValueError, match=r"layer_norm_eps 0\.1, .* set norm_eps to 0\.1"):
+                BEiT(**settings, tokenizer=tokenizer, weights=str(tmp_path))
+        same = BEiT(**settings, norm_eps=eps, tokenizer=tokenizer, weights=str(tmp_path)).eval()
+        x = same.network_view(images)
+        with torch.no_grad():
+            expected = theirs(x, bool_masked_pos=same.flat(mask, images)).logits
+            close(same.vit.token_logits(x, same.flat(mask, images)), expected)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [({"gate_layers": 3}, "says gate_layers 3, which is not implemented"), ({"use_rope": True}, "says use_rope True"),
+     ({"model_type": "vit"}, "says model_type 'vit'.*other transformers are not read")],
+)  # fmt: skip
+def test_a_field_of_the_configuration_that_nobody_knows_is_refused(tmp_path, fields, sentence):
+    import json
+
+    from transformers import BeitForImageClassification
+
+    written_by_transformers(BeitForImageClassification, tmp_path, True, (False, False), 0.0)
+    config = json.loads((tmp_path / "config.json").read_text()) | fields
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=sentence):
+        BEiTClassifier(**ours(True, (False, False), 0.0, num_classes=CLASSES), weights=str(tmp_path))
+
+
+def test_a_data2vec_is_the_same_network_and_its_configuration_is_compared(images, tmp_path):
+    from transformers import Data2VecVisionConfig, Data2VecVisionModel
+
+    for activation in ("gelu", "relu"):
+        config = Data2VecVisionConfig(
+            hidden_size=WIDTH, num_hidden_layers=DEPTH, num_attention_heads=HEADS, intermediate_size=4 * WIDTH,
+            image_size=SIDE, patch_size=8, use_absolute_position_embeddings=True, layer_norm_eps=1e-6,
+            hidden_act=activation, attn_implementation="eager",
+        )  # fmt: skip
+        theirs = randomised(Data2VecVisionModel(config))
+        theirs.save_pretrained(tmp_path)
+        settings = ours(True, (False, False), 0.1, weights=str(tmp_path))
+        if activation == "relu":
+            with pytest.raises(ValueError, match="says hidden_act 'relu', and this model has 'gelu'"):
+                BEiTClassifier(**settings)
+            continue
+        model = BEiTClassifier(**settings).eval()
+        x = model.network_view(images)
+        with torch.no_grad():
+            close(model.vit.forward_features(x), theirs(x).last_hidden_state)
 
 
 @pytest.mark.parametrize(

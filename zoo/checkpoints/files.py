@@ -27,7 +27,8 @@ LORA_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 POINTER = b"version h"  # of git-lfs, in place of the file
-COMPILED = "_orig_mod."  # torch.compile puts it into the names of what it wraps
+#: what torch.compile, Lightning, FSDP and activation checkpointing put into the names of what they wrap
+WRAPPED = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _read_shards(index: Path, classes: tuple[str, ...]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for shard, names in shards_of(index).items():
         found = read(Path(shard), classes).state
-        if lacking := [name for name in names if name.replace(COMPILED, "") not in found]:
+        if lacking := [name for name, bare in bare_names(names).items() if bare not in found]:
             raise ValueError(f"{shard} lacks {', '.join(lacking[:8])}, which {index.name} says is in it")
         state |= found
     return state
@@ -190,10 +191,16 @@ def _beside(content: Mapping[str, Any], key: str, path: Path, notes: tuple[str, 
     return (f"not used from {path}: {', '.join(found)}, beside {key}",) if found else ()
 
 
+def bare_names(names: Iterable[str]) -> dict[str, str]:
+    """Names -> the same without the words that compiling and distributing put into them."""
+    bare = {name: WRAPPED.sub("", name) for name in names}
+    while bare and all(name.startswith("module.") for name in bare.values()):
+        bare = {name: short.removeprefix("module.") for name, short in bare.items()}
+    return bare
+
+
 def _bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the words that compiling and distributing put into names."""
-    if any(COMPILED in name for name in state):
-        state = {name.replace(COMPILED, ""): value for name, value in state.items()}
-    if state and all(name.startswith("module.") for name in state):
-        return {name.removeprefix("module."): value for name, value in state.items()}
-    return state
+    names = bare_names(state)
+    if len(set(names.values())) < len(names):  # plain and wrapped side by side: none of them may get lost
+        return state
+    return {names[name]: value for name, value in state.items()}

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from zoo.atomic_files import write_text_whole
 from zoo.checkpoints import beit_surgery
 from zoo.checkpoints.beit_surgery import INDEX, TABLE
-from zoo.checkpoints.config_facts import check_facts, pixel_notes
+from zoo.checkpoints.config_facts import pixel_notes
+from zoo.checkpoints.config_fields import GENERATION, Fields, Must, set_to
 from zoo.checkpoints.export import write_safetensors
 from zoo.checkpoints.format import Converted, Format, State
 from zoo.strict_json import strict_json
@@ -82,28 +83,44 @@ def convert(state: State, model: nn.Module) -> Converted:
     return beit_surgery.fit(to_unilm(state), model)
 
 
+#: of training, of segmentation, or shown by the tensors
+FREE = (
+    "hidden_size", "num_hidden_layers", "intermediate_size", "image_size", "vocab_size", "drop_path_rate",
+    "layer_scale_init_value", "*_dropout_prob", "out_indices", "out_features", "stage_names", "add_fpn",
+    "reshape_hidden_states", "pool_scales", "auxiliary_*", "semantic_loss_ignore_index", "num_labels",
+    "use_mask_token", "use_absolute_position_embeddings", "use_relative_position_bias",
+    "use_shared_relative_position_bias", "use_mean_pooling", "use_auxiliary_head", *GENERATION,
+)  # fmt: skip
+SMALL = 1e-6  # epsilons up to here are told apart, and read: the reference's, and the 1e-12 of the hub's copies of it
+
+
 def check_config(config: Mapping[str, Any], model: Any) -> tuple[str, ...]:
-    """Compare the fields of ``BeitConfig`` that no tensor shows.
+    """Go through the fields of ``BeitConfig``, and of ``Data2VecVisionConfig``, which is the same network.
 
     Raises:
-        ValueError: naming the field that says something else than the model.
+        ValueError: naming the field that says something else than the model, or that nobody knows.
     """
-    if config.get("model_type") != "beit":
+    if "model_type" not in config:  # no file, or none of transformers
         return ()
     vit = model.vit
     block = vit.blocks[0]
-    facts = {
-        "num_attention_heads": (12, block.attn.heads),
-        "patch_size": (16, vit.patch_embed.proj.kernel_size[0]),
-        "hidden_act": ("gelu", "gelu"),
-        "num_channels": (3, 3),
+    patch, here = vit.patch_embed.proj.kernel_size[0], "config.json beside these weights"
+    known = set_to("beit", "data2vec-vision")
+    must = {
+        "model_type": Must("beit", "beit", "other transformers are not read", known),
+        "num_attention_heads": Must(block.attn.heads, 12),
+        "patch_size": Must(patch, 16),
+        "hidden_act": Must("gelu", "gelu"),
+        "num_channels": Must(3, 3),
     }
-    check_facts(config, facts)
+    eps, own = config.get("layer_norm_eps", 1e-12), block.norm1.eps
+    if eps != own and max(eps, own) > SMALL:
+        must["layer_norm_eps"] = Must(own, 1e-12, f"set norm_eps to {eps:g}")
+    Fields(("layer_norm_eps",), must, FREE).check(config, here)
     notes = pixel_notes(config, model.normalisation)
-    eps = config.get("layer_norm_eps", 1e-12)
-    if eps != block.norm1.eps:
+    if eps != own:
         notes += (
-            f"config.json says layer_norm_eps {eps:g} and this model has {block.norm1.eps:g}: for the numbers of "
+            f"config.json says layer_norm_eps {eps:g} and this model has {own:g}: for the numbers of "
             f"transformers set norm_eps to {eps:g}",
         )
     return notes

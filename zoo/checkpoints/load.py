@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zoo import registry
 from zoo.checkpoints.config_facts import config_beside
-from zoo.checkpoints.files import COMPILED, Checkpoint, adapter_settings, read
+from zoo.checkpoints.files import WRAPPED, Checkpoint, adapter_settings, read
 from zoo.checkpoints.format import Converted
 from zoo.checkpoints.provenance import entries_of, plain, say_unused, trace
 from zoo.checkpoints.size import check_size
@@ -101,7 +101,7 @@ def _convert(model: ZooModule, checkpoint: Checkpoint) -> tuple[str, Converted]:
     own = model.state_dict()
     state = trace(checkpoint.state)
     said = (checkpoint.zoo or {}).get("absent", {})
-    compiled = {name.replace(COMPILED, ""): name for name in own}  # where networks of the model are wrapped
+    compiled = {WRAPPED.sub("", name): name for name in own}  # where networks of the model are wrapped
     names_equal = state.keys() == {plain for plain in compiled if not plain.startswith(tuple(said))}
     if names_equal and all(state[name].shape == own[compiled[name]].shape for name in state):
         return "ours", Converted({compiled[name]: value for name, value in state.items()}, absent=said)
