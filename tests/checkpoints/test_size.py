@@ -1,6 +1,7 @@
 """Small files that ask for much: refused in a sentence, within bounds of time and memory."""
 
 import json
+import pickle
 import re
 import resource
 import struct
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from toys import Toy
 
 import zoo
+from zoo.checkpoints import pickles
 from zoo.checkpoints.export import save_weights
 from zoo.checkpoints.files import read
 from zoo.checkpoints.size import check_size
@@ -75,6 +77,53 @@ def lying_old_module(path):
     path.write_bytes(path.read_bytes().replace(b"K\x08", b"J\xff\xff\xff\x7f"))
 
 
+def with_pickle(body, path):
+    """A zip file of torch around a pickle."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", body)
+        archive.writestr("a/version", "3\n")
+
+
+def with_old_pickle(body, path):
+    """A file of torch before 1.6 around a pickle, with a whole module in it."""
+    module = b"(X\x06\x00\x00\x00modulectorch.nn.modules.activation\nReLU\nX\x01\x00\x00\x00fX\x01\x00\x00\x00stQ"
+    head = b"".join(pickle.dumps(part, 2) for part in (pickles.MAGIC, 1001, {}))
+    path.write_bytes(head + b"\x80\x02" + module + body + pickle.dumps([], 2))
+
+
+ZEROS = b"cbuiltins\nbytearray\nJ\x00\x00\x00\x3f\x85R"  # a gigabyte of them
+
+
+def zeros(path):
+    with_pickle(b"\x80\x02" + ZEROS + b".", path)
+
+
+def old_zeros(path):
+    with_old_pickle(ZEROS + b".", path)
+
+
+def long_memo(path):
+    with_old_pickle(b"r" + struct.pack("<I", 2**27) + b".", path)
+
+
+def named_memo(path):
+    with_old_pickle(b"p134217728\n.", path)
+
+
+def endless(path):
+    """Ten lists of ten lists of ten lists."""
+    value = [0] * 10
+    for _ in range(14):
+        value = [value] * 10
+    torch.save({"state_dict": {"w": torch.zeros(1)}, "args": value}, path)
+
+
+def holding_itself(path):
+    value = []
+    value.append(value)
+    torch.save({"state_dict": {"w": torch.zeros(1)}, "args": value}, path)
+
+
 def meta(path):
     torch.save({"w": torch.empty(4, 4, device="meta")}, path)
 
@@ -94,7 +143,7 @@ def flax_lists(path):
 
 FILES = (
     deflated, repeated, many_views, lying_storage, lying_old_storage, lying_old_module, meta, sparse, flax_shape,
-    flax_lists,
+    flax_lists, zeros, old_zeros, long_memo, named_memo, endless, holding_itself,
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ A file that asks for anything else is refused.
 """
 
 import _compat_pickle
+import io
 import pickle
 import pickletools
 import re
@@ -88,6 +89,8 @@ def load(path: Path, classes: Iterable[str] = (), mapped: bool = True) -> Any:
         raise ValueError(
             f"{path} is in torch's tar format of 2016, which is not read: save it again with a newer torch"
         )
+    if any(name == "builtins.bytearray" for name in _asked_first(path, zipped)):
+        raise ValueError(f"{path} was not read: its pickle asks for an array of bytes, which no weights hold")
     try:
         known = torch.serialization.safe_globals([*((PickledObject, name) for name in names), set])
         with known, open(path, "rb") as f, warnings.catch_warnings():
@@ -130,6 +133,7 @@ def load_plain(path: Path, classes: Iterable[str]) -> Any:
 
     try:
         with open(path, "rb") as file:
+            _check_memo(file, 1)
             return Restricted(file).load()
     except UnsafePickleError:
         raise
@@ -220,6 +224,12 @@ def _is_tar(path: Path) -> bool:
 def _check_sizes(content: Any, path: Path) -> None:
     """Refuse tensors that are larger than the file they are in: views that repeat a few bytes, or nothing at all."""
     allowed = path.stat().st_size + SLACK
+    try:
+        written_out = _written_out(content, {})
+    except RecursionError:
+        raise ValueError(f"{path} was not read: its lists hold themselves, or lie too deep in each other") from None
+    if written_out > 16 * path.stat().st_size + 2**24:
+        raise ValueError(f"{path} was not read: its lists repeat each other, and written out they are endless")
     total, seen, waiting = 0, set(), [content]
     while waiting:
         value = waiting.pop()
@@ -239,6 +249,46 @@ def _check_sizes(content: Any, path: Path) -> None:
             waiting += value
         elif isinstance(value, PickledObject | nn.Module):
             waiting += vars(value).values()
+
+
+def _written_out(value: Any, known: dict[int, int]) -> int:
+    """Bytes of plain data in which nothing refers to anything: what it takes to print, copy or compare it."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if not isinstance(value, Mapping | list | tuple | set):
+        return 8
+    if id(value) not in known:
+        parts = (*value.keys(), *value.values()) if isinstance(value, Mapping) else value
+        known[id(value)] = 8 + sum(_written_out(part, known) for part in parts)
+    return known[id(value)]
+
+
+def _asked_first(path: Path, zipped: bool) -> list[str]:
+    """The names in a file that asks for an array of bytes, whose length is a number in the pickle; else nothing."""
+    found: list[str] = []
+    try:
+        if zipped:
+            with zipfile.ZipFile(path) as archive, archive.open(_data(archive)) as file:
+                data = file.read()
+            found += _names(io.BytesIO(data), 1) if b"bytearray" in data else ()
+        else:
+            with open(path, "rb") as file:
+                for name in _names(file, 5):
+                    found.append(name)
+    except Exception:  # the bytes end in another way, or are no pickle, which is said elsewhere
+        pass
+    return found
+
+
+def _check_memo(file: BinaryIO, pickles: int) -> None:
+    """Refuse numbers in the memo of a pickle that no file of its length needs: Python makes room for all below."""
+    size = file.seek(0, 2)
+    file.seek(0)
+    for _ in range(pickles):
+        for code, argument, _ in pickletools.genops(file):
+            if "PUT" in code.name and int(argument or 0) > size:
+                raise ValueError("its pickle asks for more memory than it can need")
+    file.seek(0)
 
 
 def _asked_for(path: Path, zipped: bool, message: str, known: Iterable[str]) -> list[str]:
@@ -341,6 +391,7 @@ def _load_old(path: Path, names: Iterable[str]) -> Any:
 
     try:
         with open(path, "rb") as file:
+            _check_memo(file, 5)
             magic, _, _ = (Restricted(file).load() for _ in range(3))
             if magic != MAGIC:
                 raise ValueError("unknown first bytes")
