@@ -31,6 +31,11 @@ def test_warm_up_then_cosine_down_to_min_lr():
     assert all(a > b for a, b in pairwise([factor(s) for s in range(4, 13)]))
 
 
+def test_a_rate_that_is_set_below_min_lr_stays_where_it_was_set():
+    factor = lr_factor(Optim(lr=1e-5, warmup_steps=2, min_lr=4e-5), total_steps=10)
+    assert [factor(s) for s in (0, 1, 2, 5, 10, 50)] == [0, 0.5, 1, 1, 1, 1]
+
+
 def test_constant_schedule():
     factor = lr_factor(Optim(warmup_steps=2, schedule="constant"), total_steps=10)
     assert [factor(s) for s in (1, 2, 500)] == [0.5, 1.0, 1.0]
@@ -119,7 +124,7 @@ def test_only_floating_parameters_on_cpu_or_cuda_are_fused():
         ("eps", [-1e-8, float("nan"), "x"]),
         ("weight_decay", [-0.05, float("inf"), None]),
         ("warmup_steps", [-1, 1.5, None, "10"]),
-        ("min_lr", [-1e-6, 2.0, float("nan")]),
+        ("min_lr", [-1e-6, float("inf"), float("nan")]),
         ("total_steps", [0, -5, 1.5]),
         ("layer_decay", [0, -0.5, float("nan")]),
         ("schedule", ["cosin", ""]),

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.parsing import AttributeDict
 from torch import Tensor, nn
@@ -181,6 +181,10 @@ class ZooModule(pl.LightningModule):
         total = optim.total_steps or self.trainer.estimated_stepping_batches
         if total == float("inf"):
             raise ValueError("the run has no end: set trainer.max_steps, trainer.max_epochs or optim.total_steps")
+        if optim.schedule == "cosine" and 0 < optim.lr < optim.min_lr:
+            rank_zero_info(
+                f"optim.lr {optim.lr:g} is below optim.min_lr {optim.min_lr:g}: the rate stays at {optim.lr:g}"
+            )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(optim, int(total)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
 

@@ -26,7 +26,7 @@ class Optim:
         decay: which parameters decay: ``matrices`` (2-D and more, without what the model exempts) or ``all``.
         warmup_steps: steps of linear warm-up from 0.
         schedule: ``cosine`` down to ``min_lr``, or ``constant``.
-        min_lr: where the cosine ends.
+        min_lr: where the cosine ends; with an ``lr`` below it the rate stays at ``lr``.
         total_steps: where the cosine ends, in optimizer steps; None takes the length of the run.
         layer_decay: learning rate factor per layer counted from the top (BEiT fine-tuning); 1 switches it off.
     """
@@ -55,8 +55,6 @@ class Optim:
                 raise ValueError(f"optim.betas must be below 1, got {tuple(self.betas)}")
         if self.layer_decay == 0:
             raise ValueError("optim.layer_decay must be above 0; 1 switches it off")
-        if self.schedule == "cosine" and 0 < self.lr < self.min_lr:
-            raise ValueError(f"optim.min_lr={self.min_lr:g}, where the cosine ends, is above its start lr={self.lr:g}")
         for name, least in (("warmup_steps", 0), ("total_steps", 1)):
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
@@ -83,7 +81,7 @@ def cosine(step: float, start: float, end: float, steps: float) -> float:
 
 def lr_factor(optim: Optim, total_steps: int) -> Callable[[int], float]:
     """The learning rate at a step, as a factor of ``optim.lr``."""
-    floor = optim.min_lr / optim.lr if optim.lr else 0.0
+    floor = min(optim.min_lr / optim.lr, 1.0) if optim.lr else 0.0
 
     def factor(step: int) -> float:
         if step < optim.warmup_steps:

@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.plugins.io import AsyncCheckpointIO
+from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from payloads import ASKS, SIZES, Payload, Shell, run_content
 from toys import Toy, ToyData
@@ -110,6 +110,11 @@ class ReadsItself(SingleDeviceStrategy):
         return torch.load(path / "meta.pt" if path.is_dir() else path, weights_only=False)
 
 
+class PluginReadsItself(TorchCheckpointIO):
+    def load_checkpoint(self, path, map_location=None, weights_only=None):
+        return torch.load(path, weights_only=False)
+
+
 def opened(path):
     with open(path, "rb") as file:
         Toy.load_from_checkpoint(file, weights_only=False)
@@ -200,6 +205,12 @@ WAYS = {
     "fit of a foreign module": functools.partial(by_trainer, "fit", model=Foreign),
     "fit with an asynchronous writer": functools.partial(
         by_trainer, "fit", options=lambda: {"plugins": [AsyncCheckpointIO()]}
+    ),
+    "fit with a plugin that reads itself": functools.partial(
+        by_trainer, "fit", options=lambda: {"plugins": [PluginReadsItself()]}
+    ),
+    "fit with a plugin in an asynchronous writer": functools.partial(
+        by_trainer, "fit", options=lambda: {"plugins": [AsyncCheckpointIO(PluginReadsItself())]}
     ),
     "fit with a strategy that reads itself": functools.partial(
         by_trainer, "fit", options=lambda: {"strategy": ReadsItself("cpu")}

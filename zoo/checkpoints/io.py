@@ -82,8 +82,8 @@ def read_safely(trainer: Trainer) -> None:
         path = _existing(checkpoint_path)
         if path.is_dir():
             check_folder(path)
-        elif type(strategy).load_checkpoint is not Strategy.load_checkpoint:
-            pickles.load(path)  # strategies with a reader of their own; the others read by SafeCheckpointIO
+        elif type(strategy).load_checkpoint is not Strategy.load_checkpoint or not _is_safe(strategy.checkpoint_io):
+            pickles.load(path)  # strategies and plugins with a reader of their own
         torch.cuda.empty_cache()
         try:
             return check_run(inner(path, weights_only=True), path)
@@ -199,3 +199,9 @@ def _replace_io(strategy: Strategy) -> None:
             found._checkpoint_io, found._base_checkpoint_io_configured = SafeCheckpointIO(), True
     elif found is None or type(found) is TorchCheckpointIO:
         strategy.checkpoint_io = SafeCheckpointIO()
+
+
+def _is_safe(reader: CheckpointIO) -> bool:
+    while isinstance(reader, _WrappingCheckpointIO) and reader.checkpoint_io is not None:
+        reader = reader.checkpoint_io
+    return isinstance(reader, SafeCheckpointIO)
