@@ -313,6 +313,23 @@ def test_fields_of_an_adapter_are_compared_or_refused(tmp_path, fields, sentence
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [({"target_modules": ["q_proj"]}, "matrices beside every linear"), ({"r": 9}, "set lora_rank"),
+     ({"layers_to_transform": [0]}, "layers_to_transform"), ({"init_lora_weights": "pissa"}, "'pissa'")],
+)  # fmt: skip
+def test_fields_of_an_adapter_beside_lora_of_any_model_are_compared(tmp_path, fields, sentence):
+    from peft import LoraConfig
+
+    state = zoo.create_model("seed_llm_tiny").state_dict()
+    torch.save(state, tmp_path / "adapter_model.bin")
+    LoraConfig(r=4, lora_alpha=8, target_modules="all-linear").save_pretrained(tmp_path)
+    zoo.create_model("seed_llm_tiny", weights=tmp_path)
+    folder = edited(tmp_path, tmp_path / "f", file="adapter_config.json", **fields)
+    with pytest.raises(ValueError, match=sentence):
+        zoo.create_model("seed_llm_tiny", weights=folder)
+
+
 def lora_folder(folder):
     from peft import LoraConfig
     from safetensors.torch import save_file

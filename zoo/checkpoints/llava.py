@@ -171,7 +171,7 @@ def save_llava(model: Any, folder: str | Path) -> Path:
 ORIGINAL = Format(
     "LLaVA of haotian-liu/LLaVA", matches_original, convert_original, check_config=llava_config.check_original
 )
-LORA = Format("LLaVA's LoRA files", matches_lora, convert_lora, check_config=llava_config.check_lora)
+LORA = Format("LLaVA's LoRA files", matches_lora, convert_lora, check_config=llava_config.check_original)
 HUGGING_FACE = Format(
     "LlavaForConditionalGeneration of transformers", matches_hf, convert_hf, check_config=llava_config.check_hf
 )

@@ -134,14 +134,16 @@ def check_original(config: Mapping[str, Any], model: Any) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def check_lora(config: Mapping[str, Any], model: Any) -> tuple[str, ...]:
-    """Go through the fields of peft's ``adapter_config.json``, and LLaVA's own beside it.
+def check_adapter(adapter: Mapping[str, Any], model: Any) -> None:
+    """Go through the fields of peft's ``adapter_config.json``, for any model with LoRA.
+
+    Args:
+        adapter: the file's content.
+        model: that gets the matrices.
 
     Raises:
         ValueError: naming the field that says something else than the model has, or that nobody knows.
     """
-    notes = check_original(config, model)
-    adapter = config.get(f"_{ADAPTER}", {})
     state = [name for name in model.state_dict() if ".lora_A." in name]
     layers = [name.partition(".network.")[2].partition(".lora_A.")[0] for name in state]
     rank = model.state_dict()[state[0]].shape[0] if state else 0
@@ -170,7 +172,6 @@ def check_lora(config: Mapping[str, Any], model: Any) -> tuple[str, ...]:
                     f"{ADAPTER} says target_modules {targets!r}, and this model has matrices beside every linear "
                     f"layer, {layer} too: that is not implemented"
                 )
-    return notes
 
 
 def _is_target(layer: str, targets: Any) -> bool:

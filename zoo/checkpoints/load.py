@@ -10,9 +10,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from zoo import registry
-from zoo.checkpoints.config_facts import config_beside
+from zoo.checkpoints.config_facts import ADAPTER, config_beside
 from zoo.checkpoints.files import WRAPPED, Checkpoint, adapter_settings, read
 from zoo.checkpoints.format import Converted
+from zoo.checkpoints.llava_config import check_adapter
 from zoo.checkpoints.provenance import entries_of, plain, say_unused, trace
 from zoo.checkpoints.size import check_size
 from zoo.module import ZooModule
@@ -84,6 +85,9 @@ def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _put(model: ZooModule, checkpoint: Checkpoint) -> None:
     said = checkpoint.zoo or adapter_settings(checkpoint.path)
+    adapter = config_beside(checkpoint.path).get(f"_{ADAPTER}")
+    if adapter and checkpoint.zoo is None and any(".lora_" in name for name in checkpoint.state):
+        check_adapter(adapter, model)
     layout, converted = _convert(model, checkpoint)
     used = entries_of(converted.state.values()).union(converted.checked)
     converted = replace(converted, state=plain(converted.state))
