@@ -69,7 +69,7 @@ def test_the_command_names_one_checkpoint_however_the_last_one_was_given():
 
 
 def test_a_signal_in_validation_saves_the_trained_weights_and_validates_again(run_cli, recipe):
-    every = (*LONG, "--trainer.val_check_interval=5", "--trainer.callbacks+=EMA")
+    every = (*LONG, "--trainer.val_check_interval=5", "--trainer.callbacks+=EMA", "--trainer.callbacks+=ImageGrids")
     fit = ("fit", "--config", recipe, *every)
     got, _, err = run_cli(*fit, signalled(10, where="validation"))
     assert got == 143 and "interrupted by SIGTERM after step 10, saved runs/toy/last.ckpt" in err
@@ -82,6 +82,8 @@ def test_a_signal_in_validation_saves_the_trained_weights_and_validates_again(ru
     assert run_cli(*fit, "--ckpt_path=runs/toy/last.ckpt")[0] == 0
     assert run_cli(*fit, "--trainer.default_root_dir=runs/whole")[0] == 0
     assert Path("runs/toy/metrics.csv").read_text() == Path("runs/whole/metrics.csv").read_text()
+    grids = [pickles.load(Path(f"runs/{run}/last.ckpt"))["callbacks"]["ImageGrids"] for run in ("toy", "whole")]
+    assert grids[0] == grids[1] and grids[0]["validations"] > 2
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])

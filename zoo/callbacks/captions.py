@@ -127,7 +127,6 @@ class Captions(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(not trainer.sanity_checking and self._validations % self.every_n_validations == 0)
-        self._validations += not trainer.sanity_checking
 
     def on_validation_batch_end(
         self,
@@ -141,6 +140,7 @@ class Captions(Callback):
         self._add(trainer, pl_module, batch, dataloader_idx, self.max_images)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validations += not trainer.sanity_checking  # one that a signal cuts short is done again
         self._log("val", trainer, pl_module)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

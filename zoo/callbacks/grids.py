@@ -56,7 +56,6 @@ class ImageGrids(Callback):
             return
         if self._validations % self.every_n_validations == 0:
             self._wanted = self.num_images
-        self._validations += 1
 
     def on_validation_batch_end(
         self,
@@ -94,6 +93,7 @@ class ImageGrids(Callback):
         return {"original": as_pixels(originals), "reconstruction": reconstructions}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validations += not trainer.sanity_checking  # one that a signal cuts short is done again
         if not self._rows or self.folder is None:
             return
         picture = image_rows({name: torch.cat(parts) for name, parts in self._rows.items()})

@@ -81,7 +81,9 @@ class Samples(Callback):
         self._wanted, self._batch = False, {}
         if not trainer.sanity_checking and trainer.is_global_zero:
             self._wanted = self._validations % self.every_n_validations == 0
-            self._validations += 1
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validations += not trainer.sanity_checking  # one that a signal cuts short is done again
 
     def on_validation_batch_end(
         self,
