@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from zoo.precision import fast_precision, remark
+from zoo.precision import fast_precision, remark, remark_on_language
 
 ROOT = Path(__file__).parents[1]
 SMALL, PAPER = sorted(ROOT.glob("recipes/*.yaml")), sorted(ROOT.glob("recipes/paper/*.yaml"))
@@ -72,9 +72,11 @@ def test_recipes_for_a_processor_never_demand_bfloat16():
         precision = yaml.safe_load(path.read_text(encoding="utf-8"))["trainer"].get("precision", "32-true")
         asked[path.stem] = precision
         assert precision in ("32-true", "${fast_precision:${trainer.accelerator}}"), path
+        dtype = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["init_args"].get("language_dtype", "float32")
+        assert dtype in ("float32", "${fast_dtype:${trainer.accelerator}}"), path
     assert list(asked.values()).count("32-true") < len(asked)
     for path in PAPER:
-        assert "fast_precision" not in path.read_text(encoding="utf-8"), "the published scale is no processor's"
+        assert "${fast_" not in path.read_text(encoding="utf-8"), "the published scale is no processor's"
 
 
 def test_recipes_choose_when_they_are_read_and_flags_win(monkeypatch, run_cli):
@@ -88,3 +90,20 @@ def test_recipes_choose_when_they_are_read_and_flags_win(monkeypatch, run_cli):
     code, out, _ = run_cli(*args, "--trainer.precision=64-true")
     assert yaml.safe_load(out)["trainer"]["precision"] == "64-true"
     assert set(asked[:2]) == {"cpu"}
+
+
+def test_language_models_of_recipes_have_the_type_that_is_fast_and_it_is_said(monkeypatch, run_cli):
+    args = ("fit", "--config", ROOT / "recipes" / "llava.yaml", "--print_config")
+    for fast, expected in ((False, "float32"), (True, "bfloat16")):
+        monkeypatch.setattr("zoo.precision.computes_in_bfloat16", lambda kind, fast=fast: fast)
+        code, out, err = run_cli(*args)
+        assert code == 0, err
+        assert yaml.safe_load(out)["model"]["init_args"]["language_dtype"] == expected
+        had = "has" if fast else "lacks"
+        said = f"language model in {expected}, since the hardware {had} instructions for bfloat16"
+        assert remark_on_language(expected, "auto", True) == said
+        assert remark_on_language(None, "auto", True) is None and remark_on_language("float32", "auto", False) is None
+    monkeypatch.setattr("zoo.precision.computes_in_bfloat16", lambda kind: False)
+    assert "emulated here, slower: --model.language_dtype=float32" in remark_on_language("bfloat16", "cpu", False)
+    code, out, _ = run_cli(*args, "--model.language_dtype=float16")
+    assert yaml.safe_load(out)["model"]["init_args"]["language_dtype"] == "float16"

@@ -27,7 +27,7 @@ from zoo.cli_settings import check_run_folder, check_trainer
 from zoo.cli_yaml import dump_yaml
 from zoo.folder_lock import FolderLock
 from zoo.module import ZooModule
-from zoo.precision import RECIPES_SAY, register_with_recipes, remark
+from zoo.precision import DTYPES_SAY, RECIPES_SAY, register_with_recipes, remark, remark_on_language
 from zoo.recipe_header import parse_header
 from zoo.run_folder import find_checkpoint
 from zoo.run_loggers import RunCSVLogger, RunTensorBoardLogger
@@ -223,10 +223,15 @@ class ZooCLI(LightningCLI):
                 if key in header:
                     print(f"{key:>6}: {header[key]}".replace("\n", "\n" + 8 * " "))
             settings = self._get(self.config, "trainer")
-            chosen = any(RECIPES_SAY in path.read_text(encoding="utf-8") for path in self.recipes.values())
-            said = remark(str(settings["precision"]), str(settings["accelerator"]), chosen)
-            if said:
-                print(f"precision: {said}")
+            recipes = "".join(path.read_text(encoding="utf-8") for path in self.recipes.values())
+            accelerator = str(settings["accelerator"])
+            dtype = self.model.hparams.get("language_dtype")
+            for said in (
+                remark(str(settings["precision"]), accelerator, RECIPES_SAY in recipes),
+                remark_on_language(dtype, accelerator, DTYPES_SAY in recipes),
+            ):
+                if said:
+                    print(f"precision: {said}")
 
 
 @contextlib.contextmanager

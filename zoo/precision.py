@@ -1,12 +1,13 @@
 """Which precision is fast here: half-width numbers pay off only where the hardware computes with them.
 
-Recipes write ``precision: ${fast_precision:${trainer.accelerator}}``.
+Recipes write ``precision: ${fast_precision:${trainer.accelerator}}``, and for the weights of a language model
+``language_dtype: ${fast_dtype:${trainer.accelerator}}``.
 """
 
 import torch
 from omegaconf import OmegaConf
 
-RECIPES_SAY = "${fast_precision:"
+RECIPES_SAY, DTYPES_SAY = "${fast_precision:", "${fast_dtype:"
 
 
 def fast_precision(accelerator: str = "auto") -> str:
@@ -16,6 +17,15 @@ def fast_precision(accelerator: str = "auto") -> str:
         accelerator: the Trainer's setting.
     """
     return "bf16-mixed" if computes_in_bfloat16(accelerator) else "32-true"
+
+
+def fast_dtype(accelerator: str = "auto") -> str:
+    """``bfloat16`` where the hardware that will train computes with it, else ``float32``.
+
+    Args:
+        accelerator: the Trainer's setting.
+    """
+    return "bfloat16" if computes_in_bfloat16(accelerator) else "float32"
 
 
 def computes_in_bfloat16(accelerator: str = "auto") -> bool:
@@ -54,7 +64,24 @@ def remark(precision: str, accelerator: str, chosen: bool) -> str | None:
     return None
 
 
+def remark_on_language(dtype: str | None, accelerator: str, chosen: bool) -> str | None:
+    """What to say of the weights of a language model before training, or None.
+
+    Args:
+        dtype: of them; None where there are none.
+        accelerator: the Trainer's setting.
+        chosen: whether :func:`fast_dtype` chose it.
+    """
+    fast = computes_in_bfloat16(accelerator)
+    if chosen and dtype == fast_dtype(accelerator):
+        return f"language model in {dtype}, since the hardware {'has' if fast else 'lacks'} instructions for bfloat16"
+    if dtype == "bfloat16" and not fast:
+        return "language model in bfloat16, which is emulated here, slower: --model.language_dtype=float32"
+    return None
+
+
 def register_with_recipes() -> None:
-    """Let recipes write ``${fast_precision:...}``."""
+    """Let recipes write ``${fast_precision:...}`` and ``${fast_dtype:...}``."""
     register = getattr(OmegaConf, "register_resolver", None) or OmegaConf.register_new_resolver  # before 2.4
     register("fast_precision", fast_precision, replace=True)
+    register("fast_dtype", fast_dtype, replace=True)
