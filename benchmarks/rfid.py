@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         own_size = {} if size is None or "image_size" in data_arguments else {"image_size": size}
         result = evaluate(
             model,
-            data_class(**own_size | data_arguments | {"batch_size": options.batch_size}),
+            data_class(**{"batch_size": options.batch_size} | own_size | data_arguments),
             split=options.split,
             num_images=options.num_images,
             device=options.device,

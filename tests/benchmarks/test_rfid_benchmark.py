@@ -206,6 +206,14 @@ def test_the_images_have_the_size_of_the_model_unless_told_otherwise(script, che
     assert asked["protocol"]["image_shape"] == [64, 64]
 
 
+def test_settings_of_the_data_are_those_that_were_given(script, cheap):
+    rfid = script("rfid")
+    command = ["--model", "dvae_tiny:random", "--data", "PhotoData", "--batch-size", "8", "--data.image_size", "64"]
+    one, two = (rfid.main([*command, *given]) for given in ([], ["--data.batch_size", "5"]))
+    assert [found["protocol"]["data"]["batch_size"] for found in (one, two)] == [8, 5]
+    assert one["metrics"] == two["metrics"]
+
+
 def test_metrics_that_are_no_numbers_are_named_and_the_others_kept(script, tmp_path):
     module = script("_record")
     path = tmp_path / "x.json"
