@@ -386,9 +386,10 @@ def test_tensors_beside_the_weights_of_a_file_are_named(made, tmp_path, caplog):
     training = {"optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}, "rng_state": torch.ones(3), "epoch": 3,
                 "loops": {"x": torch.ones(1)}, "global_step": torch.tensor(7)}  # fmt: skip
     others = {"logit_scale": torch.ones(()), "adapter": {"down.weight": torch.ones(2)}}
+    others |= {"ema": {"decay": 0.9, "shadow": {"w": torch.ones(2)}}}
     torch.save({"model": file.state, **training, **others}, tmp_path / "m.pt")
     load_weights(model, tmp_path / "m.pt")
-    assert f"not used from {tmp_path / 'm.pt'}: logit_scale, adapter, beside model" in caplog.text
+    assert f"not used from {tmp_path / 'm.pt'}: logit_scale, adapter, ema, beside model" in caplog.text
 
 
 def test_what_a_reader_drops_is_named_though_it_says_nothing(made, said, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from torch import Tensor
 from zoo.checkpoints import flax_msgpack, pickles
 from zoo.checkpoints.addresses import local_path
 from zoo.checkpoints.folders import choose_file, read_json, shards_of
-from zoo.checkpoints.weight_sets import SHADOW, WRAPPERS, choose, holds_weights, split_choice, with_shadows
+from zoo.checkpoints.weight_sets import SHADOW, WRAPPERS, choose, split_choice, with_shadows
 from zoo.recipe_files import how_to_make
 
 #: fields of peft's configuration that no tensor shows, and what plain LoRA has
@@ -183,12 +183,17 @@ def _beside(content: Mapping[str, Any], key: str, path: Path, notes: tuple[str, 
     found = [
         str(name)
         for name, value in content.items()
-        if name not in known
-        and not OF_TRAINING.search(str(name))
-        and (isinstance(value, Tensor) or holds_weights(value))
+        if name not in known and not OF_TRAINING.search(str(name)) and _holds_tensors(value)
     ]
     found = [name for name in found if not any(name in note for note in notes)]
     return (f"not used from {path}: {', '.join(found)}, beside {key}",) if found else ()
+
+
+def _holds_tensors(value: Any) -> bool:
+    """Whether there are tensors in it, at any depth."""
+    if isinstance(value, Mapping):
+        return any(_holds_tensors(inner) for inner in value.values())
+    return isinstance(value, Tensor) or pickles.is_module(value)
 
 
 def bare_names(names: Iterable[str]) -> dict[str, str]:

@@ -363,10 +363,10 @@ class BEiTClassifier(ZooModule):
         """Replace the classifier by a new one for other labels; the transformer stays as it is.
 
         Raises:
-            ValueError: for no class at all.
+            ValueError: for no class at all, or what is no whole number.
         """
-        if num_classes < 1:
-            raise ValueError(f"a classifier needs at least one class, got num_classes {num_classes}")
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+            raise ValueError(f"a classifier needs at least one class, got num_classes {num_classes!r}")
         self.num_classes = self.hparams["num_classes"] = num_classes
         device = self.vit.cls_token.device
         with torch.no_grad():
