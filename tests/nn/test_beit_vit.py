@@ -6,7 +6,7 @@ import torch
 import zoo
 
 
-@pytest.mark.parametrize("count", [0, -1, 1.5, True, None])
+@pytest.mark.parametrize("count", [0, -1, True])
 @pytest.mark.parametrize("probe", [False, True])
 def test_a_classifier_without_classes_is_refused(count, probe):
     model = zoo.create_model("beit_classifier_tiny", linear_probe=probe)
