@@ -97,6 +97,7 @@ for name in {names}:
 """
 
 
+@pytest.mark.slow
 def test_every_callback_of_ours_has_a_short_name(recipe):
     """In a process that has imported none of them: others would know the names by then."""
     names = sorted(set(own_callbacks()))

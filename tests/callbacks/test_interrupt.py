@@ -68,6 +68,7 @@ def test_the_command_names_one_checkpoint_however_the_last_one_was_given():
         assert stop.command(Path("runs/a b/last.ckpt")) == said
 
 
+@pytest.mark.slow
 def test_a_signal_in_validation_saves_the_trained_weights_and_validates_again(run_cli, recipe):
     every = (*LONG, "--trainer.val_check_interval=5", "--trainer.callbacks+=EMA", "--trainer.callbacks+=ImageGrids")
     fit = ("fit", "--config", recipe, *every)

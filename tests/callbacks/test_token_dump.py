@@ -177,6 +177,7 @@ def test_shards_without_images_are_refused_by_a_model_that_reads_pixels(tmp_path
             call(batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "first", "settings"),
     [

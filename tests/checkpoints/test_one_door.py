@@ -268,6 +268,7 @@ def test_commands_end_with_the_sentence(run_cli, recipe, in_tmp, marker, command
     assert "Traceback" not in err and "weights_only" not in err
 
 
+@pytest.mark.slow
 def test_a_command_in_a_process_of_its_own_ends_with_the_sentence(tmp_path, marker):
     torch.save(run_content(Shell(marker)), tmp_path / "f.ckpt")
     command = [sys.executable, "-m", "zoo", "fit", "--config", "recipes/dvae.yaml", f"--ckpt_path={tmp_path}/f.ckpt"]

@@ -47,12 +47,14 @@ def killed_saves(path):
     return steps
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_whole_after_kills_at_many_moments_of_saving(tmp_path):
     steps = killed_saves(tmp_path / "last.ckpt")
     assert [step // 1000 for step in steps] == list(range(KILLS))
     assert len(os.listdir(tmp_path)) <= 2  # with what the last kill left, at most
 
 
+@pytest.mark.slow
 def test_a_checkpoint_on_another_file_system_is_whole_after_kills_at_many_moments_of_saving(small_disk):  # noqa: F811
     steps = killed_saves(small_disk / "last.ckpt")
     assert [step // 1000 for step in steps] == list(range(KILLS))

@@ -79,7 +79,8 @@ def compare(names):
 
 
 @pytest.mark.timeout(0)  # run_together ends what hangs
-@pytest.mark.parametrize("names", [GANS, *(pytest.param(OTHERS[i::3], marks=pytest.mark.slow) for i in range(3))])
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [GANS, *(OTHERS[i::3] for i in range(3))])
 def test_losses_and_three_steps_are_those_without_compilation(names, tmp_path):
     # in a process of its own: the annotations that the tests enforce take minutes to trace
     path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])

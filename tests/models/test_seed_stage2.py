@@ -244,6 +244,7 @@ def test_published_layout_with_what_inference_does_not_need(tmp_path):
     torch.testing.assert_close(dict(again.state_dict()), dict(model.state_dict()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mlp", "reverse_qformer"])
 def test_every_entry_of_a_file_is_demanded(kind, tmp_path):
     """One after the other is taken out of a small file in the published layout."""

@@ -53,6 +53,7 @@ def test_settings_that_would_do_nothing_are_refused(settings, sentence):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_every_preset_is_built():
     for name in zoo.list_models("*"):
         if issubclass(zoo.model_info(name).cls, zoo.models.vqgan.VQGAN):
@@ -284,6 +285,7 @@ def test_published_configurations(name):
     assert [i for i, level in enumerate(model.decoder.up) if len(level.attn)] == list(found[1])
 
 
+@pytest.mark.slow
 def test_every_taming_preset_is_in_the_table():
     names = {n for n in zoo.list_models("*") if issubclass(zoo.model_info(n).cls, zoo.models.vqgan.VQGAN)}
     others = {n for n in names if n.endswith(("_tiny", "_emoji")) or "maskgit" in n}

@@ -99,6 +99,7 @@ def test_nearest_code_is_exact(chunk):
     assert nearest_code(z, codebook, chunk).tolist() == exact_ids(z, codebook).tolist()
 
 
+@pytest.mark.slow
 def test_nearest_code_at_the_init_of_taming():
     """T1: with codes in U(-1/K, 1/K) half precision gives all vectors one code, and even float32 with |z|^2 errs."""
     codes = 4096

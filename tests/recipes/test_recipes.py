@@ -69,6 +69,7 @@ def test_header(recipe):
     assert f"lightning fit --config {short}" in header["run"] and short in header["smaller"]
 
 
+@pytest.mark.slow
 def test_commands_of_the_header_parse(recipe, run_cli):
     """What a reader copies is what the parser accepts; files that a first command writes are not there yet."""
     header = parse_header(recipe)
