@@ -117,6 +117,7 @@ def free_number(folder: Path) -> int:
 
 
 def shown(path: str | Path) -> Path:
-    """A path as a message should name it: from here, where it is below."""
+    """A path as a message should name it: from here, where it is below and does not look like an option."""
     path = Path(path)
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    near = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    return near.absolute() if str(near).startswith("-") else near

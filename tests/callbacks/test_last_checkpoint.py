@@ -119,11 +119,18 @@ def test_no_message_names_a_checkpoint_that_is_not_there(run_cli, recipe):
     assert code == 0 and ".ckpt" not in out
 
 
-def test_the_last_line_is_quoted_for_a_shell(run_cli, recipe):
+@pytest.mark.parametrize(("folder", "said"), [("runs/my toy", "runs/my toy"), ("-toy", "{here}/-toy")])
+def test_the_last_line_is_quoted_for_a_shell(run_cli, recipe, folder, said):
     import shlex
 
-    out = run_cli("fit", "--config", recipe, QUIET, "--trainer.default_root_dir=runs/my toy")[1]
+    out = run_cli("fit", "--config", recipe, QUIET, f"--trainer.default_root_dir={folder}")[1]
     command = out.strip().splitlines()[-1].partition("next: ")[2]
+    said = said.format(here=Path.cwd())
     assert shlex.split(command) == [
-        "lightning", "test", "--config", "runs/my toy/config.yaml", "--ckpt_path", "runs/my toy/last.ckpt",
-    ]  # fmt: skip
+        "lightning",
+        "test",
+        "--config",
+        f"{said}/config.yaml",
+        "--ckpt_path",
+        f"{said}/last.ckpt",
+    ]
