@@ -182,7 +182,7 @@ def read_conversations(file: Path) -> list[Annotated]:
         turns = record.get("conversations")
         if not turns:
             raise ValueError(f"{where} has no conversations: it has {', '.join(map(shown, record))}")
-        if answers_first := len(turns) > 1 and isinstance(turns, list) and _says(turns[0], "gpt"):
+        if answers_first := isinstance(turns, list) and len(turns) > 1 and _says(turns[0], "gpt"):
             turns, late = turns[1:], late + 1
         _check_turns(turns, where, int(answers_first))
         path, shows = _image_of(record, where), sum(turn["value"].count(IMAGE) for turn in turns)

@@ -422,6 +422,8 @@ def test_an_image_that_no_turn_shows_is_shown_first(tmp_path, caplog):
     ({"conversations": talk("what?", ["a"])}, "turn 1 of record 1 of .* must be words of gpt"),
     ({"conversations": talk("what?", "\u2028")}, "turn 1 of record 1 of .* must be words of gpt"),
     ({"conversations": talk("what?", "half \ud83d")}, "turn 1 of record 1 of .* holds half a character"),
+    ({"conversations": 5}, "has the conversations 5: they must be a list of turns"),
+    ({"conversations": True}, "has the conversations True: they must be a list of turns"),
     ({"conversations": "what?"}, "has the conversations 'what\\?': they must be a list of turns"),
     ({"conversations": {"from": "human"}}, "they must be a list of turns"),
 ])  # fmt: skip

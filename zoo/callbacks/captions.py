@@ -9,6 +9,7 @@ from torch import Tensor
 
 from zoo.atomic_files import write_picture_whole, write_text_whole
 from zoo.callbacks.pictures import caption_sheet, log_picture
+from zoo.conversations import from_the_question
 from zoo.metrics.captions import BLEU, ROUGEL, CaptionMetric, CIDErD
 from zoo.second_stage import images_of
 from zoo.strict_json import strict_json
@@ -87,7 +88,8 @@ class Captions(Callback):
         seen = Tokens(batch["ids"][:room], None, model.spec) if shards else as_pixels(images_of(batch)[:room])
         turns = None if "captions" in batch or "caption" in batch else batch.get("conversation")
         if turns is not None and hasattr(model, "answer"):  # the first question of each, and its answer
-            asked, references = [turn[:1] for turn in turns], [[turn[1]["value"]] for turn in turns]
+            turns = [from_the_question(said) for said in turns]
+            asked, references = [said[:1] for said in turns], [[said[1]["value"]] for said in turns]
         else:
             asked, references = None, references_of(batch, "Captions")
         references = references[: len(seen)]
