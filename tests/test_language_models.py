@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+import zoo
 from zoo.language_models import SMOLLM2_PIP, TextCodec, language_model
 from zoo.lora import add_lora, merge_lora
 from zoo.nn.splice import IGNORED, Image, Text, splice
@@ -179,6 +180,12 @@ def test_unknown_ones(reference, error, sentence):
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="language_dtype cannot be 'int8'"):
         language_model("tiny_llama", "int8")
+
+
+@pytest.mark.parametrize("name", ["llava_tiny", "llava_lora_tiny", "minigpt4_tiny"])
+def test_a_language_model_with_an_encoder_is_refused_where_text_goes_on_behind_the_image(name):
+    with pytest.raises(ValueError, match="writes behind the image, and 'tiny_t5' has an encoder: take one without"):
+        zoo.create_model(name, language_model="tiny_t5")
 
 
 def test_a_tokenizer_without_an_end_and_t5_in_half_precision(tmp_path):

@@ -109,6 +109,18 @@ class LanguageModel(nn.Module):
             raise RuntimeError("a language model on the meta device has no tokenizer")
         return self._text
 
+    def check_writes_on(self, name: str) -> None:
+        """Refuse an encoder for a model that writes behind what it reads.
+
+        Args:
+            name: of the language model, for the message.
+
+        Raises:
+            ValueError: for a language model with an encoder of its own.
+        """
+        if self.encoder_decoder:
+            raise ValueError(f"this model writes behind the image, and {name!r} has an encoder: take one without")
+
     def embed(self, ids: Int[Tensor, "*n"]) -> Float[Tensor, "*n d"]:
         """Input vectors of ids."""
         return self.network.get_input_embeddings()(ids)

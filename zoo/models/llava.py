@@ -109,7 +109,9 @@ class LLaVA(ZooModule):
         count = tower.num_tokens - self.skipped
         if max_length <= count:
             raise ValueError(f"max_length {max_length} leaves no room behind {count} image tokens: raise it")
-        self._add_language(find_language_model(language_model, "float32" if tuning == "full" else language_dtype))
+        language = find_language_model(language_model, "float32" if tuning == "full" else language_dtype)
+        language.check_writes_on(language_model)
+        self._add_language(language)
         if tuning == "lora":
             add_lora(self.language, lora_rank, lora_alpha, lora_dropout)
         network = self.language.network  # None where a preset is described whose files are not here

@@ -98,7 +98,9 @@ class MiniGPT4(ZooModule):
         self.prompts, self.template, self.end = None if prompts is None else tuple(prompts), template, end
         self.image_size, self.system, self.max_text_tokens, self.merge = image_size, system, max_text_tokens, merge
         width, count = self._add_eyes(tokenizer, vision, image_size, vision_cache)
-        self.add_tower("language_model", find_language_model(language_model, language_dtype))
+        language = find_language_model(language_model, language_dtype)
+        language.check_writes_on(language_model)
+        self.add_tower("language_model", language)
         self.llama_proj = nn.Linear(width * merge, self.language.width)
         self.spec = TokenSpec(
             segments=(Segment("queries", (count // merge,)),), dim=self.language.width, order="set", vocabulary=None,
