@@ -306,3 +306,15 @@ def test_best_checkpoint_of_a_new_process_is_refused(run_cli, recipe):
     fit(run_cli)
     said = message(run_cli, "test", "--config", recipe, "--ckpt_path=best", code=1)
     assert "best means nothing before a run has monitored a metric" in said and "runs/toy/last.ckpt" in said
+
+
+@pytest.mark.parametrize(("folder", "there"), [("~/my run", "home/my run"), ("runs/$HOME", "runs/$HOME")])
+def test_a_folder_below_home_or_with_a_dollar_holds_the_whole_record(run_cli, recipe, monkeypatch, folder, there):
+    monkeypatch.setenv("HOME", str(Path("home").absolute()))
+    before = {path.name for path in Path().iterdir()}
+    assert run_cli("fit", "--config", recipe, f"--trainer.default_root_dir={folder}")[0] == 0
+    found = {path.name.partition(".1")[0] for path in Path(there).iterdir() if path.is_file()}
+    assert found == {"config.yaml", "events.out.tfevents", "hparams.yaml", "last.ckpt", "metrics.csv"}
+    assert {path.name for path in Path().iterdir()} - before == {there.partition("/")[0]}
+    code, _, err = run_cli("test", "--config", recipe, f"--ckpt_path={folder}/last.ckpt")
+    assert code == 0, err

@@ -155,7 +155,7 @@ class ZooCLI(LightningCLI):
         """Add what every run has, unless the recipe brings its own: run directory, loggers, checkpoint, guards."""
         config = self._get(self.config_init, "trainer")
         name = next((path.stem for path in self.recipes.values()), type(self.model).__name__.lower())
-        run_dir = Path(config["default_root_dir"] or Path("runs") / name)
+        run_dir = Path(os.path.expanduser(config["default_root_dir"] or Path("runs") / name))  # as the Trainer does
         fetch = bool(self._get(self.config, "fetch_checkpoint"))
         ckpt_path = find_checkpoint(self._get(self.config, "ckpt_path"), self.subcommand, run_dir, fetch)
         if ckpt_path is not None:

@@ -54,7 +54,7 @@ def check_run_folder(folder: str | Path | None) -> None:
     Raises:
         ValueError: naming what is in the way.
     """
-    path = Path(folder or "runs")
+    path = Path(os.path.expanduser(folder or "runs"))
     if "://" in str(path):
         return
     above = next(p for p in (path, *path.absolute().parents) if p.exists())

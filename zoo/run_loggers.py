@@ -59,7 +59,15 @@ class _OpensLate:
 
 
 class RunTensorBoardLogger(_OpensLate, TensorBoardLogger):
-    """Lightning's, which begins its file when the run trains."""
+    """Lightning's, which begins its file when the run trains, in the folder as it is called.
+
+    Lightning's puts the value of ``$NAME`` into it.
+    """
+
+    @property
+    def log_dir(self) -> str:
+        version = self.version if isinstance(self.version, str) else f"version_{self.version}"
+        return os.path.join(self.root_dir, version, self.sub_dir or "")
 
     @property
     def experiment(self) -> Any:

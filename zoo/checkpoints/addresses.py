@@ -1,6 +1,7 @@
 """Where a checkpoint is: a path of this machine, or an address, whose file is downloaded only when asked for."""
 
 import hashlib
+import os
 import re
 import shutil
 from pathlib import Path
@@ -39,7 +40,8 @@ def local_path(source: str | Path) -> Path:
             f"{source} is an address, and files are read from this machine only: download it yourself, or with "
             "zoo.checkpoints.addresses.fetch_file, and give its path"
         )
-    return Path(LOCAL.sub("", str(source)))
+    path = Path(LOCAL.sub("", str(source)))
+    return path if path.exists() else Path(os.path.expanduser(path))  # ~ behind a = is left to us by the shell
 
 
 def fetch_file(address: str, folder: str | Path | None = None) -> Path:
