@@ -76,7 +76,8 @@ def read_captions(file: Path) -> list[Annotated]:
         path, said = _first(record, IMAGE_KEYS), _first(record, CAPTION_KEYS)
         if path in (None, "") or said is None:
             has = ", ".join(shown(name) + (" (null)" if value is None else "") for name, value in record.items())
-            raise ValueError(f"{where} has no image or no caption: it has {has}")
+            hint = "; conversations are read by ConversationData" if "conversations" in record else ""
+            raise ValueError(f"{where} has no image or no caption: it has {has}{hint}")
         path = _one_path(path, where)
         captions = _captions(said, f"{where} {shown(path)}," if records.lines else f"{where}, {shown(path)},", records)
         given = record.get("image_id")
@@ -194,9 +195,9 @@ def read_conversations(file: Path) -> list[Annotated]:
             turns, unseen = [turns[0] | {"value": f"{IMAGE}\n{turns[0]['value']}"}, *turns[1:]], unseen + 1
         found.append(Annotated(path, str(record.get("id", i)), conversation=turns))
     if late:
-        rank_zero_info(f"{shown(file)}: {late:,} conversations begin with an answer, which is left out")
+        rank_zero_info(f"{shown(file)}: conversations that begin with an answer, which is left out: {late:,}")
     if unseen:
-        rank_zero_info(f"{shown(file)}: {unseen:,} conversations have an image and no {IMAGE}: it is shown first")
+        rank_zero_info(f"{shown(file)}: conversations with an image and no {IMAGE}, which is shown first: {unseen:,}")
     return found
 
 

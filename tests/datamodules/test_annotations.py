@@ -385,7 +385,7 @@ def test_a_conversation_that_begins_with_the_answer_begins_behind_it(tmp_path, c
     with caplog.at_level("INFO"):
         found = read_conversations(save(tmp_path, json.dumps(records), "a.json"))
     assert [entry.conversation for entry in found] == [talk("<image>\nwhat?", "red"), talk("<image>\nwhat?", "blue")]
-    assert "1 conversations begin with an answer, which is left out" in caplog.text
+    assert "conversations that begin with an answer, which is left out: 1" in caplog.text
 
 
 def test_an_image_that_no_turn_shows_is_shown_first(tmp_path, caplog):
@@ -402,7 +402,7 @@ def test_an_image_that_no_turn_shows_is_shown_first(tmp_path, caplog):
         "<image>\nwhat?", "what?", "<image>\nwhat?", "what?", "what?",
     ]  # fmt: skip
     assert [entry.path for entry in found] == ["0.png", "1.png", "2.png", None, None]
-    assert "2 conversations have an image and no <image>: it is shown first" in caplog.text
+    assert "conversations with an image and no <image>, which is shown first: 2" in caplog.text
 
 
 @pytest.mark.parametrize(("record", "sentence"), [

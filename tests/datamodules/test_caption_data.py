@@ -154,6 +154,7 @@ def test_other_names_of_splits_and_minigpt4s_layout(root):
         ([], "holds no captions"),
         ({"x": 1}, "holds no captions"),
         ([{"image": "0.png"}], "record 0 of .* has no image or no caption: it has image"),
+        ([{"image": "0.png", "conversations": []}], "it has image, conversations; conversations are read by Conversat"),
         ([{"image": "0.png", "caption": ["a", " "]}], "has an empty caption: remove it"),
         ({"images": [], "annotations": [{"image_id": 4, "caption": "x"}]}, "a caption of image 4, which is not among"),
         ({"images": [{"id": 1, "file_name": "a"}], "annotations": []}, "has images and no captions"),
