@@ -4,13 +4,16 @@ import argparse
 import json
 import logging
 
+import lightning.pytorch as pl
 import msgpack
 import pytest
 import torch
 from einops import rearrange
 from safetensors.torch import save_file
+from toys import Toy, ToyData
 
 import zoo
+from zoo.callbacks.ema import EMA
 from zoo.checkpoints import maskgit_flax
 from zoo.checkpoints.files import read
 from zoo.checkpoints.weight_sets import split_choice
@@ -301,3 +304,14 @@ def test_plain_and_compiled_names_are_read_into_a_model_with_a_compiled_network(
     again.encoder = torch.compile(again.encoder)
     again.load_weights(str(tmp_path / "compiled.pt"))
     assert torch.equal(again.encoder.conv_in.weight, source.encoder.conv_in.weight)
+
+
+def test_nothing_is_said_of_what_only_a_run_needs(tmp_path):
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path, callbacks=[EMA(decay=0.5)],
+    )  # fmt: skip
+    trainer.fit(Toy(image_size=16), ToyData(image_size=16, batch_size=4, count=8))
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    assert "averaging_state" in torch.load(tmp_path / "run.ckpt", weights_only=True)
+    assert read(tmp_path / "run.ckpt").notes == ()

@@ -22,7 +22,10 @@ PLAIN_LORA: dict[str, Any] = {
     "rank_pattern": {}, "alpha_pattern": {}, "layer_replication": [],
 }  # fmt: skip
 #: entries beside a state dict that are no weights of the model
-OF_TRAINING = re.compile(r"optim|sched|scaler|callback|loop|rng|random|(^|_)(epoch|step|iter|steps)$", re.IGNORECASE)
+OF_TRAINING = re.compile(
+    r"optim|sched|scaler|callback|loop|rng|random|(^|_)(epoch|step|iter|steps)$|^(averaging_state|zoo_run)$",
+    re.IGNORECASE,
+)
 LORA_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
