@@ -14,6 +14,7 @@ from toys import Toy, ToyData
 
 import zoo
 from zoo.callbacks.ema import EMA
+from zoo.callbacks.last_checkpoint import LastCheckpoint
 from zoo.checkpoints import maskgit_flax
 from zoo.checkpoints.files import read
 from zoo.checkpoints.weight_sets import split_choice
@@ -307,11 +308,13 @@ def test_plain_and_compiled_names_are_read_into_a_model_with_a_compiled_network(
 
 
 def test_nothing_is_said_of_what_only_a_run_needs(tmp_path):
+    callbacks = [EMA(decay=0.5), LastCheckpoint(tmp_path, first_steps=1)]
     trainer = pl.Trainer(
-        accelerator="cpu", max_steps=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=tmp_path, callbacks=[EMA(decay=0.5)],
+        accelerator="cpu", max_steps=2, logger=False, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=tmp_path, callbacks=callbacks,
     )  # fmt: skip
     trainer.fit(Toy(image_size=16), ToyData(image_size=16, batch_size=4, count=8))
-    trainer.save_checkpoint(tmp_path / "run.ckpt")
-    assert "averaging_state" in torch.load(tmp_path / "run.ckpt", weights_only=True)
-    assert read(tmp_path / "run.ckpt").notes == ()
+    path = tmp_path / "last.ckpt"
+    assert {"averaging_state", "zoo_run"} <= torch.load(path, weights_only=True).keys()
+    (note,) = read(path).notes
+    assert note.startswith("read the averaged weights 'state_dict'")
