@@ -80,6 +80,25 @@ def test_configurations_of_language_models_that_are_refused(llama_folder, tmp_pa
     assert "\n" not in str(caught.value)
 
 
+def test_outputs_are_taken_by_name_whatever_a_folder_says_of_tuples(llama_folder, tmp_path):
+    ids = torch.arange(3, 12)[None]
+    with torch.no_grad():
+        expected = language_model(str(llama_folder)).network(input_ids=ids).logits
+        found = language_model(str(edited(llama_folder, tmp_path / "f", return_dict=False)))
+        torch.testing.assert_close(found.network(input_ids=ids).logits, expected)
+
+
+@pytest.mark.parametrize("fields", [{"hidden_size": 33}, {"num_attention_heads": 5}, {"head_dim": 9}])
+def test_configurations_of_the_published_llava_that_contradict_themselves_end_in_a_sentence(
+    llama_folder, tmp_path, fields
+):
+    llava = {"model_type": "llava_llama", "mm_hidden_size": 32, "mm_projector_type": "linear"}
+    folder = edited(llama_folder, tmp_path / "f", **llava | fields)
+    with pytest.raises(ValueError, match=r"transformers cannot read config\.json of ") as caught:
+        language_model(str(folder))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_folder_with_lora_is_no_language_model(llama_folder, tmp_path):
     folder = edited(llama_folder, tmp_path / "f", file="adapter_config.json", r=4)
     with pytest.raises(ValueError, match="holds LoRA matrices beside a language model"):

@@ -75,6 +75,8 @@ def test_the_metric_is_the_mean():
     assert metric.compute() == pytest.approx((1 + 0 + 0) / 3), "people's number words are not cleaned"
     with pytest.raises(ValueError, match="1 predictions and answers to 2 questions"):
         metric.update(["x"], [["a"], ["b"]])
+    with pytest.raises(ValueError, match="are a list of texts, and a prediction is one, not 'aaaa'"):
+        vqa_accuracy("a", "aaaa")  # whose letters would be counted as people
     with pytest.raises(ValueError, match="no human answer"):
         vqa_accuracy("x", [])
 

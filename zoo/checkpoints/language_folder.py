@@ -50,6 +50,7 @@ def read_language_folder(folder: Path, dtype: torch.dtype, random: bool = False)
                 f"config.json of {folder} says {name}: weights of fewer bits are not read; convert them first"
             )
     config, inside = _configuration(folder, said, local)
+    config.return_dict = True  # outputs are taken by name
     if config.model_type == "t5":
         _set_activation(config, folder, dtype, inside)
     builder = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -87,11 +88,10 @@ def _configuration(folder: Path, said: Mapping[str, Any], local: dict[str, Any])
         if kind not in llava_config.LANGUAGE:
             raise ValueError(f"config.json of {folder} says model_type {kind!r}: LLaVA with LLaMA or Mistral is read")
         fields = {k: v for k, v in said.items() if not k.startswith("mm_") and k != "model_type"}
-        return AutoConfig.for_model(llava_config.LANGUAGE[kind], **fields), True
-    try:
+        with _reading(folder):
+            return AutoConfig.for_model(llava_config.LANGUAGE[kind], **fields), True
+    with _reading(folder):
         config = AutoConfig.from_pretrained(folder, **local)
-    except Exception as error:  # of transformers, whose checks raise kinds of their own
-        raise ValueError(f"transformers cannot read config.json of {folder}: {_line(error)}") from None
     inner = getattr(config, "text_config", None)
     if inner is None:
         return config, False
@@ -100,6 +100,14 @@ def _configuration(folder: Path, said: Mapping[str, Any], local: dict[str, Any])
     if said.get("tie_word_embeddings") is not None:
         inner.tie_word_embeddings = bool(said["tie_word_embeddings"])  # the outer field is the one that counts
     return inner, True
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of transformers, whose checks raise kinds of their own
+        raise ValueError(f"transformers cannot read config.json of {folder}: {_line(error)}") from None
 
 
 def _set_activation(config: Any, folder: Path, dtype: torch.dtype, inside: bool) -> None:

@@ -87,9 +87,11 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], version: Version = "20
         version: whose rules: the official evaluation's since ``2021``, or its predecessor's, which ``lavis`` uses.
 
     Raises:
-        ValueError: without answers, or for an unknown version.
+        ValueError: without answers, for one text in place of several, for what is no text, or for an unknown version.
     """
     one_of("version", version, get_args(Version))
+    if isinstance(answers, str) or not all(isinstance(text, str) for text in (prediction, *answers)):
+        raise ValueError(f"the answers to a question are a list of texts, and a prediction is one, not {answers!r:.80}")
     if not answers:
         raise ValueError("a question has no human answer to compare with: remove it")
     given, truth = _one_line(prediction), list(answers)
