@@ -190,6 +190,15 @@ class ZooDataModule(pl.LightningDataModule):
         """Forget what a checkpoint said; called when a run begins, before it is told where to go on."""
         self._saved = None
 
+    def _known(self, split: Split) -> Split:
+        """The split, of data that is set up.
+
+        Raises:
+            ValueError: for another name.
+        """
+        self._need_setup()
+        return one_of("split", split, get_args(Split))
+
     def _need_setup(self) -> None:
         if self.train is None:
             self.prepare_data()

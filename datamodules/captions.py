@@ -124,6 +124,8 @@ class _AnnotatedData(ZooDataModule):
         entries = self._entries()
         if not entries["train"] and stage in (None, "fit"):
             raise ValueError(f"{shown(self.files['train'])} leaves no image to train on")
+        if stage in (None, "fit"):
+            self._say_trained_on(entries)
         self.train = self._dataset(entries["train"], train=True)
         self._views = {split: self._dataset(entries[split]) for split in SPLITS}
         if entries["test"] is entries["val"]:
@@ -160,6 +162,18 @@ class _AnnotatedData(ZooDataModule):
                     found["test"] = found["val"]
         return found
 
+    def _say_trained_on(self, entries: dict[str, list[Annotated]]) -> None:
+        """Tell of images that a file of its own names and the training file, too."""
+        places = {self._real(entry) for entry in entries["train"] if entry.path is not None}
+        for split in ("val", "test"):
+            seen = [entry for entry in entries[split] if entry.path is not None]
+            known = [entry for entry in seen if self.files[split] and self._real(entry) in places]
+            if known:
+                rank_zero_info(
+                    f"{len(known):,} of {len(seen):,} images of {shown(self.files[split])} are trained on, too, such "
+                    f"as {shown(known[0].path)}: the numbers will be better than those of new images"
+                )
+
     def _real(self, entry: Annotated) -> str:
         """The file behind an image, by whatever links it is named."""
         folder, name = posixpath.split(str(entry.file))
@@ -173,7 +187,7 @@ class _AnnotatedData(ZooDataModule):
         return AnnotatedDataset(self.root, entries, transform, self.image_size, train, self.max_broken)
 
     def view(self, split: Split) -> Dataset:
-        if split == "all":
+        if self._known(split) == "all":
             return Joined(list(dict.fromkeys(self._views.values())))
         return self._views[split]
 

@@ -293,7 +293,7 @@ class EmojiData(ZooDataModule):
         )
 
     def view(self, split: Split) -> Dataset:
-        if split == "all":
+        if self._known(split) == "all":
             return Joined([self._views[s] for s in SPLITS])
         return self._views[split]
 

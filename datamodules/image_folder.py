@@ -263,7 +263,7 @@ class ImageFolderData(ZooDataModule):
         )
 
     def view(self, split: Split) -> Dataset:
-        if split == "all":
+        if self._known(split) == "all":
             return Joined(list(dict.fromkeys(self._views.values())))
         return self._views[split]
 

@@ -163,4 +163,4 @@ class PhotoData(ZooDataModule):
         )
 
     def view(self, split: Split) -> Dataset:
-        return Joined(list(self._views.values())) if split == "all" else self._views[split]
+        return Joined(list(self._views.values())) if self._known(split) == "all" else self._views[split]

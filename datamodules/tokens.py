@@ -105,7 +105,7 @@ class TokenData(ZooDataModule):
         self._check_readers()
 
     def view(self, split: Split) -> Dataset:
-        if split == "all":
+        if self._known(split) == "all":
             return Joined([self.train, self.val, *([] if self.test is self.val else [self.test])])
         return getattr(self, split)
 

@@ -296,6 +296,23 @@ def test_links_to_one_image_are_on_one_side(images):
     assert len(data.train) + len(data.val) == 24 and all(sides) and not sides[0] & sides[1]
 
 
+def test_images_that_are_validated_on_and_trained_on_are_told(images, caplog):
+    content = [{"image": f"{i}.png", "caption": "x"} for i in range(6)]
+    (images / "images" / "link.png").symlink_to("3.png")
+    file = save(images, json.dumps([{"image": f"{name}.png", "caption": "y"} for name in ("link", "5", "7")]), "v.json")
+    other = save(images, json.dumps([{"image": "7.png", "caption": "y"}]), "other.json")
+    with caplog.at_level("INFO"):
+        make(images, content, val_annotations=str(other))
+        # measuring trains on nothing
+        CaptionData(str(images / "images"), str(images / "a.json"), val_annotations=str(file)).setup("test")
+        assert "trained on" not in caplog.text
+        for split in ("val", "test"):
+            caplog.clear()
+            data = make(images, content, **{f"{split}_annotations": str(file)}, val_fraction=0.0)
+            assert len(data.train) == 6
+            assert "2 of 3 images of" in caplog.text and "v.json are trained on, too, such as link.png" in caplog.text
+
+
 def test_text_alone_is_not_trained_on_as_a_caption_of_grey(images):
     """The first stage's layout leaves the questions out and always shows an image."""
     from tiny_tokenizer import quiet_trainer

@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import jaxtyping
 import pytest
 import torch
 from PIL import Image
@@ -76,3 +77,12 @@ def test_views_and_training_sets_are_used_as_lists_are(name, tmp_path):
                 view[beyond]
     for dataset in (data.train, data.val, data.test):
         assert isinstance(dataset, Samples) and sum(1 for _ in itertools.islice(dataset, 10_000)) == len(dataset)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_view_needs_no_setup_and_a_split_that_is_none_is_named(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside of the tests
+    data = MAKERS[name](tmp_path)
+    assert len(data.view("val")) > 0
+    with pytest.raises(ValueError, match="split cannot be 'vall': did you mean 'val'"):
+        data.view("vall")
