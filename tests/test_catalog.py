@@ -1,5 +1,6 @@
 """The tables of the command line: quick, true, and no wider than the terminal."""
 
+import os
 import subprocess
 import sys
 
@@ -101,9 +102,46 @@ def test_tables_fit_the_terminal(width, second):
 
 @pytest.mark.parametrize("command", ["list", "recipes"])
 def test_the_commands_ask_the_terminal_and_pipes_get_everything(command, run_cli, monkeypatch):
-    whole = run_cli(command)[1]
     monkeypatch.setenv("COLUMNS", "70")
-    assert run_cli(command)[1] == whole and max(map(len, whole.splitlines())) > 120
+    _, whole, said = run_cli(command)
+    assert max(map(len, whole.splitlines())) > 120 and said == ""
     monkeypatch.setattr(catalog, "terminal_width", lambda: 70)
     narrow = run_cli(command)[1]
     assert max(map(len, narrow.splitlines())) <= 70 and len(narrow.splitlines()) == len(whole.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("command", "missing"), [(["list", "vqvae*"], "weights, recipe, paper"), (["recipes"], "expect")]
+)
+def test_columns_that_a_terminal_has_no_room_for_are_named(command, missing, run_cli, monkeypatch):
+    monkeypatch.setattr(catalog, "terminal_width", lambda: 80)
+    said = run_cli(*command)[2]
+    assert said == f"not shown: {missing}; lightning {command[0]} | cat prints all\n"
+
+
+@pytest.mark.parametrize("arguments", [["help"], ["list", "--help"], ["recipes", "-h"], ["copy", "--help"]])
+def test_help_is_there_wherever_it_is_looked_for(arguments, run_cli):
+    assert run_cli(*arguments) == (0, cli.HELP, "")
+
+
+@pytest.mark.parametrize("command", ["list", "recipes", "--help", "--version"])
+def test_output_that_nobody_reads_or_that_has_no_room_is_no_traceback(command):
+    code = f"import sys; sys.argv[1:] = [{command!r}]; import zoo.cli as c; c.main()"
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: the output cannot be written: No space left on device\n"
+
+
+@pytest.mark.parametrize("arguments", [["list", "zzz*"], ["copy", "nothing"], ["copy", "beit", "/proc/x/y"]])
+def test_errors_of_the_quick_commands_are_quick_sentences(arguments):
+    code = f"import sys; sys.argv[1:] = {arguments}; import zoo.cli as c\ntry: c.main()\n"
+    end = f"finally: sys.stdout.write(' '.join(m for m in {HEAVY!r} if m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code + end], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "") and done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1

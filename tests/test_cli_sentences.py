@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,10 @@ from zoo.cli_settings import check_run_folder, check_trainer
         (["--model.optim.lr=-1"], "optim.lr must be a number and not negative, got -1.0"),
         (["--trainer.logger=WandbLogger"], "pip install -U 'wandb"),
         (["--trainer.logger=CometLogger"], "pip install -U 'comet-ml"),
+        (
+            ["--trainer.logger+=WandbLogger"],
+            "lightning.pytorch.loggers.WandbLogger cannot be built: Requirement 'wandb",
+        ),
         (["--trainer.logger=MLFlowLogger"], "pip install -U 'mlflow"),
         (["--trainer.val_check_interval=5"], "val_check_interval=5 is longer than an epoch, which has 2 batches"),
         (["--trainer.val_check_interval=1.5"], "val_check_interval"),
@@ -86,6 +91,12 @@ GOOD = {"max_steps": 3, "devices": "auto", "num_nodes": 1, "val_check_interval":
         ({"devices": "0"}, "nothing to run on"),
         ({"devices": "-5"}, "nothing to run on"),
         ({"devices": []}, "nothing to run on"),
+        ({"devices": "640", "accelerator": "cpu"}, "would start 640 processes on .* CPU.*--oversubscribe"),
+        ({"devices": 640, "accelerator": "cpu"}, "would start 640 processes"),
+        ({"max_time": "00:00:00:00"}, "max_time=00:00:00:00 trains nothing"),
+        ({"max_time": {"minutes": 0}}, "trains nothing"),
+        ({"max_time": timedelta(seconds=-3)}, "trains nothing"),
+        ({"barebones": True}, "fast_dev_run"),
     ],
 )
 def test_numbers_of_the_trainer(setting, said):
@@ -101,6 +112,11 @@ def test_numbers_of_the_trainer(setting, said):
 )  # fmt: skip
 def test_settings_that_work_are_left_alone(setting):
     check_trainer(GOOD | setting, "fit")
+
+
+def test_more_processes_than_cpus_where_that_is_meant():
+    check_trainer(GOOD | {"devices": "640", "accelerator": "cpu"}, "fit", oversubscribe=True)
+    check_trainer(GOOD | {"devices": "2", "accelerator": "cpu"}, "fit")
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])
@@ -203,6 +219,11 @@ def test_values_that_look_like_recipes_stay_where_they_are(in_tmp):
 def test_a_file_that_is_no_configuration(run_cli, in_tmp):
     Path("notes.txt").write_text("some words")
     assert "holds no settings" in message(run_cli, "fit", "--config", "notes.txt")
+
+
+def test_a_recipe_that_is_no_text(run_cli, in_tmp):
+    Path("picture.yaml").write_bytes(b"\x89PNG\r\n")
+    assert "picture.yaml is no text in UTF-8" in message(run_cli, "fit", "--config", "picture.yaml")
 
 
 def test_loggers_that_this_lightning_does_not_have(run_cli, recipe):

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -154,13 +155,31 @@ def test_the_names_of_the_conventions_work_everywhere(file):
         ("vqvae_tiny", {"weights": "random"}, "leave weights out"),
         ("vqvae_tinny:random", {}, "did you mean vqvae_tiny"),
         ("nothing:of/that.ckpt", {}, "there is no model"),
+        ("DVAE", {}, "did you mean dvae_emoji or "),
+        ("ckpt:", {}, "'ckpt:' names no file: write 'ckpt:PATH'"),
+        ("dvae_tiny", {"optim": {"lrr": 1}}, "optim takes no 'lrr': did you mean lr?"),
+        ("dvae_tiny", {"optim": 3}, "optim is an Optim or a dictionary of its fields, got int"),
     ],
 )
 def test_other_names_end_with_the_right_sentence(reference, options, sentence):
-    with pytest.raises((ValueError, FileNotFoundError)) as caught:
+    with pytest.raises((TypeError, ValueError, FileNotFoundError)) as caught:
         zoo.create_model(reference, **options)
     assert sentence in str(caught.value) and "\n" not in str(caught.value)
     assert "write 'ckpt:vqvae" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "kind"), [(Path("dvae_tiny"), "PosixPath"), (None, "NoneType")])
+def test_names_are_text(name, kind):
+    plain = getattr(zoo.create_model, "__wrapped__", zoo.create_model)  # without the annotations of the tests
+    with pytest.raises(TypeError, match=f"a model is named by a string, not by a {kind}|Type-check"):
+        plain(name)
+
+
+def test_the_folder_of_a_run_names_the_checkpoints_in_it(tmp_path):
+    for name in "abcd":
+        (tmp_path / f"{name}.ckpt").touch()
+    with pytest.raises(FileNotFoundError, match=r"there are weights in \S+/a.ckpt, \S+/b.ckpt, \S+/c.ckpt, \.\.\.$"):
+        zoo.create_model(f"ckpt:{tmp_path}")
 
 
 def test_classes_that_are_not_registered_are_never_imported():

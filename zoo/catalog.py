@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 TABLE = Path(__file__).parent / "models_table.json"
 COLUMNS = ("name", "class", "parameters", "tokens x vocabulary", "decodes to", "weights", "recipe", "paper")
+RECIPE_COLUMNS = ("recipe", "title", "expect")
 #: the least width of a column that is cut on a narrow terminal
 LEAST = 24
 
@@ -62,7 +63,19 @@ def recipes_table(width: int | None = None) -> str:
         (f"recipes/{name}.yaml", *(h.get(key, "").partition("\n")[0] for key in ("title", "expect")))
         for name, h in headers.items()
     ]
-    return table(("recipe", "title", "expect"), rows, width)
+    return table(RECIPE_COLUMNS, rows, width)
+
+
+def left_out(shown: str, command: str) -> str:
+    """A line about the columns that a narrow terminal has no room for; empty where all are there.
+
+    Args:
+        shown: the table.
+        command: that prints it, ``list`` or ``recipes``.
+    """
+    header = re.split(r"  +", shown.partition("\n")[0])
+    missing = [name for name in (RECIPE_COLUMNS if command == "recipes" else COLUMNS) if name not in header]
+    return f"not shown: {', '.join(missing)}; lightning {command} | cat prints all\n" if missing else ""
 
 
 def table(header: tuple[str, ...], rows: list[tuple[str, ...]], width: int | None = None) -> str:
@@ -87,7 +100,10 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]], width: int | Non
 
 
 def terminal_width() -> int | None:
-    """Columns of the terminal; None where the output goes into a file or another program, which get all of it."""
+    """Columns of the terminal; None where the output goes into a file or another program, which get all of it.
+
+    ``COLUMNS`` alone does not count there: readline sets it for every child of a Python that imported it.
+    """
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 

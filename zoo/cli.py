@@ -5,6 +5,7 @@ Whatever needs no model is answered here, before torch and Lightning are importe
 
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -42,13 +43,14 @@ def main(args: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if args is None else args)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last, so that a file here never shadows an installed package
-    if arguments in (["--help"], ["-h"]):
-        print(HELP, end="")
+    asks_how = arguments[:1] and arguments[0] in EXTRA_COMMANDS and {"--help", "-h"} & set(arguments)
+    if arguments in (["--help"], ["-h"], ["help"]) or asks_how:
+        _show(HELP)
     elif not arguments:
         sys.stderr.write(HELP)
         sys.exit(2)
     elif arguments == ["--version"]:
-        print(f"tokenzoo {zoo.__version__}")
+        _show(f"tokenzoo {zoo.__version__}\n")
     elif arguments[:1] and arguments[0] in EXTRA_COMMANDS:
         _extra_command(*arguments)
     else:
@@ -81,17 +83,35 @@ def _extra_command(command: str, *arguments: str) -> None:
     if not EXTRA_COMMANDS[command][0] <= len(arguments) <= EXTRA_COMMANDS[command][1]:
         sys.stderr.write("error: the commands are: list [PATTERN], recipes, copy RECIPE [TARGET]\n")
         sys.exit(2)
+    width = catalog.terminal_width()
     try:
-        if command == "list":
-            print(catalog.models_table(arguments[0] if arguments else "*", width=catalog.terminal_width()))
-        elif command == "recipes":
-            print(catalog.recipes_table(width=catalog.terminal_width()))
+        if command == "copy":
+            said, left_out = f"copied to {recipe_files.copy(*arguments)}", ""
         else:
-            print(f"copied to {recipe_files.copy(*arguments)}")
+            pattern = arguments[0] if arguments else "*"
+            said = catalog.recipes_table(width) if command == "recipes" else catalog.models_table(pattern, width)
+            left_out = catalog.left_out(said, command)
     except (ValueError, OSError) as error:
-        from zoo.cli_sentences import end_with_sentence
+        if os.environ.get("TOKENZOO_TRACEBACK"):
+            raise
+        reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        sys.stderr.write(f"error: {reason}\n")
+        sys.exit(1)
+    _show(f"{said}\n")
+    sys.stderr.write(left_out)
 
-        end_with_sentence(error)
+
+def _show(text: str) -> None:
+    """Print text; where nobody reads on, as behind ``| head``, end as quietly as other programs do."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the end of Python writes the rest there
+        if isinstance(error, BrokenPipeError):
+            sys.exit(128 + signal.SIGPIPE)
+        sys.stderr.write(f"error: the output cannot be written: {error.strerror}\n")
+        sys.exit(1)
 
 
 def __getattr__(name: str) -> Any:

@@ -117,6 +117,14 @@ class ZooCLI(LightningCLI):
             help="let validate, test and predict take a model of random weights",
         )
         parser.add_argument(
+            "--oversubscribe",
+            type=bool,
+            default=False,
+            nargs="?",
+            const=True,
+            help="let --trainer.devices start more processes than there are CPUs",
+        )
+        parser.add_argument(
             "--fetch_checkpoint",
             type=bool,
             default=False,
@@ -141,7 +149,7 @@ class ZooCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse what the Trainer cannot do before a model is built, which may take minutes."""
         config = self._get(self.config, "trainer")
-        check_trainer(config, str(self.subcommand))
+        check_trainer(config, str(self.subcommand), bool(self._get(self.config, "oversubscribe")))
         check_run_folder(config["default_root_dir"])
 
     def after_instantiate_classes(self) -> None:

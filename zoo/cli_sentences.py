@@ -94,6 +94,8 @@ def _sentence(error: BaseException) -> str | None:
         return f"a file could not be written in full: {PLACES[errno.ENOSPC]}"
     if said := _of_negative_number(error):
         return said
+    if of_list := re.search(r"Problem with given class_path '((?!zoo\.|datamodules\.)[^']+)':\n +(.+)", message):
+        return f"{of_list[1]} cannot be built: {of_list[2]}"  # one of several loggers; other lists come as causes
     if isinstance(error, MisconfigurationException) or _of_lightning_alone(frames):
         return _with_remedy(message)
     return None

@@ -2,16 +2,20 @@
 
 import math
 import os
+import re
+from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 
-def check_trainer(config: Any, subcommand: str) -> None:
+def check_trainer(config: Any, subcommand: str, oversubscribe: bool = False) -> None:
     """Refuse settings of the Trainer with which a run would do nothing, or fail late and without a reason.
 
     Args:
         config: the part ``trainer`` of the configuration.
         subcommand: ``fit``, ``validate``, ``test`` or ``predict``.
+        oversubscribe: whether there may be more processes than CPUs.
 
     Raises:
         ValueError: naming the setting and what to write instead.
@@ -43,6 +47,41 @@ def check_trainer(config: Any, subcommand: str) -> None:
         isinstance(devices, (int, str)) and str(devices)[1:].isdigit() and int(devices) < -1
     ):
         raise ValueError(f"trainer.devices={devices} leaves nothing to run on: give a number of at least 1, or auto")
+    if not oversubscribe:
+        _check_processes(devices, config.get("accelerator"))
+    if fit and (longest := _duration(config.get("max_time"))) is not None and longest <= timedelta():
+        raise ValueError(f"trainer.max_time={config['max_time']} trains nothing: give DD:HH:MM:SS above 0")
+    if config.get("barebones"):
+        raise ValueError(
+            "trainer.barebones=true would leave out the log, the checkpoint and the bar: use "
+            "--trainer.fast_dev_run=true for a short trial, or --trainer.logger=false"
+        )
+
+
+def _check_processes(devices: Any, accelerator: Any) -> None:
+    """Refuse more processes on a CPU than it has cores: 64 of them, each with a model, can take a machine down."""
+    if not str(devices).isdigit() or accelerator not in (None, "auto", "cpu"):
+        return
+    if accelerator != "cpu":
+        import torch
+
+        if torch.accelerator.is_available():
+            return
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if int(devices) > max(there, 2):
+        raise ValueError(
+            f"trainer.devices={devices} would start {devices} processes on {there} CPU{'s'[: there > 1]}: lower it, or "
+            "add --oversubscribe if that is meant"
+        )
+
+
+def _duration(max_time: Any) -> timedelta | None:
+    """What ``max_time`` says; None where it is not set, or is none of the forms that Lightning takes."""
+    if isinstance(max_time, str) and re.fullmatch(r"\d+(:\d+){3}", max_time):
+        max_time = dict(zip(("days", "hours", "minutes", "seconds"), map(int, max_time.split(":")), strict=True))
+    if isinstance(max_time, Mapping):
+        return timedelta(**max_time)
+    return max_time if isinstance(max_time, timedelta) else None
 
 
 def check_run_folder(folder: str | Path | None) -> None:

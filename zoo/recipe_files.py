@@ -106,10 +106,17 @@ def _recipe(path: str, recipes: dict[str, Path]) -> str:
     if "\n" in path or path.lstrip().startswith("{"):  # a configuration given in place
         return path
     try:
-        recipes[path] = find(path)
-    except FileNotFoundError as error:
-        sys.stderr.write(f"error: {error}\n")
+        found = find(path)
+        found.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        sys.stderr.write(
+            f"error: {path} is no text in UTF-8, so no recipe: 'lightning recipes' lists those there are\n"
+        )
         sys.exit(2)
+    except OSError as error:
+        sys.stderr.write(f"error: {error if error.errno is None else f'{path}: {error.strerror}'}\n")
+        sys.exit(2)
+    recipes[path] = found
     if not Path(path).is_file():
         sys.stderr.write(f"{path} is not here, using the packaged recipe {recipes[path]}\n")
     return str(recipes[path])

@@ -6,7 +6,7 @@ import importlib
 import inspect
 import pkgutil
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,7 +138,8 @@ def find(name: str) -> Preset:
     known = presets()
     if name in known:
         return known[name]
-    close = difflib.get_close_matches(name, known, n=3)
+    of_paper = [n for n in known if n.startswith(f"{name.lower()}_")]
+    close = of_paper[:3] or difflib.get_close_matches(name.lower(), known, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "python -m zoo list prints them all"
     if any(c in name for c in "/\\") or Path(name).suffix:
         hint = f"for a checkpoint of ours write 'ckpt:{name}', for published weights create_model(NAME, weights=PATH)"
@@ -157,7 +158,13 @@ def create_model(name: str, weights: bool | str | Path | None = None, **override
 
     Returns:
         The :class:`ZooModule`, on the CPU, in training mode.
+
+    Raises:
+        TypeError: for a name that is no string, and for arguments that the constructor does not take.
+        ValueError: for an unknown name, and for settings that cannot work.
+        FileNotFoundError: for weights that are not there.
     """
+    check_reference(name)
     if name.startswith("ckpt:"):
         from zoo.checkpoints.load import from_checkpoint
 
@@ -298,12 +305,15 @@ def check_reference(reference: Any) -> None:
 
     Raises:
         TypeError: saying what a reference looks like.
+        ValueError: for a checkpoint without its path.
     """
     if not isinstance(reference, str):
         raise TypeError(
             f"a model is named by a string, not by a {type(reference).__name__}: write 'dvae_emoji', 'NAME:PATH', "
             "'NAME:random' for an untrained one, or 'ckpt:PATH' for a checkpoint of yours"
         )
+    if reference == "ckpt:":
+        raise ValueError("'ckpt:' names no file: write 'ckpt:PATH', such as 'ckpt:runs/dvae/last.ckpt'")
 
 
 def class_of(reference: str) -> type[ZooModule]:
@@ -387,6 +397,9 @@ def without_towers(cls: type, init_args: dict[str, Any]) -> dict[str, Any]:
 
 def _as_init_args(args: dict[str, Any]) -> dict[str, Any]:
     optim = args.get("optim")
+    if optim is not None and not isinstance(optim, (dict, Optim)):
+        raise TypeError(f"optim is an Optim or a dictionary of its fields, got {type(optim).__name__}")
     if isinstance(optim, dict):
+        known_names("optim", optim, [f.name for f in fields(Optim)])
         args = args | {"optim": Optim(**(optim | ({"betas": tuple(optim["betas"])} if "betas" in optim else {})))}
     return args

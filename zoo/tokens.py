@@ -270,7 +270,8 @@ def reconstruct(model: Tokenizer, images: Shaped[Tensor, "b 3 h w"]) -> Float[Te
         TypeError: for what is no model, such as a name.
     """
     if not (hasattr(model, "encode") and hasattr(model, "decode")):
-        raise TypeError(f"reconstruct takes a model, got {model!r:.80}: zoo.create_model(NAME, weights=True) makes one")
+        got = repr(model) if isinstance(model, str) else type(model).__name__
+        raise TypeError(f"reconstruct takes a model, got {got}: zoo.create_model(NAME, weights=True) makes one")
     spec = getattr(model, "spec", None)
     if spec is None or spec.decodes != "pixels":
         why = "it has no tokens" if spec is None else f"spec.decodes = {spec.decodes!r}"

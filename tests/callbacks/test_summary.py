@@ -23,7 +23,7 @@ def test_without_checkpoint_and_pictures(tmp_path, capsys):
         TinyTokenizer(), RandomImageData()
     )
     line = capsys.readouterr().out.strip().splitlines()[-1]
-    assert line.startswith("1 steps: train/loss ")
+    assert line.startswith("1 step: train/loss ")
     assert "checkpoint" not in line and "pictures" not in line
 
 

@@ -42,7 +42,8 @@ class RunSummary(Callback):
         reached = ", ".join(f"{name} {float(logged[name]):.4g}" for name in self.metrics if name in logged)
         earlier = self._validated not in (None, trainer.global_step)  # max_steps may end a run between validations
         when = f" (validated at step {self._validated})" if earlier else ""
-        parts = [f"{trainer.global_step} steps{when}: {reached or 'no metrics were logged'}"]
+        steps = "1 step" if trainer.global_step == 1 else f"{trainer.global_step} steps"
+        parts = [f"{steps}{when}: {reached or 'no metrics were logged'}"]
         checkpoint = last_checkpoint(trainer)
         if checkpoint:
             parts.append(f"checkpoint {shown(checkpoint)}")

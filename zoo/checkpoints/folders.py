@@ -73,7 +73,9 @@ def choose_file(folder: Path, wanted: str | None) -> tuple[Path, tuple[str, ...]
         if averaged in inner:
             note = f"read the averaged weights {folder / averaged}, which {WHOSE[averaged]} publishes"
             return inner[averaged], (note + (f"; {folder}#{raw} are those before averaging" if raw in inner else ""),)
-    hint = f"; there are weights in {', '.join(str(child) for child in inner.values())}" if inner else ""
+    nearby = sorted(folder.glob("*.ckpt")) or list(inner.values())
+    more = ", ..." if len(nearby) > 3 else ""
+    hint = f"; there are weights in {', '.join(map(str, nearby[:3]))}{more}" if nearby else ""
     raise FileNotFoundError(
         f"the folder {folder} holds neither encoder.pkl, decoder.pkl nor {', '.join(NAMES)}, whole or in shards{hint}"
     )
