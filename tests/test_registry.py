@@ -155,7 +155,7 @@ def test_the_names_of_the_conventions_work_everywhere(file):
         ("vqvae_tiny", {"weights": "random"}, "leave weights out"),
         ("vqvae_tinny:random", {}, "did you mean vqvae_tiny"),
         ("nothing:of/that.ckpt", {}, "there is no model"),
-        ("DVAE", {}, "did you mean dvae_emoji or "),
+        ("DVAE", {}, "did you mean dvae_tiny or dvae_openai or dvae_emoji?"),
         ("ckpt:", {}, "'ckpt:' names no file: write 'ckpt:PATH'"),
         ("dvae_tiny", {"optim": {"lrr": 1}}, "optim takes no 'lrr': did you mean lr?"),
         ("dvae_tiny", {"optim": 3}, "optim is an Optim or a dictionary of its fields, got int"),
