@@ -58,6 +58,7 @@ def test_no_line_about_the_start_beside_help_and_configurations(arguments, monke
     assert "loading" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_table_that_travels_is_that_of_the_registry():
     """A change of sizes needs ``catalog.write_table()``, which builds every model on the meta device."""
     shown = {line.split()[0]: line for line in catalog.models_table().splitlines()[1:]}

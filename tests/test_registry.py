@@ -209,6 +209,7 @@ def test_paper_classes_by_their_bare_name():
         _ = zoo.Nonexistent
 
 
+@pytest.mark.slow
 def test_importing_the_zoo_stays_light():
     """Heavy libraries are imported where they are used; compared with what Lightning itself imports."""
     heavy = (

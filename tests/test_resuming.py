@@ -368,6 +368,7 @@ def test_a_run_that_leaves_the_averages_out_goes_on_with_the_trained_weights(tmp
 # ---------------------------------------------------------------- searches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["power", "binsearch"])
 @pytest.mark.parametrize("count", [22, 64])
 def test_the_search_for_a_batch_size_ends_at_the_number_of_images_and_leaves_no_file(mode, count, tmp_path):
@@ -412,6 +413,7 @@ def test_the_search_for_a_learning_rate_sets_that_of_the_optimizer(tmp_path):
 # ---------------------------------------------------------------- from the command line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("logs", [1, 2])
 def test_the_parts_of_a_run_write_the_metrics_of_the_whole_into_one_file(logs, run_cli, recipe):
     shared = (

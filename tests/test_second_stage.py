@@ -147,6 +147,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.slow
 def test_constructors_refuse_in_one_sentence():
     """In a process of its own: the annotations that the tests enforce would catch these first."""
     done = subprocess.run([sys.executable, "-c", OUTSIDE], capture_output=True, text=True, cwd=ROOT)

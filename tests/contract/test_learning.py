@@ -21,6 +21,7 @@ def sharpen(model):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_overfits_one_batch(name):
     torch.manual_seed(0)

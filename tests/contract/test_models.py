@@ -286,6 +286,7 @@ def checkpoint(request, name, run_cli, tmp_path):
     return tmp_path / "run" / "last.ckpt", recipe
 
 
+@pytest.mark.slow
 def test_checkpoints_of_both_kinds_reload_in_all_three_ways(name, checkpoint, run_cli):
     path, recipe = checkpoint
     stored = torch.load(path, weights_only=True)  # tensors and plain data only

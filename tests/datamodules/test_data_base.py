@@ -52,6 +52,7 @@ def test_importing_the_package_imports_no_library():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_importing_the_classes_leaves_heavy_libraries_out():
     code = (
         "import lightning.pytorch, sys; before = set(sys.modules); "
@@ -71,6 +72,7 @@ def test_every_public_name_is_a_data_module():
         _ = datamodules.Emojis
 
 
+@pytest.mark.slow
 def test_the_command_line_finds_classes_by_name():
     # in a fresh process, where nothing but the base class has been asked for
     code = """if True:

@@ -35,6 +35,7 @@ def test_there_are_pages():
     assert len(PAGES) > 1 and PAPERS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_python_blocks_run(page, in_tmp, monkeypatch):
     """Blocks of one page share their names, like cells of a notebook."""

@@ -71,6 +71,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_two_processes_count_together(tmp_path: Path):
     script = tmp_path / "two_ranks.py"
     script.write_text(TWO_RANKS)
