@@ -131,7 +131,7 @@ class ImageFolderDataset(Samples):
         self._looked[2] = 1
 
     def _all(self) -> list["ImageFolderDataset"]:
-        """Whose images are looked through: of those that several have, this one's, or else the last one's."""
+        """The data sets that are looked through; an image that several have is looked at once."""
         return [*self.others, self]
 
     def _too_many(self, error: Exception) -> str:
