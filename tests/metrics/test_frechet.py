@@ -107,7 +107,7 @@ class Payload:
 def test_code_in_a_weights_file_is_refused_and_does_not_run(tmp_path):
     file, trace = tmp_path / "weights.pth", tmp_path / "trace"
     torch.save({"x": Payload(trace)}, file)
-    with pytest.raises(ValueError, match="pickle asks for io.open, which could run code"):
+    with pytest.raises(ValueError, match=r"pickle asks for io\.open, which could run code"):
         InceptionFeatures(file)
     assert not trace.exists()
 
