@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import errno
 import os
 import socket
 import subprocess
@@ -148,6 +149,20 @@ def test_a_run_that_goes_on_but_fails_before_it_saves_leaves_configuration_and_c
     after = contents("runs/toy")
     assert after[Path("last.ckpt")] == before[Path("last.ckpt")]
     assert after[Path("config.yaml")] == before[Path("config.yaml")]
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_configuration_of_the_one_before(run_cli, recipe, monkeypatch):
+    fit(run_cli)
+    before = contents("runs/toy")
+
+    def fail(*args, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("zoo.checkpoints.io.torch.save", fail)
+    go_on = ("--trainer.max_steps=9", "--ckpt_path=runs/toy/last.ckpt")
+    assert "No space left" in message(run_cli, "fit", "--config", recipe, *go_on, code=1)
+    after = contents("runs/toy")
+    assert [after[Path(name)] == before[Path(name)] for name in ("last.ckpt", "config.yaml")] == [True, True]
 
 
 def test_a_folder_in_use_is_refused_by_name_of_its_process_and_lasts_as_long_as_that(run_cli, recipe):

@@ -27,7 +27,6 @@ class RunRecord(SaveConfigCallback):
     def __init__(self, *args: Any, **settings: Any):
         super().__init__(*args, **settings)
         self._said: dict[str, Any] | None = None
-        self._due: Path | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write nothing yet."""
@@ -56,7 +55,7 @@ class RunRecord(SaveConfigCallback):
             if not goes_on or not (run_dir / "last.ckpt").exists():
                 self._write(log_dir)
             else:
-                self._due = log_dir  # beside the checkpoint lies the configuration that it was trained with
+                self._write_after_saving(trainer, log_dir)
         for logger in trainer.loggers if trainer.ckpt_path is not None else []:
             if isinstance(logger, RunTensorBoardLogger):  # it hides what a killed run wrote after its checkpoint
                 logger._kwargs.setdefault("purge_step", trainer.global_step)
@@ -68,9 +67,18 @@ class RunRecord(SaveConfigCallback):
         own = [logger for logger in trainer.loggers if isinstance(logger, RunCSVLogger) and logger.opened]
         if own:
             checkpoint[KEY] = own[0].state()
-        if self._due is not None:
-            folder, self._due = self._due, None
+
+    def _write_after_saving(self, trainer: Trainer, folder: Path) -> None:
+        """Replace the configuration once a checkpoint is there: beside the one before lies that of its training."""
+        strategy = trainer.strategy
+        save = strategy.save_checkpoint
+
+        def save_and_write(*args: Any, **options: Any) -> None:
+            save(*args, **options)
+            strategy.save_checkpoint = save  # type: ignore[method-assign]
             self._write(folder)
+
+        strategy.save_checkpoint = save_and_write  # type: ignore[method-assign]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
