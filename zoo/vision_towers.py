@@ -180,7 +180,7 @@ def blocks_until(layer: int | None, config: Mapping[str, Any], depth: int) -> in
     """
     said = config.get("vision_feature_layer", config.get("mm_vision_select_layer", -2))
     wanted = said if layer is None else layer
-    if not isinstance(wanted, int):
+    if isinstance(wanted, bool) or not isinstance(wanted, int):
         raise ValueError(
             f"config.json says vision_feature_layer {wanted!r}: several layers at once are not implemented"
         )
@@ -326,6 +326,9 @@ class _Clip(nn.Module):
         self.model.load_state_dict(own | state)
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.taken == 0:  # transformers notes what comes out of blocks, and there are none
+            vision: Any = getattr(self.model, "vision_model", self.model)
+            return vision.pre_layrnorm(vision.embeddings(images))
         return self.model(pixel_values=images, output_hidden_states=True).hidden_states[-1]
 
 
