@@ -1,3 +1,4 @@
+import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny_tokenizer import RandomImageData, TinyTokenizer, quiet_trainer
 
@@ -33,3 +34,13 @@ def test_values_of_an_earlier_validation_say_so(tmp_path, capsys):
     trainer.fit(TinyTokenizer(), RandomImageData())
     line = capsys.readouterr().out.strip().splitlines()[-1]
     assert line.startswith("3 steps (validated at step 2): val/psnr ")
+
+
+@pytest.mark.filterwarnings("ignore:.*could not find the monitored key")
+def test_a_run_whose_own_checkpoint_never_came_says_so(tmp_path, capsys):
+    monitored = ModelCheckpoint(tmp_path, monitor="val/nope")
+    trainer = quiet_trainer(tmp_path, max_steps=1, callbacks=[RunSummary(), monitored], enable_checkpointing=True)
+    trainer.limit_val_batches = 0
+    trainer.fit(TinyTokenizer(), RandomImageData())
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    assert line.endswith("; no checkpoint was saved: the recipe's own waits for 'val/nope'")

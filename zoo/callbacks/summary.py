@@ -55,6 +55,9 @@ class RunSummary(Callback):
             options = [word for config in configs or ["RECIPE"] for word in ("--config", config)]
             command = shlex.join(["lightning", "test", *options, "--ckpt_path", str(shown(checkpoint))])
             parts.append(f"next: {command}")
+        elif own := trainer.checkpoint_callback:
+            monitor = getattr(own, "monitor", None)
+            parts.append("no checkpoint was saved" + (f": the recipe's own waits for {monitor!r}" if monitor else ""))
         return "; ".join(parts)
 
 
