@@ -318,3 +318,15 @@ def test_nothing_is_said_of_what_only_a_run_needs(tmp_path):
     assert {"averaging_state", "zoo_run"} <= torch.load(path, weights_only=True).keys()
     (note,) = read(path).notes
     assert note.startswith("read the averaged weights 'state_dict'")
+
+
+def test_weights_without_an_average_are_named_where_averages_are_asked_for(tmp_path):
+    averaged, raw = zoo.create_model("vqgan_tiny"), zoo.create_model("vqgan_tiny")
+    latent_diffusion(tmp_path / "last.ckpt", averaged, raw)
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    del content["state_dict"]["model_ema.encoderconv_inweight"]
+    torch.save(content, tmp_path / "last.ckpt")
+    found = read(tmp_path / "last.ckpt#model_ema")
+    assert found.notes == (f"{tmp_path / 'last.ckpt'} holds no averages of encoder.conv_in.weight: these are raw",)
+    assert found.state["encoder.conv_in.weight"].equal(raw.encoder.conv_in.weight)
+    assert found.state["encoder.conv_in.bias"].equal(averaged.encoder.conv_in.bias)

@@ -101,7 +101,10 @@ def with_shadows(state: dict[str, Tensor], path: Path, wanted: bool) -> tuple[di
     averaged = set(shadows.values()).union(SHADOW_COUNTERS)
     raw = {name: value for name, value in state.items() if name not in averaged}
     if wanted:
-        return raw | {name: state[shadow] for name, shadow in shadows.items()}, ()
+        left = [name for name in raw if name not in shadows]  # buffers, or what was not trained
+        shown = ", ".join(left[:8]) + (f", ... ({len(left)} in all)" if len(left) > 8 else "")
+        notes = (f"{path} holds no averages of {shown}: these are raw",) if left else ()
+        return raw | {name: state[shadow] for name, shadow in shadows.items()}, notes
     said = (
         f"read the raw weights of {path}, as Latent Diffusion does for its first stage; {path}#model_ema are averaged"
     )
