@@ -17,6 +17,7 @@ from zoo.cli_settings import check_run_folder, check_trainer
 # ---------------------------------------------------------------- settings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "said"),
     [

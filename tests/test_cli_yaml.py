@@ -41,6 +41,7 @@ def test_numbers_and_ordinary_words_have_no_quotes():
     assert "'" not in dump_yaml(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["1e-4", "1e3", "007", "0x1F", "1_000", "12:30:45", "2024-01-01", ".5", "yes", "0o17"])
 def test_a_word_of_the_command_line_stays_a_word(run_cli, recipe, word):
     flags = (f"--trainer.default_root_dir={word}", f"--model.tokenizer={word}", f"--trainer.profiler={word}")

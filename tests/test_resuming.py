@@ -180,6 +180,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:You requested to overfit")
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_resumed_run_is_the_uninterrupted_one_from_wherever_it_was_saved(setting, tmp_path):

@@ -63,6 +63,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", BAD)
 def test_a_command_that_does_not_train_leaves_the_record_as_it_is(run_cli, recipe, what):
     fit(run_cli)

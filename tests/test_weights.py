@@ -54,6 +54,7 @@ def test_weights_fit_their_preset_exactly(card):
         assert name.startswith(absent) or torch.equal(a, b), name
 
 
+@pytest.mark.slow
 def test_reconstruction_is_as_good_as_the_card_says(card):
     """The deterministic part of the card, measured again; FD-lite0 is left to the benchmark, which takes longer."""
     from datamodules import EmojiData

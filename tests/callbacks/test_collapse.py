@@ -70,6 +70,7 @@ TOKENIZERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "settings", "codebooks"), TOKENIZERS)
 def test_the_codes_of_every_discrete_tokenizer_are_counted(name, settings, codebooks, tmp_path):
     model = zoo.create_model(name, **settings, optim=Optim(lr=0.0))

@@ -360,6 +360,7 @@ def test_a_whole_file_is_read_as_its_layout(name, made, said, tmp_path):
     assert f"as {layout}" in message and "refused" not in message, message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_a_stray_entry_is_refused_or_named(name, made, said, tmp_path):
     file, model = made(name)

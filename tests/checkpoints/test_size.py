@@ -220,6 +220,7 @@ def exported(tmp_path_factory):
     return {name: save_weights(zoo.create_model(name), folder / f"{name}.safetensors") for name, *_ in LARGE}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "setting", "value"), LARGE)
 def test_a_description_far_larger_than_its_weights_is_refused(exported, tmp_path, bounded, preset, setting, value):
     from safetensors import safe_open

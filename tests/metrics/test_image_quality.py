@@ -116,6 +116,7 @@ def test_missing_package_says_what_to_install(monkeypatch):
         lpips_lite0()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", ["alex", "vgg"])
 def test_lpips_equals_torchmetrics(net, tmp_path):
     """Their network, with the same random backbone and the published heads."""

@@ -136,6 +136,7 @@ def test_arguments_stand_in_the_order_of_the_constructor(recipe):
     assert given == sorted(given, key=order.index)
 
 
+@pytest.mark.slow
 def test_recipe_equals_the_preset_of_its_header(recipe, run_cli):
     """People who use Python and people who use the command line train the same model."""
     preset = presets()[parse_header(recipe)["model"]]
