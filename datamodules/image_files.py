@@ -43,19 +43,11 @@ def shown(path: Any) -> str:
 # ------------------------------------------------------------------ folders
 
 
-def find_images(root: Path) -> list[str]:
-    """Images below a folder, as sorted paths relative to it; hidden files and folders are passed over.
+def find_images(root: Path) -> dict[str, str]:
+    """Images below a folder: their sorted paths relative to it, and the real path of each.
 
-    Links are followed, and every file is found once: by its place where that is in the folder, else by the first link.
-
-    Raises:
-        FileNotFoundError: where there is no such folder, or no image in it.
-    """
-    return sorted(find_files(root))
-
-
-def find_files(root: Path) -> dict[str, str]:
-    """As :func:`find_images`, with the real path of each file.
+    Hidden files and folders are passed over. Links are followed, and every file is found once: by its place where that
+    is in the folder, else by the first link.
 
     Raises:
         FileNotFoundError: where there is no such folder, or no image in it.
@@ -94,7 +86,7 @@ def find_files(root: Path) -> dict[str, str]:
     if again:
         what = "1 link leads" if again == 1 else f"{again:,} links lead"
         rank_zero_info(f"{shown(root)}: {what} to files that are there already, which count once")
-    return {name: real for real, name in found.items()}
+    return dict(sorted((name, real) for real, name in found.items()))
 
 
 def _entries(root: Path, folder: str) -> Iterator[tuple[str, bool, bool]]:

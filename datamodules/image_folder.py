@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import Dataset
 
 from datamodules.base import Joined, Sample, Samples, Split, ZooDataModule
-from datamodules.image_files import Unreadable, find_files, find_images, read_image, shown
+from datamodules.image_files import Unreadable, find_images, read_image, shown
 from datamodules.transforms import (
     EVAL_TRANSFORMS,
     EvalTransform,
@@ -229,11 +229,11 @@ class ImageFolderData(ZooDataModule):
         if self._views:
             return
         root = self.roots["train"]
-        files = find_files(root)
-        numbered = list(enumerate(sorted(files)))
+        files = {split: find_images(folder) for split, folder in self.roots.items() if folder is not None}
+        numbered = list(enumerate(files["train"]))
         # what is validated on is not trained on, where a folder lies inside of the other or is linked from there
-        elsewhere = {real for f in (self.roots["val"], self.roots["test"]) if f for real in find_files(f).values()}
-        own = [(i, path) for i, path in numbered if files[path] not in elsewhere]
+        elsewhere = {real for split in files if split != "train" for real in files[split].values()}
+        own = [(i, path) for i, path in numbered if files["train"][path] not in elsewhere]
         if not own:
             raise ValueError(f"every image of {shown(root)} is in val_root or test_root, too: none is left to train on")
         paths = [path for _, path in own]
@@ -244,7 +244,7 @@ class ImageFolderData(ZooDataModule):
         self._views["train"] = self._dataset(root, kept, self._eval_transform)
         for split in ("val", "test"):
             if (folder := self.roots[split]) is not None:
-                found = list(enumerate(find_images(folder)))
+                found = list(enumerate(files[split]))
             elif split == "val":
                 folder, found = root, [(i, path) for i, path in own if path in held_out]
             else:

@@ -57,7 +57,7 @@ def test_every_file_is_found_once_by_its_own_name_whatever_leads_to_it(six, link
     for name, target in links.items():
         place = six / name
         place.symlink_to(os.path.relpath(six / target, place.parent) if relative else six / target)
-    assert find_images(six) == OWN
+    assert list(find_images(six)) == OWN
     data = make(six, val_fraction=0.3)
     assert sorted([*data.train.paths, *data.val.paths]) == OWN
 
@@ -66,7 +66,7 @@ def test_links_that_are_left_out_are_told(six, caplog):
     for name, target in {"c": "a", "a/x.png": "b/1.png", "up": ".", "d": "nowhere"}.items():
         (six / name).symlink_to(six / target)
     with caplog.at_level("INFO"):
-        assert find_images(six) == OWN
+        assert list(find_images(six)) == OWN
     assert "data: 3 links lead to files that are there already, which count once" in caplog.text
 
 
@@ -80,9 +80,9 @@ def test_links_out_of_the_folder_are_followed_once(six, tmp_path):
     (six / "b" / "two.png").symlink_to(tmp_path / "one.png")
     (tmp_path / "store" / "back").symlink_to(six)
     others = ["a/one.png", "again/0.png", "again/1.png", "again/2.png"]
-    assert find_images(six) == sorted([*OWN, *others])
+    assert list(find_images(six)) == sorted([*OWN, *others])
     (tmp_path / "link").symlink_to(six)
-    assert find_images(tmp_path / "link") == find_images(six)
+    assert list(find_images(tmp_path / "link")) == list(find_images(six))
     (six / "gone.png").symlink_to(tmp_path / "gone.png")
     assert "gone.png" in find_images(six), "named as broken when it is read, not passed over"
 
@@ -119,7 +119,7 @@ def test_hard_links_and_odd_entries(six):
     os.mkfifo(six / "a/pipe.png")  # reading it would wait for ever
     (six / "folder.png").mkdir()
     paint(six / "folder.png" / "in.png")
-    assert find_images(six) == sorted([*OWN, "a/same.png", "folder.png/in.png"])
+    assert list(find_images(six)) == sorted([*OWN, "a/same.png", "folder.png/in.png"])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may look into every folder")

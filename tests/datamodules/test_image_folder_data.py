@@ -102,7 +102,7 @@ def test_hidden_files_are_passed_over(tmp_path):
     paint(tmp_path / "._a.png")
     paint(tmp_path / "__MACOSX" / "a.png")
     (tmp_path / "notes.txt").write_text("no image")
-    assert find_images(tmp_path) == ["a.PNG"]
+    assert list(find_images(tmp_path)) == ["a.PNG"]
 
 
 def test_a_broken_image_is_skipped_counted_and_named(classes):
