@@ -14,7 +14,7 @@ from zoo.checkpoints.config_facts import ADAPTER, config_beside
 from zoo.checkpoints.files import read
 from zoo.checkpoints.folders import check_code, check_network
 from zoo.checkpoints.llava import check_rotary, language_state
-from zoo.checkpoints.provenance import entries_of, plain, say_unused, trace
+from zoo.checkpoints.provenance import entries_of, plain, say_unused, some, trace
 
 PREFIX = "language_model."  # in BLIP-2's files
 COMPUTED = ("rotary_emb.inv_freq", "position_ids", "attn.bias", "attn.masked_bias")  # buffers that old files hold
@@ -173,14 +173,10 @@ def _check_report(folder: Path, missing: Any, unexpected: Any) -> None:
     """Refuse networks that weights fill in part, and name what is left over."""
     if lacking := sorted(name for name in missing if not name.endswith(COMPUTED)):
         raise ValueError(
-            f"{folder} does not fill the language model that its config.json describes: it lacks {_some(lacking)}"
+            f"{folder} does not fill the language model that its config.json describes: it lacks {some(lacking)}"
         )
     if left := sorted(name for name in unexpected if not name.endswith(COMPUTED)):
-        rank_zero_info(f"not used from {folder}: {_some(left)}")
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")
+        rank_zero_info(f"not used from {folder}: {some(left)}")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Putting weights into models: the layout is recognised by content, and everything is checked before anything moves."""
 
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -14,11 +14,9 @@ from zoo.checkpoints.config_facts import ADAPTER, config_beside
 from zoo.checkpoints.files import WRAPPED, Checkpoint, adapter_settings, read
 from zoo.checkpoints.format import Converted
 from zoo.checkpoints.llava_config import check_adapter
-from zoo.checkpoints.provenance import entries_of, plain, say_unused, trace
+from zoo.checkpoints.provenance import entries_of, plain, say_unused, some, trace
 from zoo.checkpoints.size import check_size
 from zoo.module import ZooModule
-
-SHOWN = 8  # names per message
 
 
 def load_weights(model: ZooModule, source: str | Path) -> None:
@@ -130,7 +128,7 @@ def _unknown(model: ZooModule, checkpoint: Checkpoint) -> str:
         whose = _of_another(model, checkpoint)
     readable = ", ".join(["our own checkpoints", *(f"'{layout.name}'" for layout in model.formats)])
     return (
-        f"{checkpoint.path} is not for {type(model).__name__}: {whose}it holds {_some(checkpoint.state)}, "
+        f"{checkpoint.path} is not for {type(model).__name__}: {whose}it holds {some(checkpoint.state)}, "
         f"and {type(model).__name__} reads {readable}"
     )
 
@@ -156,11 +154,11 @@ def _check(model: ZooModule, converted: Converted, checkpoint: Checkpoint, layou
     ]
     problems = []
     if missing:
-        problems.append(f"it lacks {_some(missing)}")
+        problems.append(f"it lacks {some(missing)}")
     if unexpected:
-        problems.append(f"it has the unexpected {_some(unexpected)}")
+        problems.append(f"it has the unexpected {some(unexpected)}")
     if shapes:
-        problems.append(f"shapes differ: {_some(shapes, '; ')}")
+        problems.append(f"shapes differ: {some(shapes, '; ')}")
     if problems:
         of = (checkpoint.zoo or {}).get("class")
         whose = f" (a checkpoint of {of})" if of and of != _name(type(model)) else ""
@@ -195,13 +193,6 @@ def _name(cls: type) -> str:
 
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a scalar"
-
-
-def _some(names: Iterable[str], separator: str = ", ") -> str:
-    """The first names, and how many there are."""
-    names = list(names)
-    more = f"{separator}... ({len(names)} in all)" if len(names) > SHOWN else ""
-    return separator.join(names[:SHOWN]) + more
 
 
 def typed_arguments(cls: type, args: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from zoo.checkpoints import pickles
+from zoo.checkpoints.provenance import some
 
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict")  # Lightning and OpenMMLab, unilm, DeepSpeed, valeoai
 #: averaged set, raw set, the one that is read, and whose choice that is
@@ -102,8 +103,7 @@ def with_shadows(state: dict[str, Tensor], path: Path, wanted: bool) -> tuple[di
     raw = {name: value for name, value in state.items() if name not in averaged}
     if wanted:
         left = [name for name in raw if name not in shadows]  # buffers, or what was not trained
-        shown = ", ".join(left[:8]) + (f", ... ({len(left)} in all)" if len(left) > 8 else "")
-        notes = (f"{path} holds no averages of {shown}: these are raw",) if left else ()
+        notes = (f"{path} holds no averages of {some(left)}: these are raw",) if left else ()
         return raw | {name: state[shadow] for name, shadow in shadows.items()}, notes
     said = (
         f"read the raw weights of {path}, as Latent Diffusion does for its first stage; {path}#model_ema are averaged"
