@@ -147,11 +147,13 @@ class _AnnotatedData(ZooDataModule):
                     f"{shown(silent[0].path)}, and one of others: name it of all, or of none"
                 )
             found = said | {"test": said["test"] or said["val"]}
+        elif self.files["val"]:
+            found = {"train": every}
         else:
             # records of one image stay on one side, whatever their ids
             first: dict[str, str] = {}
             sides = [e.image_id if e.path is None else first.setdefault(self._real(e), e.image_id) for e in every]
-            held = set() if self.files["val"] else set(hold_out(list(dict.fromkeys(sides)), self.val_fraction))
+            held = set(hold_out(list(dict.fromkeys(sides)), self.val_fraction))
             found = {"train": [e for e, side in zip(every, sides, strict=True) if side not in held]}
             found["val"] = [e for e, side in zip(every, sides, strict=True) if side in held]
             found["test"] = found["val"]
@@ -164,10 +166,12 @@ class _AnnotatedData(ZooDataModule):
 
     def _say_trained_on(self, entries: dict[str, list[Annotated]]) -> None:
         """Tell of images that a file of its own names and the training file, too."""
-        places = {self._real(entry) for entry in entries["train"] if entry.path is not None}
-        for split in ("val", "test"):
+        given = [split for split in ("val", "test") if self.files[split]]
+        # the disk is asked about every place
+        places = {self._real(entry) for entry in entries["train"] if entry.path is not None} if given else set()
+        for split in given:
             seen = [entry for entry in entries[split] if entry.path is not None]
-            known = [entry for entry in seen if self.files[split] and self._real(entry) in places]
+            known = [entry for entry in seen if self._real(entry) in places]
             if known:
                 rank_zero_info(
                     f"{len(known):,} of {len(seen):,} images of {shown(self.files[split])} are trained on, too, such "
