@@ -9,6 +9,7 @@ from torch import Tensor
 
 from zoo.atomic_files import write_picture_whole, write_text_whole
 from zoo.callbacks.pictures import caption_sheet, log_picture
+from zoo.callbacks.validations import EveryFewValidations
 from zoo.conversations import from_the_question
 from zoo.metrics.captions import BLEU, ROUGEL, CaptionMetric, CIDErD
 from zoo.second_stage import images_of
@@ -29,7 +30,7 @@ def references_of(batch: dict[str, Any], callback: str) -> list[list[str]]:
     return [[caption] for caption in batch["caption"]]
 
 
-class Captions(Callback):
+class Captions(EveryFewValidations, Callback):
     """Let models with ``caption`` describe validation and test images, and log CIDEr-D, BLEU-4 and ROUGE-L.
 
     The references are the ``captions`` of an image, or its one ``caption``; of conversations, the first answer, for
@@ -66,7 +67,7 @@ class Captions(Callback):
             self.writing["prompt"] = prompt
         self.metrics: dict[str, CaptionMetric] = {"cider_d": CIDErD(), "bleu_4": BLEU(), "rouge_l": ROUGEL()}
         self.folder: Path | None = None
-        self._validations, self._wanted = 0, False
+        self._wanted = False
         self._records: list[dict[str, Any]] = []
         self._pictures: list[Tensor] = []
 
@@ -121,14 +122,8 @@ class Captions(Callback):
         write_picture_whole(path.with_suffix(".png"), sheet)
         log_picture(trainer, f"{stage}/captions", sheet)
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"validations": self._validations}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._validations = state_dict["validations"]
-
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(not trainer.sanity_checking and self._validations % self.every_n_validations == 0)
+        self._start(self.is_due(trainer))
 
     def on_validation_batch_end(
         self,
@@ -142,7 +137,7 @@ class Captions(Callback):
         self._add(trainer, pl_module, batch, dataloader_idx, self.max_images)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validations += not trainer.sanity_checking  # one that a signal cuts short is done again
+        super().on_validation_epoch_end(trainer, pl_module)
         self._log("val", trainer, pl_module)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from zoo.atomic_files import write_picture_whole
 from zoo.callbacks.pictures import image_rows, line_plots, log_picture
+from zoo.callbacks.validations import EveryFewValidations
 from zoo.metrics.reconstruction import reconstruct_batch
 from zoo.tokens import as_pixels
 
 
-class ImageGrids(Callback):
+class ImageGrids(EveryFewValidations, Callback):
     """Write ``images/step_NNNNNN.png`` into the log folder, and to every logger that shows images.
 
     The images are spread evenly over the validation set (data sets are often sorted) and the same each time, so that
@@ -37,25 +38,15 @@ class ImageGrids(Callback):
             )
         self.num_images, self.every_n_validations = num_images, every_n_validations
         self.folder: Path | None = None
-        self._validations = 0
         self._rows: dict[str, list[Tensor]] = {}
         self._wanted = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "images"  # on every rank: log_dir broadcasts
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"validations": self._validations}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._validations = state_dict["validations"]
-
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._rows, self._wanted = {}, 0
-        if trainer.sanity_checking or not trainer.is_global_zero:
-            return
-        if self._validations % self.every_n_validations == 0:
-            self._wanted = self.num_images
+        self._rows = {}
+        self._wanted = self.num_images if trainer.is_global_zero and self.is_due(trainer) else 0
 
     def on_validation_batch_end(
         self,
@@ -93,7 +84,7 @@ class ImageGrids(Callback):
         return {"original": as_pixels(originals), "reconstruction": reconstructions}
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validations += not trainer.sanity_checking  # one that a signal cuts short is done again
+        super().on_validation_epoch_end(trainer, pl_module)
         if not self._rows or self.folder is None:
             return
         picture = image_rows({name: torch.cat(parts) for name, parts in self._rows.items()})

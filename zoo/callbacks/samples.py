@@ -11,12 +11,13 @@ from torch import Tensor
 
 from zoo.atomic_files import write_picture_whole
 from zoo.callbacks.pictures import image_rows, log_picture
+from zoo.callbacks.validations import EveryFewValidations
 from zoo.tokens import as_pixels
 
 STRIPS = 3  # images whose decoding is shown
 
 
-class Samples(Callback):
+class Samples(EveryFewValidations, Callback):
     """Write ``samples/step_NNNNNN_{classes,completion,steps}.png`` into the log folder, and to loggers of images.
 
     ``classes`` has one row of samples per class. ``completion`` (of models with ``inpaint``) shows validation images
@@ -56,9 +57,7 @@ class Samples(Callback):
         if guidance:
             self.sampling["guidance"] = guidance
         self.folder: Path | None = None
-        self._validations = 0
         self._wanted = False
-        self._batch: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not hasattr(pl_module, "generate"):
@@ -71,19 +70,8 @@ class Samples(Callback):
             )
         self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"  # on every rank: log_dir broadcasts
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"validations": self._validations}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._validations = state_dict["validations"]
-
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._wanted, self._batch = False, {}
-        if not trainer.sanity_checking and trainer.is_global_zero:
-            self._wanted = self._validations % self.every_n_validations == 0
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validations += not trainer.sanity_checking  # one that a signal cuts short is done again
+        self._wanted = trainer.is_global_zero and self.is_due(trainer)
 
     def on_validation_batch_end(
         self,
