@@ -1,6 +1,5 @@
 """Pictures of what a model does with some validation images, and of how its losses went."""
 
-import csv
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from zoo.atomic_files import write_picture_whole
 from zoo.callbacks.pictures import image_rows, line_plots, log_picture
 from zoo.callbacks.validations import EveryFewValidations
 from zoo.metrics.reconstruction import reconstruct_batch
+from zoo.run_loggers import read_rows
 from zoo.tokens import as_pixels
 
 
@@ -113,10 +113,8 @@ def pick(values: Any, chosen: list[int]) -> Any:
 def read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
     """The finite values in a CSV logger's file: quantity -> (step, value) pairs."""
     series: dict[str, list[tuple[float, float]]] = {}
-    if path.is_file():
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                for name, value in row.items():
-                    if name not in ("step", "epoch") and value and math.isfinite(float(value)):
-                        series.setdefault(name, []).append((float(row["step"]), float(value)))
+    for row in read_rows(path):
+        for name, value in row.items():
+            if name not in ("step", "epoch") and math.isfinite(float(value)):
+                series.setdefault(name, []).append((float(row["step"]), float(value)))
     return series
