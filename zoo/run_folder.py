@@ -36,16 +36,17 @@ def find_checkpoint(path: str | None, subcommand: str | None, run_dir: Path, fet
     """
     if path is None:
         return None
-    there = sorted(str(p) for p in Path().glob("runs/**/*.ckpt") if not any(n.startswith(".") for n in p.parts))[:5]
-    named = f"; there are {', '.join(there)}" if there else ""
     if path == "best":
-        raise ValueError(f"--ckpt_path best means nothing before a run has monitored a metric: give a path{named}")
+        raise ValueError(
+            f"--ckpt_path best means nothing before a run has monitored a metric: give a path{_those_there()}"
+        )
     if path in KEYWORDS:
         pattern = f"{KEYWORDS[path]}*.ckpt"
-        found = [p for p in run_dir.rglob(pattern) if not p.parent.name.startswith(".")]  # what a kill left
-        if not found and (path == "hpc" or subcommand != "fit"):
-            raise FileNotFoundError(f"--ckpt_path {path}: there is no {pattern} in {run_dir}{named}")
-        return path  # which Lightning resolves; a fit with 'last' may be the first of its folder
+        if path == "last" and subcommand == "fit":
+            return path  # which may be the first run of its folder
+        if all(p.parent.name.startswith(".") for p in run_dir.rglob(pattern)):  # what a kill left
+            raise FileNotFoundError(f"--ckpt_path {path}: there is no {pattern} in {run_dir}{_those_there()}")
+        return path  # which Lightning resolves
     if is_address(path):
         if not fetch:
             raise ValueError(
@@ -56,9 +57,15 @@ def find_checkpoint(path: str | None, subcommand: str | None, run_dir: Path, fet
     else:
         file = local_path(path)
     if not file.exists():
-        raise FileNotFoundError(f"there is no checkpoint {path}{named}{how_to_make(file)}")
+        raise FileNotFoundError(f"there is no checkpoint {path}{_those_there()}{how_to_make(file)}")
     _check_checkpoint(file, subcommand)
     return str(file)
+
+
+def _those_there() -> str:
+    """A few checkpoints below ``runs``, for the end of a message."""
+    there = sorted(str(p) for p in Path().glob("runs/**/*.ckpt") if not any(n.startswith(".") for n in p.parts))[:5]
+    return f"; there are {', '.join(there)}" if there else ""
 
 
 def _check_checkpoint(file: Path, subcommand: str | None) -> None:
