@@ -10,12 +10,11 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.image_files import shown
 from datamodules.records import Records, check_words, read_records
+from zoo.conversations import IMAGE, Turn
 
-Turn = dict[str, str]
 IMAGE_KEYS = ("image", "file_name", "filename", "path")
 CAPTION_KEYS = ("caption", "captions", "text", "sentences")
 MISSING = ("nan", "NaN", "<NA>", "NULL", "#N/A", "\\N")  # as pandas, spreadsheets and data bases write it into tables
-IMAGE = "<image>"  # where a conversation shows its image
 
 
 @dataclass

@@ -19,12 +19,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.annotations import Turn
 from datamodules.base import Joined, Sample, Samples, Split, ZooDataModule, missing, package_folder
 from datamodules.emoji_drawings import composite, load_rgba, png_pixels
 from datamodules.emoji_talk import Talk
 from datamodules.transforms import TrainTransform, Transform, make_eval_transform, make_train_transform
 from zoo.choices import one_of
+from zoo.conversations import Turn
 
 Style = Literal["twemoji", "openmoji"]
 Language = Literal["en", "es", "ja", "ko", "pt", "it", "fr", "de", "fa", "id", "zh", "ru", "tr", "ar"]

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from datamodules.annotations import Turn
+from zoo.conversations import IMAGE, Turn
 
-IMAGE = "<image>"
 NAME = (
     "Which emoji is this?",
     "What does this emoji show?",
