@@ -332,6 +332,16 @@ def test_fields_of_an_adapter_beside_lora_of_any_model_are_compared(tmp_path, fi
         zoo.create_model("seed_llm_tiny", weights=folder)
 
 
+def test_an_adapter_is_compared_where_its_file_is_named_too(tmp_path):
+    from peft import LoraConfig
+
+    torch.save(zoo.create_model("seed_llm_tiny").state_dict(), tmp_path / "adapter_model.bin")
+    LoraConfig(r=4, lora_alpha=256, target_modules="all-linear").save_pretrained(tmp_path)
+    for path in (tmp_path, tmp_path / "adapter_model.bin"):
+        with pytest.warns(UserWarning, match="trained with lora_alpha 256, and this model has 8"):
+            zoo.create_model("seed_llm_tiny", weights=path)
+
+
 def lora_folder(folder):
     from peft import LoraConfig
     from safetensors.torch import save_file

@@ -12,23 +12,16 @@ from torch import Tensor
 
 from zoo.checkpoints import flax_msgpack, pickles
 from zoo.checkpoints.addresses import local_path
-from zoo.checkpoints.folders import choose_file, read_json, shards_of
+from zoo.checkpoints.folders import choose_file, shards_of
 from zoo.checkpoints.weight_sets import SHADOW, WRAPPERS, choose, split_choice, with_shadows
 from zoo.recipe_files import how_to_make
 
-#: fields of peft's configuration that no tensor shows, and what plain LoRA has
-PLAIN_LORA: dict[str, Any] = {
-    "peft_type": "LORA", "use_rslora": False, "use_dora": False, "fan_in_fan_out": False, "bias": "none",
-    "rank_pattern": {}, "alpha_pattern": {}, "layer_replication": [],
-}  # fmt: skip
 #: entries beside a state dict that are no weights of the model
 OF_TRAINING = re.compile(
     r"optim|sched|scaler|callback|loop|rng|random|(^|_)(epoch|step|iter|steps)$|^(averaging_state|zoo_run)$",
     re.IGNORECASE,
 )
 LORA_FILES = ("adapter_model.safetensors", "adapter_model.bin")
-
-
 POINTER = b"version h"  # of git-lfs, in place of the file
 #: what torch.compile, Lightning, FSDP and activation checkpointing put into the names of what they wrap
 WRAPPED = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -116,25 +109,6 @@ def _read_shards(index: Path, classes: tuple[str, ...]) -> dict[str, Tensor]:
             raise ValueError(f"{shard} lacks {', '.join(lacking[:8])}, which {index.name} says is in it")
         state |= found
     return state
-
-
-def adapter_settings(folder: Path) -> dict[str, Any] | None:
-    """What peft's ``adapter_config.json`` says of the LoRA beside it, as our own checkpoints say it; None without it.
-
-    The scale of LoRA is in no tensor: with another one the weights load and mean other things.
-
-    Raises:
-        ValueError: for another kind of adapter than plain LoRA.
-    """
-    file = folder / "adapter_config.json"
-    if not file.is_file():
-        return None
-    config = read_json(file)
-    names = {"lora_rank": "r", "lora_alpha": "lora_alpha"}
-    for field, plain in PLAIN_LORA.items():
-        if (found := config.get(field) or plain) != plain:
-            raise ValueError(f"{file} says {field} {found!r}, and only LoRA with {plain!r} is read: merge it first")
-    return {"init_args": {ours: config[theirs] for ours, theirs in names.items() if theirs in config}}
 
 
 def read_safetensors(path: Path) -> Checkpoint:

@@ -5,13 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoints.config_facts import ADAPTER, config_beside
+from zoo.checkpoints.config_facts import config_beside
 from zoo.checkpoints.config_fields import GENERATION, Fields, Must, set_to
 
 HERE = "config.json beside these weights"
 #: model_type of haotian-liu's files -> that of the language model that they extend
 LANGUAGE = {"llava": "llama", "llava_llama": "llama", "llava_mistral": "mistral"}
 STRATEGIES = {"default": "patch", "full": "cls_patch"}
+#: fields of peft's configuration that no tensor shows, and what plain LoRA has
+PLAIN_LORA: dict[str, Any] = {
+    "peft_type": "LORA", "use_rslora": False, "use_dora": False, "fan_in_fan_out": False, "bias": "none",
+    "rank_pattern": {}, "alpha_pattern": {}, "layer_replication": [],
+}  # fmt: skip
 TOWER_SIZE = re.compile(r"clip-vit-large-patch14(-336)?$")
 
 
@@ -134,12 +139,33 @@ def check_original(config: Mapping[str, Any], model: Any) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def check_adapter(adapter: Mapping[str, Any], model: Any) -> None:
-    """Go through the fields of peft's ``adapter_config.json``, for any model with LoRA.
+def adapter_settings(adapter: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """What peft's ``adapter_config.json`` says of the LoRA beside it, as our own checkpoints say it.
+
+    The scale of LoRA is in no tensor: with another one the weights load and mean other things.
 
     Args:
         adapter: the file's content.
+        source: name of the file, for the message.
+
+    Raises:
+        ValueError: for another kind of adapter than plain LoRA.
+    """
+    names = {"lora_rank": "r", "lora_alpha": "lora_alpha"}
+    for name, plain in PLAIN_LORA.items():
+        found = adapter.get(name, plain)
+        if found != plain and (found is not None or plain):
+            raise ValueError(f"{source} says {name} {found!r}, and only LoRA with {plain!r} is read: merge it first")
+    return {"init_args": {ours: adapter[theirs] for ours, theirs in names.items() if theirs in adapter}}
+
+
+def check_adapter(adapter: Mapping[str, Any], model: Any, source: str) -> None:
+    """Go through the fields of peft's ``adapter_config.json`` of plain LoRA, for any model with LoRA.
+
+    Args:
+        adapter: the file's content, which :func:`adapter_settings` has seen.
         model: that gets the matrices.
+        source: name of the file, for the message.
 
     Raises:
         ValueError: naming the field that says something else than the model has, or that nobody knows.
@@ -148,28 +174,24 @@ def check_adapter(adapter: Mapping[str, Any], model: Any) -> None:
     layers = [name.partition(".network.")[2].partition(".lora_A.")[0] for name in state]
     rank = model.state_dict()[state[0]].shape[0] if state else 0
     must = {
-        "peft_type": Must("LORA", "LORA"),
         "r": Must(rank, rank, "set lora_rank"),
-        "bias": Must("none", "none"),
         "init_lora_weights": Must(
             True, True, "the language model was changed with the matrices",
             set_to(True, False, None, "gaussian", "eva", "orthogonal"),
         ),
     }  # fmt: skip
-    must |= {name: Must(False, False, equal=set_to(False, None)) for name in ("use_rslora", "use_dora", "lora_bias")}
-    must |= {name: Must({}, {}, equal=set_to({}, None)) for name in ("rank_pattern", "alpha_pattern")}
     free = (
         "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
         "lora_dropout", "layers_pattern", "megatron_core", "eva_config", "qalora_group_size", "exclude_modules",
         "runtime_config",
     )  # fmt: skip
-    Fields(("lora_alpha", "target_modules"), must, free).check(adapter, ADAPTER)
+    Fields((*PLAIN_LORA, "lora_alpha", "target_modules"), must, free).check(adapter, source)
     targets = adapter.get("target_modules")
     if targets and targets != "all-linear":
         for layer in layers:
             if not _is_target(layer, targets):
                 raise ValueError(
-                    f"{ADAPTER} says target_modules {targets!r}, and this model has matrices beside every linear "
+                    f"{source} says target_modules {targets!r}, and this model has matrices beside every linear "
                     f"layer, {layer} too: that is not implemented"
                 )
 

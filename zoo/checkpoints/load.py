@@ -11,9 +11,9 @@ from torch import Tensor
 
 from zoo import registry
 from zoo.checkpoints.config_facts import ADAPTER, config_beside
-from zoo.checkpoints.files import WRAPPED, Checkpoint, adapter_settings, read
+from zoo.checkpoints.files import WRAPPED, Checkpoint, read
 from zoo.checkpoints.format import Converted
-from zoo.checkpoints.llava_config import check_adapter
+from zoo.checkpoints.llava_config import adapter_settings, check_adapter
 from zoo.checkpoints.provenance import entries_of, plain, say_unused, some, trace
 from zoo.checkpoints.size import check_size
 from zoo.module import ZooModule
@@ -82,10 +82,7 @@ def _describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _put(model: ZooModule, checkpoint: Checkpoint) -> None:
-    said = checkpoint.zoo or adapter_settings(checkpoint.path)
-    adapter = config_beside(checkpoint.path).get(f"_{ADAPTER}")
-    if adapter and checkpoint.zoo is None and any(".lora_" in name for name in checkpoint.state):
-        check_adapter(adapter, model)
+    said = _adapter(model, checkpoint) if checkpoint.zoo is None else checkpoint.zoo
     layout, converted = _convert(model, checkpoint)
     used = entries_of(converted.state.values()).union(converted.checked)
     converted = replace(converted, state=plain(converted.state))
@@ -96,6 +93,19 @@ def _put(model: ZooModule, checkpoint: Checkpoint) -> None:
     model.warn_of_other_parts(said, str(checkpoint.path))
     _report(checkpoint, layout, converted)
     say_unused(checkpoint.path, checkpoint.state, used)
+
+
+def _adapter(model: ZooModule, checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """What peft says of LoRA matrices, which must be as the model's; None where it says nothing."""
+    matrices = any(".lora_" in name for name in checkpoint.state)
+    beside = config_beside(checkpoint.path).get(f"_{ADAPTER}")
+    if not beside or not (matrices or checkpoint.path.is_dir()):  # a file without matrices is no part of the adapter
+        return None
+    source = f"{ADAPTER} of {checkpoint.path}"
+    said = adapter_settings(beside, source)
+    if matrices:
+        check_adapter(beside, model, source)
+    return said
 
 
 def _convert(model: ZooModule, checkpoint: Checkpoint) -> tuple[str, Converted]:
