@@ -3,7 +3,7 @@
 Pixels are ``b 3 h w`` floats in [0, 1]; uint8 is accepted and converted. Each model owns its normalisation.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -12,7 +12,7 @@ from math import prod
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from zoo.nn.nearest_code import without_tf32
@@ -236,28 +236,35 @@ def check_weights(model: nn.Module) -> None:
     found: dict[str, Tensor] = {}
     for prefix, part in parts:
         for name, value in chain(part.named_parameters(), part.named_buffers()):
-            if not value.is_floating_point() or f"{prefix}{name}".startswith(elsewhere):
+            name = f"{prefix}{name}"
+            if not value.is_floating_point() or name.startswith(elsewhere):
                 continue
             if value.dtype != torch.float32:
                 raise ValueError(
-                    f"{prefix}{name} of this {type(model).__name__} has weights of {value.dtype}, and ids are those of "
+                    f"{name} of this {type(model).__name__} has weights of {value.dtype}, and ids are those of "
                     f"float32 weights: call .float(), or leave out what cast them, and run the rest under autocast"
                 )
-            found[f"{prefix}{name}"] = value
+            found[name] = value
     state = tuple((value.data_ptr(), 0 if value.is_inference() else value._version) for value in found.values())
-    if not found or getattr(model, "_weights_seen", None) == state:  # looked at once per write: a GPU waits for it
+    if getattr(model, "_weights_seen", None) == state:  # looked at once per write: a GPU waits for it
         return
-    device = next(iter(found.values())).device
     # a mask among the buffers may well be infinite
-    bad = [~value.isfinite() if isinstance(value, nn.Parameter) else value.isnan() for value in found.values()]
-    bad_ones = torch.stack([some.any().to(device) for some in bad]).tolist()
-    if any(bad_ones):
-        name = next(name for name, wrong in zip(found, bad_ones, strict=True) if wrong)
+    bad = {n: (~v.isfinite() if isinstance(v, nn.Parameter) else v.isnan()).any() for n, v in found.items()}
+    if names := names_where(bad):
         raise ValueError(
-            f"{name} of this {type(model).__name__} is no longer finite, so its ids would mean nothing: the training "
-            "diverged, take an earlier checkpoint"
+            f"{names[0]} of this {type(model).__name__} is no longer finite, so its ids would mean nothing: the "
+            "training diverged, take an earlier checkpoint"
         )
     model._weights_seen = state  # type: ignore[assignment]
+
+
+def names_where(flags: Mapping[str, Bool[Tensor, ""]]) -> list[str]:
+    """Names of the flags that are set; a GPU waits once for all of them."""
+    if not flags:
+        return []
+    device = next(iter(flags.values())).device
+    values = torch.stack([flag.to(device) for flag in flags.values()]).tolist()
+    return [name for name, on in zip(flags, values, strict=True) if on]
 
 
 def reconstruct(model: Tokenizer, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h2 w2"]:

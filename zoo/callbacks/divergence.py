@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from zoo.callbacks.summary import last_checkpoint
+from zoo.checkpoints.provenance import some
 from zoo.run_folder import shown
+from zoo.tokens import names_where
 
-SHOWN = 3  # names per message
 REMEDY = "lower the learning rate, warm up longer or clip gradients (--trainer.gradient_clip_val=1)"
 
 
@@ -47,10 +48,9 @@ class DivergenceGuard(pl.Callback):
         self._check(trainer)
         if not self._stopped and (names := not_finite(pl_module)):
             self._stopped = True  # an emergency checkpoint must not raise again
-            more = f", ... ({len(names)} in all)" if len(names) > SHOWN else ""
             raise ValueError(
-                f"weights are no longer finite at step {trainer.global_step} ({', '.join(names[:SHOWN])}{more}): "
-                f"{REMEDY}; {_kept(trainer)}"
+                f"weights are no longer finite at step {trainer.global_step} ({some(names, most=3)}): {REMEDY}; "
+                f"{_kept(trainer)}"
             )
 
     def _check(self, trainer: pl.Trainer) -> None:
@@ -70,12 +70,7 @@ def not_finite(model: nn.Module) -> list[str]:
 
     Frozen parameters are left out: nothing has changed them.
     """
-    stored = dict(_stored(model))
-    if not stored:
-        return []
-    device = next(iter(stored.values())).device
-    good = torch.stack([value.isfinite().all().to(device) for value in stored.values()])  # one wait for all of them
-    return [name for name, fine in zip(stored, good.tolist(), strict=True) if not fine]
+    return names_where({name: ~value.isfinite().all() for name, value in _stored(model)})
 
 
 def _stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

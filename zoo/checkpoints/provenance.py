@@ -68,11 +68,11 @@ def say_unused(source: object, state: Mapping[str, Tensor], used: Iterable[str])
         rank_zero_info(f"not used from {source}: {grouped(unused)}")
 
 
-def some(names: Iterable[str], separator: str = ", ") -> str:
+def some(names: Iterable[str], separator: str = ", ", most: int = SHOWN) -> str:
     """The first names, and how many there are."""
     names = list(names)
-    more = f"{separator}... ({len(names)} in all)" if len(names) > SHOWN else ""
-    return separator.join(names[:SHOWN]) + more
+    more = f"{separator}... ({len(names)} in all)" if len(names) > most else ""
+    return separator.join(names[:most]) + more
 
 
 def grouped(names: Iterable[str]) -> str:
