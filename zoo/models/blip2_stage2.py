@@ -253,10 +253,11 @@ class BLIP2Stage2(ZooModule):
         samples: list[list[Piece]] = []
         if self.language.encoder_decoder:
             samples = [[Image(i), Text((*text.ids(given)[: most - 1], text.end))] for i, (given, _) in enumerate(pairs)]
-            rows = [(*text.ids(learned)[: most - 1], text.end) for _, learned in pairs]
+            written = [text.ids(learned) for _, learned in pairs]
+            rows = [(*ids[: most - 1], text.end) for ids in written]
             longest = max(map(len, rows))
             targets = [[*row, *[IGNORED] * (longest - len(row))] for row in rows]
-            cut = sum(len(text.ids(learned)) > most - 1 for _, learned in pairs)
+            cut = sum(len(ids) > most - 1 for ids in written)
             spliced = replace(splice(samples, tokens, self.language.embed), answers=len(pairs), partly_cut=cut)
             return spliced, torch.tensor(targets, device=tokens.device)
         for i, (given, learned) in enumerate(pairs):

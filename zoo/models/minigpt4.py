@@ -13,7 +13,6 @@ prompts) -> `MiniGPT4.losses`.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -225,18 +224,17 @@ class MiniGPT4(ZooModule):
         return self.language.log_likelihood(self._read(tokens, captions, draw=False), limit="max_text_tokens")
 
     def _read(self, tokens: Tensor, captions: Sequence[str], draw: bool = True) -> Spliced:
-        samples, cut = [], 0
+        samples, most = [], self.max_text_tokens
         for i, caption in enumerate(captions):
             if not caption.strip():
                 raise ValueError(f"caption {i} of the batch is empty: remove such images")
             # the first stage's captions are cleaned, the second's descriptions are not
             said = clean_caption(caption) if self.prompts is None else caption.strip()
             answer = self.language.text.ids(f"{said}{self.end}")
-            cut += len(answer) > self.max_text_tokens
             chosen = int(torch.randint(len(self.prompts), ())) if self.prompts and draw and self.training else 0
             prompt = self.prompts[chosen] if self.prompts else None
-            samples.append([*self._prompt(i, prompt), Text(answer[: self.max_text_tokens], True)])
-        return replace(splice(samples, tokens, self.language.embed), partly_cut=cut)
+            samples.append([*self._prompt(i, prompt), Text(answer[:most], True, lost=len(answer[most:]))])
+        return splice(samples, tokens, self.language.embed)
 
     def _prompt(self, image: int, prompt: str | None) -> list[Piece]:
         if prompt is None:

@@ -17,7 +17,6 @@ multimodal autoregression -> `SEEDLLM.losses` with `learn="all"`.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -333,10 +332,7 @@ class SEEDLLM(ZooModule):
             self._sample(ids, caption, writes=False, learn="answer")
             for ids, caption in zip(tokens.tolist(), captions, strict=True)
         ]
-        spliced = self._splice(samples)
-        text, most = self.language_model.text, self.max_text_tokens
-        cut = sum(len(text.ids(f" {caption.strip()}")) > most for caption in captions)
-        return self.language_model.log_likelihood(replace(spliced, partly_cut=cut), limit="max_text_tokens")
+        return self.language_model.log_likelihood(self._splice(samples), limit="max_text_tokens")
 
     def image_tokens(self, images: Shaped[Tensor, "b 3 h w"]) -> Int[Tensor, "b n"]:
         """What the language model reads of images: their ids."""
@@ -350,8 +346,9 @@ class SEEDLLM(ZooModule):
         if writes:
             return [Text(text.start), Text(self._request(caption), every), Text(self.words.span(image), True)]
         prompt = f" {self.caption_prompt}" if self.caption_prompt else ""
-        said = (*text.ids(f" {caption.strip()}")[: self.max_text_tokens], *text.ids("\n"))
-        return [Text(text.start), Text((*self.words.span(image), *text.ids(prompt)), every), Text(said, True)]
+        words, most = text.ids(f" {caption.strip()}"), self.max_text_tokens
+        said = Text((*words[:most], *text.ids("\n")), True, lost=len(words[most:]))
+        return [Text(text.start), Text((*self.words.span(image), *text.ids(prompt)), every), said]
 
     def _ids(self, tokens: Tokens) -> list[list[int]]:
         if tokens.ids is None:

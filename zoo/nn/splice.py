@@ -20,11 +20,13 @@ class Text:
         ids: its tokens.
         learn: which of them are to be predicted; True or False for all of them.
         answers: number of the answer that each belongs to, or None; without it, all that is learned of a sample is one.
+        lost: tokens of that one answer that a limit on the text has left out already.
     """
 
     ids: tuple[int, ...]
     learn: bool | tuple[bool, ...] = False
     answers: tuple[int | None, ...] | None = None
+    lost: int = 0
 
     def flags(self) -> tuple[bool, ...]:
         """Whether each token is to be predicted."""
@@ -59,7 +61,7 @@ class Spliced:
         labels: the token that stands at each position where it is to be predicted, else -100.
         answers: how many there are to be predicted; several in a conversation with several turns.
         cut: answers of which ``max_length`` left nothing.
-        partly_cut: answers of which it took the end.
+        partly_cut: answers of which it, or a limit on the text, took the end.
     """
 
     embeds: Float[Tensor, "b s d"]
@@ -71,7 +73,7 @@ class Spliced:
 
     @property
     def cut_share(self) -> float:
-        """Share of the answers that lost something, or all, to ``max_length``."""
+        """Share of the answers that lost something, or all."""
         return (self.cut + self.partly_cut) / max(1, self.answers)
 
     @property
@@ -116,6 +118,7 @@ def splice(
         place: list[int] = []
         label: list[int] = []
         answers: list[int | None] = []
+        lost = 0
         for piece in pieces:
             if isinstance(piece, Image):
                 if not 0 <= piece.index < count:
@@ -129,7 +132,8 @@ def splice(
                 label += [i if learn else IGNORED for i, learn in zip(piece.ids, piece.flags(), strict=True)]
                 words += piece.ids
                 answers += piece.answer_of()
-        left, whole = Counter(answers[:max_length]), Counter(answers)
+                lost += piece.lost
+        left, whole = Counter(answers[:max_length]), Counter(answers + [0] * lost)
         lengths += [(left[answer], size_of) for answer, size_of in whole.items() if answer is not None]
         places.append(place[:max_length])
         labels.append(label[:max_length])
