@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from published_folders import edited
 
 import zoo
 from zoo.nn.qformer_masks import itc_mask
@@ -74,6 +75,16 @@ def test_other_sizes_are_refused(folder, settings, sentence):
     with pytest.raises(ValueError, match=sentence) as caught:
         tiny(folder[0], **settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("hidden_act", "relu"), ("layer_norm_eps", 1e-5), ("position_embedding_type", "relative_key")],
+)
+def test_what_no_tensor_shows_is_compared(folder, tmp_path_factory, field, value):
+    other = edited(folder[0], tmp_path_factory.mktemp("edited") / "bert", **{field: value})
+    with pytest.raises(ValueError, match=f"says {field} {value!r}, and this model has"):
+        tiny(other)
 
 
 def test_missing_folder():

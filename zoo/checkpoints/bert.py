@@ -7,18 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.checkpoints.config_facts import check_facts, config_beside
+from zoo.checkpoints.config_facts import config_beside
+from zoo.checkpoints.config_fields import Fields, Must
 from zoo.checkpoints.files import read
 from zoo.checkpoints.format import check_positions
 from zoo.checkpoints.provenance import entries_of, plain, say_unused, trace
+from zoo.nn.qformer import EPS
 from zoo.wordpiece import minilm_folder
 
 PREFIX = "bert."
-#: what the Q-Former has and no tensor shows
-FACTS = {
-    "hidden_act": ("gelu", "gelu"), "layer_norm_eps": (1e-12, 1e-12),
-    "position_embedding_type": ("absolute", "absolute"),
-}  # fmt: skip
+#: what no tensor shows; the other fields of a BERT are not looked at
+FIELDS = Fields(
+    must={
+        "hidden_act": Must("gelu", "gelu"), "layer_norm_eps": Must(EPS, 1e-12),
+        "position_embedding_type": Must("absolute", "absolute"),
+    },
+    free=("*",),
+)  # fmt: skip
 
 
 def start_from_bert(qformer: Any, source: str) -> None:
@@ -41,7 +46,7 @@ def start_from_bert(qformer: Any, source: str) -> None:
         raise FileNotFoundError(f"text_init is {source!r}, which is neither 'minilm' nor a folder of BERT")
     config = config_beside(folder) if folder.is_dir() else {}
     heads = config.get("num_attention_heads")
-    check_facts(config, FACTS, source)
+    FIELDS.check(config, f"config.json of {source}")
     file = trace(read(folder).state)
     state = {name.removeprefix(PREFIX): value.float() for name, value in file.items()}
     own = qformer.state_dict()

@@ -1,4 +1,4 @@
-"""Facts of a network that no tensor shows and ``config.json`` beside the weights states: heads, activations, norms."""
+"""The files of settings beside weights, read as one configuration, and what it says of pixels."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,22 +43,3 @@ def pixel_notes(config: Mapping[str, Any], normalisation: str) -> tuple[str, ...
     known = [name for name, (mean, _) in STATISTICS.items() if theirs == list(mean)]
     remedy = f": set normalisation to {known[0]} for their outputs" if known else ""
     return (f"the pixels of these weights had the mean {theirs}, and this model subtracts {list(own)}{remedy}",)
-
-
-def check_facts(config: Mapping[str, Any], facts: Mapping[str, tuple[Any, Any]], source: str = "") -> None:
-    """Compare fields of a configuration with a model.
-
-    Args:
-        config: of the weights.
-        facts: field -> (what it is where the configuration leaves it out, what the model has). A number of the model
-            is also found in a pair of it, as sides of images and patches are written.
-        source: name of the weights, for the message.
-
-    Raises:
-        ValueError: naming the first field that says something else than the model.
-    """
-    for name, (default, own) in facts.items():
-        found = config.get(name, default)
-        if found not in (own, [own, own]):
-            of = f" of {source}" if source else " beside these weights"
-            raise ValueError(f"config.json{of} says {name} {found!r}, and this model has {own!r}")

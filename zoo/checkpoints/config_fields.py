@@ -85,8 +85,7 @@ def unknown(config: Mapping[str, Any], known: Iterable[str]) -> list[str]:
     return [
         name
         for name, value in config.items()
-        if not any(value is nothing or value == nothing for nothing in NOTHING)
-        and not any(fnmatchcase(name, pattern) for pattern in patterns)
+        if value not in NOTHING and not any(fnmatchcase(name, pattern) for pattern in patterns)
     ]
 
 
