@@ -99,6 +99,16 @@ def test_configurations_of_the_published_llava_that_contradict_themselves_end_in
     assert "\n" not in str(caught.value)
 
 
+def test_two_tables_where_the_configuration_says_one_are_refused(llama_folder, tmp_path):
+    llava = {"model_type": "llava_llama", "mm_hidden_size": 32, "mm_projector_type": "linear"}
+    assert language_model(str(edited(llama_folder, tmp_path / "two", **llava))).width == 32
+    folder = edited(llama_folder, tmp_path / "one", **llava, tie_word_embeddings=True)
+    with pytest.raises(
+        ValueError, match=r"lm_head\.weight and model\.embed_tokens\.weight are one table, and holds two"
+    ):
+        language_model(str(folder))
+
+
 def test_a_folder_with_lora_is_no_language_model(llama_folder, tmp_path):
     folder = edited(llama_folder, tmp_path / "f", file="adapter_config.json", r=4)
     with pytest.raises(ValueError, match="holds LoRA matrices beside a language model"):

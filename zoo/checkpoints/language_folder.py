@@ -143,16 +143,13 @@ def _filled(builder: Any, config: Any, state: dict[str, Tensor], folder: Path, d
     network.tie_weights()
     filled = {own[name].data_ptr() for name in state if name in own}
     _check_report(folder, [name for name in missing if own[name].data_ptr() not in filled], unexpected)
-    for one in state.keys() & own.keys():
-        for other in state.keys() & own.keys():
-            if (
-                one < other
-                and own[one].data_ptr() == own[other].data_ptr()
-                and not torch.equal(state[one], state[other])
-            ):
-                raise ValueError(
-                    f"{folder} says that {one} and {other} are one table, and holds two: mend tie_word_embeddings"
-                )
+    tables: dict[int, str] = {}  # place in memory -> first of the names that it has
+    for name in sorted(state.keys() & own.keys()):
+        first = tables.setdefault(own[name].data_ptr(), name)
+        if first != name and not torch.equal(state[first], state[name]):
+            raise ValueError(
+                f"{folder} says that {first} and {name} are one table, and holds two: mend tie_word_embeddings"
+            )
     return network
 
 
