@@ -74,10 +74,10 @@ class Joined(Samples):
 class ZooDataModule(pl.LightningDataModule):
     """Base of the data modules. Constructor arguments are plain data.
 
-    A subclass fills ``train``, ``val`` and ``test`` in ``setup`` and implements :meth:`view`. ``val``, ``test`` and
-    the predict loader go through their images in a fixed order and augment nothing. Order and augmentation of the
-    training images follow from the seed and the epoch, whatever the number of workers, and a checkpoint says how many
-    images of the epoch were seen.
+    A subclass fills ``train``, ``val`` and ``test`` in ``setup``, and there ``_views``, or implements :meth:`view`.
+    ``val``, ``test`` and the predict loader go through their images in a fixed order and augment nothing. Order and
+    augmentation of the training images follow from the seed and the epoch, whatever the number of workers, and a
+    checkpoint says how many images of the epoch were seen.
 
     Args:
         batch_size: images per training batch and per process.
@@ -110,6 +110,7 @@ class ZooDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.predict_split = one_of("predict_split", predict_split, get_args(Split))
         self.seed = seed
+        self._views: dict[str, Any] = {}  # split -> its images without augmentation
         self._asked = batch_size
         self._order: TrainOrder | None = None
         self._saved: dict[str, Any] | None = None
@@ -141,7 +142,12 @@ class ZooDataModule(pl.LightningDataModule):
 
     def view(self, split: Split) -> Dataset:
         """The images of a split without augmentation, in a fixed order."""
-        raise NotImplementedError
+        split = self._known(split)
+        if not self._views:
+            raise NotImplementedError(f"{type(self).__name__} has no views: its setup has to fill _views")
+        if split == "all":
+            return Joined(list(dict.fromkeys(self._views.values())))
+        return self._views[split]
 
     def train_dataloader(self) -> DataLoader:
         self._need_setup()

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import Dataset
 
 from datamodules.annotations import Annotated, read_captions, read_conversations
-from datamodules.base import Joined, Sample, Samples, Split, ZooDataModule
+from datamodules.base import Sample, Samples, Split, ZooDataModule
 from datamodules.image_files import shown
 from datamodules.image_folder import ImageFolderDataset, hold_out, look_through_together
 from datamodules.transforms import (
@@ -111,7 +110,6 @@ class _AnnotatedData(ZooDataModule):
             train_transform, image_size, None, tuple(crop_scale), resting=eval_transform
         )
         self._eval_transform = make_eval_transform(eval_transform, image_size)
-        self._views: dict[str, AnnotatedDataset] = {}
         self._folders: dict[str, str] = {}  # folder of images -> its real path
 
     def setup(self, stage: str | None = None) -> None:
@@ -189,11 +187,6 @@ class _AnnotatedData(ZooDataModule):
     def _dataset(self, entries: Sequence[Annotated], train: bool = False) -> AnnotatedDataset:
         transform = self._train_transform if train else self._eval_transform
         return AnnotatedDataset(self.root, entries, transform, self.image_size, train, self.max_broken)
-
-    def view(self, split: Split) -> Dataset:
-        if self._known(split) == "all":
-            return Joined(list(dict.fromkeys(self._views.values())))
-        return self._views[split]
 
 
 class CaptionData(_AnnotatedData):

@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Int, UInt8
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from datamodules.base import Joined, Sample, Samples, Split, ZooDataModule, missing, package_folder
+from datamodules.base import Sample, Samples, Split, ZooDataModule, missing, package_folder
 from datamodules.emoji_drawings import composite, load_rgba, png_pixels
 from datamodules.emoji_talk import Talk
 from datamodules.transforms import TrainTransform, Transform, make_eval_transform, make_train_transform
@@ -242,7 +241,6 @@ class EmojiData(ZooDataModule):
         self.margin = round(margin * image_size) if train_transform in ("shift_scale", "dalle") else 0
         self._train_transform = make_train_transform(train_transform, image_size, token_image_size, tuple(crop_scale))
         self._eval_transform = make_eval_transform("beit", image_size, token_image_size)
-        self._views: dict[str, EmojiDataset] = {}
 
     @property
     def class_names(self) -> list[str]:
@@ -291,11 +289,6 @@ class EmojiData(ZooDataModule):
             f"EmojiData: {len(entries):,} {self.style} drawings at {self.image_size} px, {self.num_classes} classes; "
             + ", ".join(f"{split} {counts[split]:,}" for split in SPLITS)
         )
-
-    def view(self, split: Split) -> Dataset:
-        if self._known(split) == "all":
-            return Joined([self._views[s] for s in SPLITS])
-        return self._views[split]
 
     def _talks(self, captions: list[str]) -> tuple[Any, Any]:
         """What evaluation and training talk about, or None."""

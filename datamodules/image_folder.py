@@ -12,9 +12,8 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import Dataset
 
-from datamodules.base import Joined, Sample, Samples, Split, ZooDataModule
+from datamodules.base import Sample, Samples, Split, ZooDataModule
 from datamodules.image_files import Unreadable, find_images, read_image, shown
 from datamodules.transforms import (
     EVAL_TRANSFORMS,
@@ -212,7 +211,6 @@ class ImageFolderData(ZooDataModule):
         )
         self._eval_transform = make_eval_transform(eval_transform, image_size, token_image_size)
         self.class_names: list[str] | None = None
-        self._views: dict[str, ImageFolderDataset] = {}
 
     @property
     def num_classes(self) -> int | None:
@@ -261,11 +259,6 @@ class ImageFolderData(ZooDataModule):
             f"ImageFolderData: {shown(root)}, {len(numbered):,} images, {classes}; train {len(self.train):,}, "
             f"val {len(self.val):,}, {tested}"
         )
-
-    def view(self, split: Split) -> Dataset:
-        if self._known(split) == "all":
-            return Joined(list(dict.fromkeys(self._views.values())))
-        return self._views[split]
 
     def _dataset(
         self, root: Path, found: list[tuple[int, str]], transform: Transform, replace: bool = False

@@ -7,9 +7,8 @@ import torch
 from jaxtyping import UInt8
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from datamodules.base import Joined, Sample, Samples, Split, ZooDataModule, package_folder
+from datamodules.base import Sample, Samples, Split, ZooDataModule, package_folder
 from datamodules.image_files import read_image
 from datamodules.transforms import Transform, make_eval_transform, random_crop, random_flip
 
@@ -137,7 +136,6 @@ class PhotoData(ZooDataModule):
             raise ValueError(f"crops_per_epoch and image_size must be positive, got {crops_per_epoch}, {image_size}")
         self.image_size, self.crops_per_epoch = image_size, crops_per_epoch
         self._transform = make_eval_transform("beit", image_size, token_image_size)
-        self._views: dict[str, GridCrops] = {}
 
     def setup(self, stage: str | None = None) -> None:
         if self._views:
@@ -161,6 +159,3 @@ class PhotoData(ZooDataModule):
             f"train {len(PHOTOS['train'])} photographs, {self.crops_per_epoch:,} random crops per epoch; "
             f"val {len(PHOTOS['val'])}, {len(self.val):,} crops; test {len(PHOTOS['test'])}, {len(self.test):,} crops"
         )
-
-    def view(self, split: Split) -> Dataset:
-        return Joined(list(self._views.values())) if self._known(split) == "all" else self._views[split]

@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from datamodules.base import Joined, Sample, Samples, Split, ZooDataModule
+from datamodules.base import Sample, Samples, Split, ZooDataModule
 from zoo.token_shards import (
     HEADER,
     TEXTS,
@@ -98,16 +97,12 @@ class TokenData(ZooDataModule):
                 )
             self.train, self.val = self._read("train"), self._read("val")
             self.test = self._read("test") if (self.root / "test" / HEADER).exists() else self.val
+            self._views = {"train": self.train, "val": self.val, "test": self.test}
             rank_zero_info(
                 f"TokenData: {self.root}, {self.headers['train']['num_tokens']} tokens of "
                 f"{self.headers['train']['vocab_size']} per image; train {len(self.train):,}, val {len(self.val):,}"
             )
         self._check_readers()
-
-    def view(self, split: Split) -> Dataset:
-        if self._known(split) == "all":
-            return Joined([self.train, self.val, *([] if self.test is self.val else [self.test])])
-        return getattr(self, split)
 
     def _read(self, split: str) -> TokenDataset:
         folder = self.root / split
