@@ -76,6 +76,19 @@ def write_picture_whole(path: str | Path, picture: Any) -> Path:
     return Path(path)
 
 
+def refusal(folder: Path, size: int) -> OSError | None:
+    """The error of writing so many bytes into a folder, which is made if need be, found by trying; None without one."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(size))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error
+    return None
+
+
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[Path]:
     """A path of the same name in a new hidden folder beside, which is removed at the end; errors in a sentence."""
@@ -193,11 +206,5 @@ def _reason(error: Exception, part: Path | None) -> str | None:
         return os.strerror(int(found[1]))
     if part is None or "inline_container" not in str(error):  # torch tells where it noticed, not why
         return None
-    try:
-        with open(part.with_name("probe"), "wb") as file:
-            file.write(bytes(_PROBE))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as cause:
-        return cause.strerror
-    return None
+    cause = refusal(part.parent, _PROBE)
+    return None if cause is None else cause.strerror

@@ -1,8 +1,9 @@
 """Where files are kept that can be made again: drawn images, dequantised weights."""
 
 import os
-import tempfile
 from pathlib import Path
+
+from zoo.atomic_files import refusal
 
 VARIABLE = "TOKENZOO_CACHE"
 
@@ -14,16 +15,8 @@ def cache_folder() -> Path:
 
 def cache_problem() -> str | None:
     """Why nothing can be kept in the cache, in one sentence; None where it can. To ask before work is done for it."""
-    folder = cache_folder()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(4096))
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        return not_kept(error)
-    return None
+    error = refusal(cache_folder(), 4096)
+    return None if error is None else not_kept(error)
 
 
 def not_kept(error: OSError) -> str:
