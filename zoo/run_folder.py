@@ -5,6 +5,8 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from lightning.pytorch import Trainer
+
 from zoo.checkpoints import pickles
 from zoo.checkpoints.addresses import fetch_file, is_address, local_path
 from zoo.checkpoints.run_state import check_run
@@ -121,6 +123,11 @@ def free_number(folder: Path) -> int:
     """The first one under which nothing was moved aside."""
     taken = [f"{Path(name).stem}-{{}}{Path(name).suffix}" for name in RECORD] + ["tensorboard-{}"]
     return next(n for n in itertools.count(1) if not any((folder / name.format(n)).exists() for name in taken))
+
+
+def log_folder(trainer: Trainer) -> Path:
+    """Where a run writes what it logs; every rank must ask, because Lightning's ``log_dir`` broadcasts."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
 
 
 def shown(path: str | Path) -> Path:

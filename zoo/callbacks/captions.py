@@ -12,6 +12,7 @@ from zoo.callbacks.pictures import caption_sheet, log_picture
 from zoo.callbacks.validations import EveryFewValidations
 from zoo.conversations import from_the_question
 from zoo.metrics.captions import BLEU, ROUGEL, CaptionMetric, CIDErD
+from zoo.run_folder import log_folder
 from zoo.second_stage import images_of
 from zoo.strict_json import strict_json
 from zoo.tokens import Tokens, as_pixels
@@ -74,7 +75,7 @@ class Captions(EveryFewValidations, Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if not hasattr(pl_module, "caption"):
             raise ValueError(f"{type(pl_module).__name__} writes no captions: leave the callback Captions out")
-        self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "captions"  # every rank: log_dir broadcasts
+        self.folder = log_folder(trainer) / "captions"
 
     def _start(self, wanted: bool) -> None:
         self._wanted, self._records, self._pictures = wanted, [], []

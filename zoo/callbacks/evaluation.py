@@ -1,12 +1,12 @@
 """The evaluation callback: reconstruction metrics of any model that decodes to pixels."""
 
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from zoo.atomic_files import write_text_whole
 from zoo.metrics.reconstruction import ReconstructionReport, reconstruct_batch
+from zoo.run_folder import log_folder
 from zoo.strict_json import not_finite_in, strict_json
 
 
@@ -109,7 +109,7 @@ class Evaluation(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the protocol beside the values: a distance without it says nothing."""
-        folder = trainer.log_dir or trainer.default_root_dir  # on every rank: log_dir broadcasts
+        folder = log_folder(trainer)
         if "test" not in self.reports or self.reports["test"].num_images < 2 or trainer.fast_dev_run:
             return
         if trainer.is_global_zero:
@@ -127,7 +127,7 @@ class Evaluation(Callback):
             if bad := not_finite_in(record):
                 record["not_finite"] = bad
             text = strict_json(record, "null", default=str) + "\n"
-            write_text_whole(Path(folder) / "protocol.json", text)
+            write_text_whole(folder / "protocol.json", text)
 
     def protocol(self, stage: str = "test") -> dict[str, Any]:
         """What the values of the last ``val`` or ``test`` run depend on."""

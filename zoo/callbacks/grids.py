@@ -13,6 +13,7 @@ from zoo.atomic_files import write_picture_whole
 from zoo.callbacks.pictures import image_rows, line_plots, log_picture
 from zoo.callbacks.validations import EveryFewValidations
 from zoo.metrics.reconstruction import reconstruct_batch
+from zoo.run_folder import log_folder
 from zoo.run_loggers import read_rows
 from zoo.tokens import as_pixels
 
@@ -42,7 +43,7 @@ class ImageGrids(EveryFewValidations, Callback):
         self._wanted = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "images"  # on every rank: log_dir broadcasts
+        self.folder = log_folder(trainer) / "images"
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._rows = {}

@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from zoo.atomic_files import write_text_whole
-from zoo.run_folder import free_number, move_aside
+from zoo.run_folder import free_number, log_folder, move_aside
 from zoo.run_loggers import RunCSVLogger, RunTensorBoardLogger, read_rows, rows_to_go_on_with
 
 KEY = "metrics_file"
@@ -35,7 +35,7 @@ class RunRecord(SaveConfigCallback):
         self._said = checkpoint.get(KEY)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        run_dir, log_dir = Path(trainer.default_root_dir), Path(trainer.log_dir or trainer.default_root_dir)
+        run_dir, log_dir = Path(trainer.default_root_dir), log_folder(trainer)
         own = [logger for logger in trainer.loggers if isinstance(logger, RunCSVLogger)]
         if trainer.is_global_zero:
             files = [Path(logger.log_dir) / "metrics.csv" for logger in own]
@@ -106,7 +106,7 @@ class RunRecord(SaveConfigCallback):
                 logger.open()
 
     def _write_beside(self, trainer: Trainer) -> None:
-        run_dir, log_dir = Path(trainer.default_root_dir), Path(trainer.log_dir or trainer.default_root_dir)
+        run_dir, log_dir = Path(trainer.default_root_dir), log_folder(trainer)
         if trainer.is_global_zero:
             assert trainer.state.fn is not None
             self._write(run_dir / trainer.state.fn.value if log_dir == run_dir else log_dir)

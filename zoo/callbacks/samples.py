@@ -12,6 +12,7 @@ from torch import Tensor
 from zoo.atomic_files import write_picture_whole
 from zoo.callbacks.pictures import image_rows, log_picture
 from zoo.callbacks.validations import EveryFewValidations
+from zoo.run_folder import log_folder
 from zoo.tokens import as_pixels
 
 STRIPS = 3  # images whose decoding is shown
@@ -68,7 +69,7 @@ class Samples(EveryFewValidations, Callback):
                 f"Samples draws without guidance {weight}: this {type(pl_module).__name__} is not trained both with "
                 "classes and without them (class_dropout > 0)"
             )
-        self.folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"  # on every rank: log_dir broadcasts
+        self.folder = log_folder(trainer) / "samples"
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._wanted = trainer.is_global_zero and self.is_due(trainer)

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from zoo.run_folder import shown
+from zoo.run_folder import log_folder, shown
 
 METRICS = ("val/psnr", "val/codebook_usage", "val/perplexity", "val/accuracy", "val/loss", "train/loss")
 
@@ -32,9 +32,9 @@ class RunSummary(Callback):
             self._validated = trainer.global_step
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        folder = trainer.log_dir or trainer.default_root_dir  # on every rank: log_dir broadcasts
+        folder = log_folder(trainer)
         if trainer.is_global_zero:
-            print(f"\n{self.line(trainer, Path(folder))}")
+            print(f"\n{self.line(trainer, folder)}")
 
     def line(self, trainer: Any, folder: Path) -> str:
         """The line that is printed."""
