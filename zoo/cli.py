@@ -43,15 +43,15 @@ def main(args: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if args is None else args)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # last, so that a file here never shadows an installed package
-    asks_how = arguments[:1] and arguments[0] in EXTRA_COMMANDS and {"--help", "-h"} & set(arguments)
-    if arguments in (["--help"], ["-h"], ["help"]) or asks_how:
+    of_ours = bool(arguments) and arguments[0] in EXTRA_COMMANDS
+    if arguments in (["--help"], ["-h"], ["help"]) or (of_ours and {"--help", "-h"} & set(arguments)):
         _show(HELP)
     elif not arguments:
         sys.stderr.write(HELP)
         sys.exit(2)
     elif arguments == ["--version"]:
         _show(f"tokenzoo {zoo.__version__}\n")
-    elif arguments[:1] and arguments[0] in EXTRA_COMMANDS:
+    elif of_ours:
         _extra_command(*arguments)
     else:
         if foreign := next((a for a in arguments if any("\ud800" <= letter <= "\udfff" for letter in a)), None):
@@ -61,7 +61,7 @@ def main(args: Sequence[str] | None = None) -> None:
             )
             sys.exit(2)
         first = all(os.environ.get(rank, "0") == "0" for rank in ("LOCAL_RANK", "SLURM_PROCID"))
-        if args is None and arguments and first and not _only_asks(arguments):
+        if args is None and first and not _only_asks(arguments):
             sys.stderr.write(f"tokenzoo {zoo.__version__}: {shlex.join(arguments)} ... loading the libraries\n")
             sys.stderr.flush()
         try:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.utilities import rank_zero_warn
 
 
@@ -52,17 +51,12 @@ def refuse_lost_predictions(callbacks: Sequence[Callback]) -> None:
     Raises:
         ValueError: naming the callback to add.
     """
-    for callback in callbacks:
-        takes = any(
-            getattr(type(callback), hook) is not getattr(Callback, hook)
-            for hook in ("on_predict_batch_end", "on_predict_epoch_end")
+    hooks = ("on_predict_batch_end", "on_predict_epoch_end")  # which Lightning's BasePredictionWriter fills, too
+    if all(getattr(type(callback), hook) is getattr(Callback, hook) for callback in callbacks for hook in hooks):
+        raise ValueError(
+            "predict would throw everything away, as no callback takes it: add --trainer.callbacks+=TokenDump "
+            "--trainer.callbacks.out_dir=FOLDER, or a BasePredictionWriter of your own"
         )
-        if isinstance(callback, BasePredictionWriter) or takes:
-            return
-    raise ValueError(
-        "predict would throw everything away, as no callback takes it: add --trainer.callbacks+=TokenDump "
-        "--trainer.callbacks.out_dir=FOLDER, or a BasePredictionWriter of your own"
-    )
 
 
 def say_untrained(model: Any, does: str) -> None:

@@ -193,7 +193,7 @@ def networks_table(model: LightningModule) -> str:
     rows += [_row(name, "parameter", [p]) for name, p in own]
     rows = [row for row in rows if row[2] != "0"]
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    every = {id(p): p.numel() for _, part in parts if isinstance(part, nn.Module) for p in part.parameters()}
+    every = {id(p): p.numel() for _, part in parts for p in part.parameters()}
     every |= {id(p): p.numel() for _, p in own}
     frozen = sum(every.values()) - trained
     total = f"{count(trained)} parameters are trained" + (f", {count(frozen)} are frozen" if frozen else "")
