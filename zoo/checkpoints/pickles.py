@@ -89,7 +89,7 @@ def load(path: Path, classes: Iterable[str] = (), mapped: bool = True) -> Any:
         raise ValueError(
             f"{path} is in torch's tar format of 2016, which is not read: save it again with a newer torch"
         )
-    if any(name == "builtins.bytearray" for name in _asked_first(path, zipped)):
+    if "builtins.bytearray" in _names_in(path, zipped, b"bytearray"):  # its length would be a number in the pickle
         raise ValueError(f"{path} was not read: its pickle asks for an array of bytes, which no weights hold")
     try:
         known = torch.serialization.safe_globals([*((PickledObject, name) for name in names), set])
@@ -263,18 +263,17 @@ def _written_out(value: Any, known: dict[int, int]) -> int:
     return known[id(value)]
 
 
-def _asked_first(path: Path, zipped: bool) -> list[str]:
-    """The names in a file that asks for an array of bytes, whose length is a number in the pickle; else nothing."""
+def _names_in(path: Path, zipped: bool, mark: bytes = b"") -> list[str]:
+    """The names that a file's pickles ask for, up to where its bytes are none; of a zip only with ``mark`` in it."""
     found: list[str] = []
     try:
         if zipped:
-            with zipfile.ZipFile(path) as archive, archive.open(_data(archive)) as file:
-                data = file.read()
-            found += _names(io.BytesIO(data), 1) if b"bytearray" in data else ()
+            with zipfile.ZipFile(path) as archive:
+                data = archive.read(_data(archive))
+            found.extend(_names(io.BytesIO(data), 1) if mark in data else ())
         else:
             with open(path, "rb") as file:
-                for name in _names(file, 5):
-                    found.append(name)
+                found.extend(_names(file, 5))
     except Exception:  # the bytes end in another way, or are no pickle, which is said elsewhere
         pass
     return found
@@ -293,16 +292,7 @@ def _check_memo(file: BinaryIO, pickles: int) -> None:
 
 def _asked_for(path: Path, zipped: bool, message: str, known: Iterable[str]) -> list[str]:
     """The names in a refused pickle that are neither torch's own nor known."""
-    asked: dict[str, None] = {}
-    try:
-        if zipped:
-            with zipfile.ZipFile(path) as archive, archive.open(_data(archive)) as file:
-                asked.update((name, None) for name in _names(file, 1) if not _harmless(name, known))
-        else:
-            with open(path, "rb") as file:
-                asked.update((name, None) for name in _names(file, 5) if not _harmless(name, known))
-    except Exception:  # the bytes end in another way, or are no pickle
-        pass
+    asked = dict.fromkeys(name for name in _names_in(path, zipped) if not _harmless(name, known))
     if not asked and (found := re.search(r"GLOBAL ([\w.]+)", message)):
         asked[found[1]] = None
     return list(asked)
