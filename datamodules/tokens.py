@@ -1,7 +1,5 @@
 """TokenData: train a second stage on tokens that were written to disk once, instead of encoding images each time."""
 
-from bisect import bisect_right
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +7,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from datamodules.base import Sample, Samples, Split, ZooDataModule
+from datamodules.base import Joined, Sample, Samples, Split, ZooDataModule
 from zoo.token_shards import (
     HEADER,
     TEXTS,
@@ -22,7 +20,26 @@ from zoo.token_shards import (
 )
 
 
-class TokenDataset(Samples):
+class _Shard(Samples):
+    """Samples of one shard."""
+
+    def __init__(self, shard: dict[str, Tensor]):
+        self.shard = shard
+
+    def __len__(self) -> int:
+        return len(self.shard["ids"])
+
+    def sample(self, i: int) -> Sample:
+        shard = self.shard
+        sample: Sample = {"ids": shard["ids"][i].long(), "index": int(shard["index"][i])}
+        if "label" in shard:
+            sample["label"] = int(shard["label"][i])
+        if "image" in shard:
+            sample["image"] = shard["image"][i]
+        return sample | {name: text_in(shard, i, name) for name in TEXTS if f"{name}_ends" in shard}
+
+
+class TokenDataset(Joined):
     """Samples of the shards in one folder.
 
     Args:
@@ -30,22 +47,7 @@ class TokenDataset(Samples):
     """
 
     def __init__(self, shards: list[dict[str, Tensor]]):
-        self.shards = shards
-        self.ends = list(accumulate(len(shard["ids"]) for shard in shards))
-
-    def __len__(self) -> int:
-        return self.ends[-1] if self.ends else 0
-
-    def sample(self, i: int) -> Sample:
-        number = bisect_right(self.ends, i)
-        shard = self.shards[number]
-        row = i - (self.ends[number - 1] if number else 0)
-        sample: Sample = {"ids": shard["ids"][row].long(), "index": int(shard["index"][row])}
-        if "label" in shard:
-            sample["label"] = int(shard["label"][row])
-        if "image" in shard:
-            sample["image"] = shard["image"][row]
-        return sample | {name: text_in(shard, row, name) for name in TEXTS if f"{name}_ends" in shard}
+        super().__init__([_Shard(shard) for shard in shards])
 
 
 class TokenData(ZooDataModule):
