@@ -190,7 +190,11 @@ class ZooDataModule(pl.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader | list:
         self._need_setup()
-        return self._eval_loader(self.view(self.predict_split))
+        return self.view_loader(self.predict_split)
+
+    def view_loader(self, split: Split) -> DataLoader | list:
+        """Batches of the images that :meth:`view` returns."""
+        return self._eval_loader(self.view(split))
 
     def start_anew(self) -> None:
         """Forget what a checkpoint said; called when a run begins, before it is told where to go on."""

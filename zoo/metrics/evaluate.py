@@ -85,18 +85,28 @@ def evaluate(
     return {"metrics": metrics, "protocol": protocol, "seconds": seconds}
 
 
-def _loader(datamodule: Any, split: str) -> Any:
-    """A loader of fixed views; that of ``train`` shuffles, augments and drops the last batch."""
+def set_up(datamodule: Any, split: str, name: str) -> None:
+    """Make a split of a data module ready.
+
+    Args:
+        datamodule: of Lightning.
+        split: ``train``, ``val`` or ``test``.
+        name: of the setting that says which, for the message.
+
+    Raises:
+        ValueError: for another split.
+    """
     if split not in ("train", "val", "test"):
-        raise ValueError(f"split must be train, val or test, got {split!r}")
+        raise ValueError(f"{name} must be train, val or test, got {split!r}")
     datamodule.prepare_data()
     datamodule.setup({"train": "fit", "val": "validate", "test": "test"}[split])
-    if hasattr(datamodule, "view"):
-        chosen, datamodule.predict_split = datamodule.predict_split, split
-        try:
-            return datamodule.predict_dataloader()
-        finally:
-            datamodule.predict_split = chosen
+
+
+def _loader(datamodule: Any, split: str) -> Any:
+    """A loader of fixed views; that of ``train`` shuffles, augments and drops the last batch."""
+    set_up(datamodule, split, "split")
+    if hasattr(datamodule, "view_loader"):
+        return datamodule.view_loader(split)
     loader = getattr(datamodule, f"{split}_dataloader")()
     if isinstance(loader, DataLoader) and (isinstance(loader.sampler, RandomSampler) or loader.drop_last):
         raise ValueError(

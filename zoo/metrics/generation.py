@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zoo.metrics.evaluate import DTYPES
+from zoo.metrics.evaluate import DTYPES, set_up
 from zoo.metrics.extractors import Extractor, InceptionFeatures, Lite0Features, has_inception_weights, quantise
 from zoo.metrics.feature_distances import (
     FULL,
@@ -351,10 +351,7 @@ def _labels(model: Any, seen: list[Tensor], count: int, seed: int) -> Int[Tensor
 
 
 def _split(datamodule: Any, split: str) -> Any:
-    if split not in ("train", "val", "test"):
-        raise ValueError(f"the reference must be train, val or test, got {split!r}")
-    datamodule.prepare_data()
-    datamodule.setup({"train": "fit", "val": "validate", "test": "test"}[split])
+    set_up(datamodule, split, "the reference")
     return datamodule.view(split)
 
 
