@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+from published_folders import stirred
 from safetensors.torch import save_file
 
 import zoo
@@ -19,18 +20,9 @@ FORMS = [
 ]
 
 
-def stirred():
-    torch.manual_seed(1)
-    model = zoo.create_model("vqgan_tiny").eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model
-
-
 @pytest.fixture(scope="module")
 def model():
-    return stirred()
+    return stirred("vqgan_tiny")
 
 
 @pytest.fixture(scope="module")

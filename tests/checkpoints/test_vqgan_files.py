@@ -9,6 +9,7 @@ import msgpack
 import pytest
 import torch
 from einops import rearrange
+from published_folders import stirred, tokenizer_state
 
 import zoo
 from zoo.checkpoints import diffusers_vq, llamagen, maskgit_flax
@@ -16,19 +17,6 @@ from zoo.checkpoints.export import save_weights
 from zoo.checkpoints.load import load_weights
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
-
-
-def stirred(name, **overrides):
-    torch.manual_seed(1)
-    model = zoo.create_model(name, **overrides).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model
-
-
-def tokenizer_state(model):
-    return {name: v for name, v in model.state_dict().items() if not name.startswith("discriminator.")}
 
 
 def assert_same_tokenizer(found, expected):

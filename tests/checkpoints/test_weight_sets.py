@@ -9,6 +9,7 @@ import msgpack
 import pytest
 import torch
 from einops import rearrange
+from published_folders import stirred, tokenizer_state
 from safetensors.torch import save_file
 from toys import Toy, ToyData
 
@@ -18,19 +19,6 @@ from zoo.callbacks.last_checkpoint import LastCheckpoint
 from zoo.checkpoints import maskgit_flax
 from zoo.checkpoints.files import read
 from zoo.checkpoints.weight_sets import split_choice
-
-
-def stirred(name, seed, **overrides):
-    torch.manual_seed(seed)
-    model = zoo.create_model(name, **overrides).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    return model
-
-
-def tokenizer_state(model):
-    return {name: v.clone() for name, v in model.state_dict().items() if not name.startswith("discriminator.")}
 
 
 def llamagen_state(model):

@@ -5,6 +5,7 @@ import logging
 
 import pytest
 import torch
+from published_folders import randomised
 
 from zoo.checkpoints.export import save_weights
 from zoo.models.beit import BEiT, BEiTClassifier
@@ -35,15 +36,6 @@ def mask():
     return torch.rand(2, 3, 3, generator=torch.Generator().manual_seed(2)) < 0.4
 
 
-def randomised(model, seed=3):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(0.5 * noise + 0.5 if parameter.ndim == 1 else 0.3 * noise)
-    return model.eval()
-
-
 def ours(absolute, bias, gain, **others):
     settings = {"absolute_positions": absolute, "relative_positions": BIAS[bias], "layer_scale": gain}
     return NETWORK | settings | others
@@ -60,7 +52,7 @@ def written_by_transformers(cls, folder, absolute, bias, gain, pooling=True, mas
         use_shared_relative_position_bias=bias[1], layer_scale_init_value=gain, use_mean_pooling=pooling,
         attn_implementation="eager", **{"layer_norm_eps": 1e-6} | others,
     )  # fmt: skip
-    model = randomised(cls(config))
+    model = randomised(cls(config), size=0.3)
     model.save_pretrained(folder)
     return model
 
@@ -171,7 +163,7 @@ def test_a_data2vec_is_the_same_network_and_its_configuration_is_compared(images
             image_size=SIDE, patch_size=8, use_absolute_position_embeddings=True, layer_norm_eps=1e-6,
             hidden_act=activation, attn_implementation="eager",
         )  # fmt: skip
-        theirs = randomised(Data2VecVisionModel(config))
+        theirs = randomised(Data2VecVisionModel(config), size=0.3)
         theirs.save_pretrained(tmp_path)
         settings = ours(True, (False, False), 0.1, weights=str(tmp_path))
         if activation == "relu":
@@ -233,7 +225,8 @@ def timm_beit(absolute, bias, gain, pool):
             img_size=SIDE, patch_size=8, embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS, num_classes=CLASSES,
             use_abs_pos_emb=absolute, use_rel_pos_bias=bias[0], use_shared_rel_pos_bias=bias[1],
             init_values=gain or None, global_pool={"mean": "avg", "cls": "token"}[pool],
-        )
+        ),
+        size=0.3,
     )  # fmt: skip
 
 

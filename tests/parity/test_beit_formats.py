@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from published_folders import randomised
 
 from zoo.checkpoints.export import save_weights
 from zoo.checkpoints.hf_beit import from_unilm, save_hf, to_unilm
@@ -33,16 +34,6 @@ def mim(tokenizer):
 
 def classifier(**options):
     return randomised(BEiTClassifier(**NETWORK | {"num_classes": CLASSES} | options))
-
-
-def randomised(model, seed=3):
-    """Position tables, biases and gains start at constants, which would hide names that are exchanged."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(0.5 * noise + 0.5 if parameter.ndim == 1 else 0.2 * noise)
-    return model.eval()
 
 
 @pytest.fixture
