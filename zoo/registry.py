@@ -256,12 +256,9 @@ def model_from(reference: str, **overrides: Any) -> Any:
         TypeError: for a reference that is no string.
     """
     check_reference(reference)
-    if reference.startswith("ckpt:"):
+    if reference.startswith("ckpt:") or split_reference(reference)[1] is not None:
         return create_model(reference, **overrides)
-    name, source = split_reference(reference)
-    if source == "random":
-        return create_model(reference, **overrides)
-    return create_model(name, weights=available_weights(name, source), **overrides)
+    return create_model(reference, weights=available_weights(reference, None), **overrides)
 
 
 def split_reference(reference: str) -> tuple[str, str | None]:
