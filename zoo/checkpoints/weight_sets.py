@@ -49,10 +49,9 @@ def choose(content: Mapping[str, Any], path: Path, wanted: str | None) -> tuple[
     Raises:
         ValueError: for a set that is not there.
     """
-    known = dict.fromkeys([*WRAPPERS, *(key for pair in PAIRS for key in pair[:2])])
-    others = [key for key in content if isinstance(key, str) and "ema" in key.lower()]
-    sets = [key for key in (*known, *others) if holds_weights(content.get(key))]
-    sets = list(dict.fromkeys(sets))
+    known = (*WRAPPERS, *(key for pair in PAIRS for key in pair[:2]))
+    others = (key for key in content if isinstance(key, str) and "ema" in key.lower())
+    sets = [key for key in dict.fromkeys((*known, *others)) if holds_weights(content.get(key))]
     if wanted is not None:
         if wanted not in sets:
             there = ", ".join(f"{path}#{key}" for key in sets) or "one set without a name"
