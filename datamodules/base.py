@@ -279,9 +279,9 @@ class GoodBatches(DataLoader):
         for batch in batches:
             if batch is None:
                 missing += 1
-            else:
+            elif in_step:
                 nearest = {key: value[:1] for key, value in batch.items()}
-            if in_step and missing and nearest is not None:
+            if missing and nearest is not None:
                 warnings.warn("every image of a batch is broken: another image stands in", stacklevel=2)
                 for _ in range(missing):
                     yield nearest
