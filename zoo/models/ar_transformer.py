@@ -259,7 +259,7 @@ class ARTransformer(ZooModule):
         ids, images = batch.get("condition_ids"), batch.get("condition")
         tower = self.frozen.get("condition")
         if ids is None and images is not None and tower is not None:
-            ids = ids_of({"image": images}, tower)
+            return ids_of({"image": images}, tower).long() + self.offset
         if ids is None:
             wanted = "'condition_ids'" if tower is None else "'condition' (images) or 'condition_ids'"
             raise ValueError(
