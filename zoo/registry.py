@@ -356,12 +356,11 @@ def _preset_of(reference: str) -> Preset:
     check_reference(reference)
     if not reference.startswith("ckpt:"):
         return find(split_reference(reference)[0])
-    from zoo.checkpoints.load import describe, typed_arguments
+    from zoo.checkpoints.load import read_described
 
-    said = describe(Path(reference[5:]))
-    cls = class_named(said["class"])
+    _, cls, settings = read_described(Path(reference[5:]))
     paper = next(p.paper for p in presets().values() if p.cls is cls)
-    return Preset(reference, cls, paper, None, {}, typed_arguments(cls, said["init_args"]))
+    return Preset(reference, cls, paper, None, {}, settings)
 
 
 def check_overrides(cls: type, overrides: dict[str, Any]) -> None:

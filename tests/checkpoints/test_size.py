@@ -237,6 +237,13 @@ def test_a_description_far_larger_than_its_weights_is_refused(exported, tmp_path
         zoo.create_model("maskgit_tiny", tokenizer=f"ckpt:{path}")
 
 
+def test_it_is_where_facts_about_the_model_are_all_that_is_wanted(tmp_path, bounded):
+    said = {"class": "zoo.models.dvae.DVAE", "init_args": {"blocks": 10**9}, "version": "0"}
+    save_file({"x": torch.zeros(1)}, tmp_path / "f.safetensors", {"zoo": json.dumps(said)})
+    with pytest.raises(ValueError, match="asks for a model with blocks 1,000,000,000"):
+        zoo.model_info(f"ckpt:{tmp_path / 'f.safetensors'}")
+
+
 def test_so_it_is_by_lightnings_way(tmp_path, bounded):
     content = {"state_dict": Toy(image_size=16).state_dict(), "pytorch-lightning_version": "2.6.0"}
     for settings in ({"image_size": 16, "width": 10**9}, {"image_size": 16, "width": 500_000}):

@@ -46,17 +46,27 @@ def from_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
         ValueError: for a file without a description, of an unknown class, or with other weights.
         TypeError: for an override that the class does not take.
     """
-    path = Path(path)
     overrides = dict(overrides or {})
-    checkpoint = read(path, _known_classes())
-    said = _describe(checkpoint)
-    cls = registry.class_named(said["class"])
+    checkpoint, cls, settings = read_described(Path(path))
     registry.check_overrides(cls, overrides)
-    settings = typed_arguments(cls, said["init_args"])
-    check_size(cls, settings, checkpoint.state, path, said.get("absent", ()))
     model = cls(**settings | overrides)
     _put(model, checkpoint)
     return model
+
+
+def read_described(path: Path) -> tuple[Checkpoint, type[ZooModule], dict[str, Any]]:
+    """One of our checkpoints with the class and the constructor arguments that it describes, before anything is built.
+
+    Raises:
+        FileNotFoundError: for a path that is not there.
+        ValueError: for a file without a description, of an unknown class, or one of far more than it holds.
+    """
+    checkpoint = read(path, _known_classes())
+    said = _describe(checkpoint)
+    cls = registry.class_named(said["class"])
+    settings = typed_arguments(cls, said["init_args"])
+    check_size(cls, settings, checkpoint.state, path, said.get("absent", ()))
+    return checkpoint, cls, settings
 
 
 def describe(path: Path) -> dict[str, Any]:
