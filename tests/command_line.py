@@ -1,5 +1,7 @@
 """A small recipe, and how tests run commands on it."""
 
+import csv
+
 RECIPE = """\
 # title: Toy
 #   of two lines
@@ -35,3 +37,8 @@ def message(run_cli, *args, code=2):
     assert got == code and len(lines) == 1 and lines[0].startswith("error: "), err
     assert "usage" not in out + err
     return lines[0]
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))

@@ -5,6 +5,7 @@ printing is never too slow, and one that hangs is ended.
 """
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,32 @@ from pathlib import Path
 
 #: seconds without a line after which a process hangs; a line is due every few seconds on an idle machine
 SILENCE = 280.0
+TESTS = Path(__file__).parent
+
+
+def meeting() -> dict[str, str]:
+    """Environment of processes that train together: where they meet, and where the project and its tests are."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    return {"MASTER_PORT": str(port), "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
+
+
+def run_two_ranks(script: str, arguments: Sequence[str], folder: Path) -> str:
+    """What rank 0 of a script printed. Ends both ranks where one fails, which the other would wait for.
+
+    Args:
+        script: file that joins the run by its environment.
+        arguments: of both.
+        folder: their working directory, which gets their logs.
+    """
+    both = meeting() | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    return run_together(
+        [[script, *arguments]] * 2,
+        [folder / f"rank{rank}.log" for rank in range(2)],
+        [both | {"LOCAL_RANK": str(rank), "RANK": str(rank)} for rank in range(2)],
+        cwd=folder,
+    )[0]
 
 
 def run_together(

@@ -1,6 +1,5 @@
 """The command line: composition, run directory, resume, and errors of one line."""
 
-import csv
 import inspect
 import logging
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from command_line import RECIPE, fit, message
+from command_line import RECIPE, fit, message, rows
 from lightning.pytorch.cli import LightningCLI
 
 import zoo
@@ -101,11 +100,6 @@ def test_several_files_merge_and_lists_can_grow(parsed):
 
 
 # ---------------------------------------------------------------- runs
-
-
-def rows(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_a_run_leaves_checkpoint_logs_and_configuration(run_cli, recipe):

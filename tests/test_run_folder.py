@@ -1,7 +1,6 @@
 """What a run finds in its folder: checkpoints that it can go on from, files of an earlier run."""
 
 import contextlib
-import csv
 import errno
 import os
 import socket
@@ -11,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import fit, message
+from command_line import fit, message, rows
+from patience import meeting
 from small_disk import small_disk  # noqa: F401 - a fixture
 
 from zoo import folder_lock, run_folder
@@ -25,11 +25,6 @@ WITHOUT_OPTIMIZER = {"state_dict": {"a": torch.ones(2)}, "pytorch-lightning_vers
 
 def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
-
-
-def rows(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_a_second_run_keeps_the_record_of_the_first_under_one_number(run_cli, recipe, caplog):
@@ -235,17 +230,13 @@ def test_a_folder_that_cannot_be_written_to_is_one_sentence(run_cli, recipe):
 @pytest.mark.slow
 @pytest.mark.timeout(0)
 def test_a_full_disk_ends_two_processes_in_one_sentence(recipe, small_disk):  # noqa: F811
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = str(s.getsockname()[1])
-    env = os.environ | {"MASTER_PORT": port, "PYTHONPATH": os.pathsep.join([ROOT, str(Path(ROOT) / "tests")])}
     done = subprocess.run(
         [
             sys.executable, "-m", "zoo", "fit", "--config", recipe, f"--trainer.default_root_dir={small_disk / 'run'}",
             "--trainer.logger=false", "--model.width=400", "--trainer.devices=2", "--trainer.strategy=ddp",
             "--trainer.enable_progress_bar=false",
         ],
-        capture_output=True, text=True, env=env, timeout=280,
+        capture_output=True, text=True, env=os.environ | meeting(), timeout=280,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr[-3000:]
     assert done.stderr.count("error: ") == done.stderr.count("last.ckpt was not written: No space left on device") == 1

@@ -4,13 +4,13 @@ import json
 import os
 import shlex
 import signal
-import socket
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import RECIPE
+from patience import meeting
 from toys import SignalAt
 
 from zoo.callbacks.interrupt import StopOnSignal
@@ -146,26 +146,16 @@ def test_slurm_requeues_from_the_state_between_two_steps(run_cli, recipe, monkey
     assert {p.name for p in Path("runs/toy").glob("*-*")} == {"config-1.yaml"}  # the job went on with its record
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_two_processes_stop_after_the_same_step_whichever_gets_the_signal(in_tmp, rank):
     import subprocess
 
-    root = Path(__file__).parents[2]
     Path("toy.yaml").write_text(RECIPE)
-    env = os.environ | {
-        "MASTER_PORT": str(free_port()), "PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")]),
-    }  # fmt: skip
     two = ("--trainer.devices=2", "--trainer.strategy=ddp", "--data.count=800")
     command = [sys.executable, "-m", "zoo", "fit", "--config", "toy.yaml", *LONG, *two, signalled(3, rank=rank)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | meeting(), timeout=280)
     assert done.returncode == 143, done.stderr[-3000:]
     assert done.stderr.count("interrupted by SIGTERM after step 4, saved runs/toy/last.ckpt") == 1
     assert pickles.load(Path("runs/toy/last.ckpt"))["global_step"] == 4

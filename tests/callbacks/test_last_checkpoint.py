@@ -3,30 +3,15 @@
 from pathlib import Path
 
 import pytest
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from toys import Toy, ToyData
+from toys import KilledAt, Toy, ToyData
 
 from zoo.callbacks import last_checkpoint
 from zoo.callbacks.last_checkpoint import LastCheckpoint
 from zoo.checkpoints import pickles
 
 QUIET = "--trainer.enable_progress_bar=false"
-
-
-class Killed(Exception):
-    pass
-
-
-class KilledAt(Callback):
-    """Ends the run without a chance to save."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_train_batch_start(self, trainer, *others):
-        if trainer.global_step == self.step:
-            raise Killed
 
 
 class Saves(LastCheckpoint):
@@ -56,7 +41,7 @@ def test_a_run_that_is_killed_in_its_first_epoch_leaves_a_checkpoint(in_tmp):
         accelerator="cpu", max_steps=1000, logger=False, callbacks=[LastCheckpoint("run"), KilledAt(130)],
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
     )  # fmt: skip
-    with pytest.raises(Killed):
+    with pytest.raises(SystemExit, match=r"^9$"):
         trainer.fit(Toy(), ToyData(count=4000))
     assert pickles.load(Path("run/last.ckpt"))["global_step"] == 100
 

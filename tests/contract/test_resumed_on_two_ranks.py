@@ -6,27 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from patience import run_together
-from test_two_processes import ROOT, free_port
+from patience import run_two_ranks
 
 OPTIONS = {"max_epochs": 2, "val_check_interval": 2}
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(0)  # run_together ends what hangs
+@pytest.mark.timeout(0)  # run_two_ranks ends what hangs
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_two_processes_go_on_where_they_stopped(accumulated, tmp_path):
-    shared = {
-        "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2",
-        "NODE_RANK": "0", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-    }  # fmt: skip
-    said = run_together(
-        [[__file__, str(tmp_path), str(accumulated)]] * 2,
-        [tmp_path / f"rank{rank}.log" for rank in range(2)],
-        [shared | {"LOCAL_RANK": str(rank), "RANK": str(rank)} for rank in range(2)],
-        cwd=tmp_path,
-    )[0]
-    assert "GOES ON" in said
+    assert "GOES ON" in run_two_ranks(__file__, [str(tmp_path), str(accumulated)], tmp_path)
     seen = [json.loads((tmp_path / f"seen{rank}.json").read_text()) for rank in range(2)]
     first = [images[:10] for images in seen]
     assert sorted(first[0] + first[1]) == sorted({*first[0], *first[1]})

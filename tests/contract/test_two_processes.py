@@ -3,20 +3,17 @@
 Both ranks are started once for many presets: to start a process costs more than a step of a tiny model.
 """
 
-import os
 import re
-import socket
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from patience import run_together
+from patience import run_two_ranks
 
 import zoo
 
-ROOT = Path(__file__).parents[2]
 TINY = zoo.list_models("*_tiny")
 NOISE = ("drop_path", "mixup", "cutmix", "label_smoothing")
 
@@ -45,39 +42,19 @@ def write_recipe(name, folder):
     path.write_text(yaml.safe_dump(recipe))
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def run_two_ranks(names, folder):
-    """What rank 0 printed. Ends both where one fails, which the other would wait for."""
-    shared = {
-        "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2",
-        "NODE_RANK": "0", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
-    }  # fmt: skip
-    return run_together(
-        [[__file__, str(folder), *names]] * 2,
-        [folder / f"rank{rank}.log" for rank in range(2)],
-        [shared | {"LOCAL_RANK": str(rank), "RANK": str(rank)} for rank in range(2)],
-        cwd=folder,
-    )[0]
-
-
 def state(path):
     return dict(torch.load(path, weights_only=True)["state_dict"])
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(0)  # run_together ends what hangs
+@pytest.mark.timeout(0)  # run_two_ranks ends what hangs
 @pytest.mark.parametrize("names", [TINY[0::2], TINY[1::2]], ids=["even", "odd"])
 def test_two_processes_agree_and_equal_one_with_their_batches(names, tmp_path, run_cli):
     from test_models import batch_for
 
     for name in names:
         write_recipe(name, tmp_path)
-    said = run_two_ranks(names, tmp_path)
+    said = run_two_ranks(__file__, [str(tmp_path), *names], tmp_path)
     assert re.findall(r"^(?:== (\w+)|RANKS AGREE)$", said, re.M) == [part for name in names for part in (name, "")]
     compared = []
     for name in names:
