@@ -2,11 +2,10 @@
 
 import math
 import os
-import re
-from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+from lightning.pytorch.callbacks import Timer
 
 
 def check_trainer(config: Any, subcommand: str, oversubscribe: bool = False) -> None:
@@ -49,7 +48,7 @@ def check_trainer(config: Any, subcommand: str, oversubscribe: bool = False) -> 
         raise ValueError(f"trainer.devices={devices} leaves nothing to run on: give a number of at least 1, or auto")
     if not oversubscribe:
         _check_processes(devices, config.get("accelerator"))
-    if fit and (longest := _duration(config.get("max_time"))) is not None and longest <= timedelta():
+    if fit and (left := Timer(config.get("max_time")).time_remaining()) is not None and left <= 0:
         raise ValueError(f"trainer.max_time={config['max_time']} trains nothing: give DD:HH:MM:SS above 0")
     if config.get("barebones"):
         raise ValueError(
@@ -73,15 +72,6 @@ def _check_processes(devices: Any, accelerator: Any) -> None:
             f"trainer.devices={devices} would start {devices} processes on {there} CPU{'s'[: there > 1]}: lower it, or "
             "add --oversubscribe if that is meant"
         )
-
-
-def _duration(max_time: Any) -> timedelta | None:
-    """What ``max_time`` says; None where it is not set, or is none of the forms that Lightning takes."""
-    if isinstance(max_time, str) and re.fullmatch(r"\d+(:\d+){3}", max_time):
-        max_time = dict(zip(("days", "hours", "minutes", "seconds"), map(int, max_time.split(":")), strict=True))
-    if isinstance(max_time, Mapping):
-        return timedelta(**max_time)
-    return max_time if isinstance(max_time, timedelta) else None
 
 
 def check_run_folder(folder: str | Path | None) -> None:
