@@ -15,6 +15,8 @@ from zoo import catalog, recipe_files
 
 #: commands of ours that are no methods of the Trainer, and how many arguments they take
 EXTRA_COMMANDS = {"list": (0, 1), "recipes": (0, 0), "copy": (1, 2)}
+#: set to anything to see where a one-line error comes from
+TRACEBACK = "TOKENZOO_TRACEBACK"
 HELP = """\
 Train and evaluate visual tokenizers, and the models built on their tokens.
 
@@ -92,7 +94,7 @@ def _extra_command(command: str, *arguments: str) -> None:
             said = catalog.recipes_table(width) if command == "recipes" else catalog.models_table(pattern, width)
             left_out = catalog.left_out(said, command)
     except (ValueError, OSError) as error:
-        if os.environ.get("TOKENZOO_TRACEBACK"):
+        if os.environ.get(TRACEBACK):
             raise
         reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
         sys.stderr.write(f"error: {reason}\n")

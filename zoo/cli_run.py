@@ -101,36 +101,22 @@ class ZooCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options that are no constructor arguments."""
-        parser.add_argument("--compile", type=bool, default=False, nargs="?", const=True, help="torch.compile in place")
+
+        def flag(name: str, says: str) -> None:
+            parser.add_argument(f"--{name}", type=bool, default=False, nargs="?", const=True, help=says)
+
+        flag("compile", "torch.compile in place")
         parser.add_argument(
             "--matmul_precision",
             type=Precision,
             default="high",
             help="float32 products on CUDA: 'high' uses TF32, 'highest' does not",
         )
-        parser.add_argument(
-            "--untrained",
-            type=bool,
-            default=False,
-            nargs="?",
-            const=True,
-            help="let validate, test and predict take a model of random weights",
-        )
-        parser.add_argument(
-            "--oversubscribe",
-            type=bool,
-            default=False,
-            nargs="?",
-            const=True,
-            help="let --trainer.devices start more processes than there are CPUs",
-        )
-        parser.add_argument(
-            "--fetch_checkpoint",
-            type=bool,
-            default=False,
-            nargs="?",
-            const=True,
-            help="let --ckpt_path be an address (https://, s3://): the file is downloaded, then read as any other",
+        flag("untrained", "let validate, test and predict take a model of random weights")
+        flag("oversubscribe", "let --trainer.devices start more processes than there are CPUs")
+        flag(
+            "fetch_checkpoint",
+            "let --ckpt_path be an address (https://, s3://): the file is downloaded, then read as any other",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

@@ -17,9 +17,9 @@ from typing import NoReturn
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from zoo.cli import TRACEBACK
+
 FOR_THE_USER = (ValueError, TypeError, RuntimeError, OSError, ImportError, MisconfigurationException)
-#: set to anything to see where a one-line error comes from
-TRACEBACK = "TOKENZOO_TRACEBACK"
 OURS = ("zoo", "datamodules")
 #: the way from the command line to a library
 CLI = ("zoo.cli", "zoo.cli_run", "zoo.cli_sentences", "zoo.cli_settings", "zoo.__main__")
