@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.pop("TOKENZOO_TRACEBACK", None)
 
+import logging
 import random
 import socket
 import sys
@@ -56,6 +57,21 @@ def in_tmp(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     return tmp_path
+
+
+@pytest.fixture
+def said(caplog):
+    """All that was logged until it is called."""
+    caplog.set_level(logging.INFO)
+    return lambda: " | ".join(record.getMessage() for record in caplog.records)
+
+
+@pytest.fixture
+def marker(tmp_path):
+    """What a program inside a file would make, and must not."""
+    path = tmp_path / "it_ran"
+    yield path
+    assert not path.exists()
 
 
 @pytest.fixture

@@ -17,13 +17,6 @@ from zoo.checkpoints import addresses
 from zoo.checkpoints.io import SafeCheckpointIO
 
 
-@pytest.fixture
-def marker(tmp_path):
-    path = tmp_path / "it_ran"
-    yield path
-    assert not path.exists()
-
-
 def trainer(folder):
     return pl.Trainer(accelerator="cpu", max_steps=2, logger=False, enable_checkpointing=False, default_root_dir=folder)
 

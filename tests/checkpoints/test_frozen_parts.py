@@ -1,7 +1,6 @@
 """Weights of frozen parts that are read outside of a model's layouts: what is not used is named, facts are compared."""
 
 import json
-import logging
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,12 +11,6 @@ import zoo
 from zoo import image_embedders, vision_towers
 from zoo.checkpoints import eva
 from zoo.nn.eva_vit import EvaViT
-
-
-@pytest.fixture
-def said(caplog):
-    caplog.set_level(logging.INFO)
-    return lambda: " | ".join(record.getMessage() for record in caplog.records)
 
 
 def eva_network():

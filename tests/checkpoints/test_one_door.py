@@ -64,13 +64,6 @@ def npz(content):
     return buffer.getvalue()
 
 
-@pytest.fixture
-def marker(tmp_path):
-    path = tmp_path / "it_ran"
-    yield path
-    assert not path.exists()
-
-
 def trainer(folder, **options):
     return pl.Trainer(
         accelerator="cpu", max_steps=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,

@@ -1,7 +1,6 @@
 """BEiT through the layouts of unilm, timm and transformers: same weights, same numbers, nothing left over."""
 
 import json
-import logging
 from pathlib import Path
 
 import pytest
@@ -207,12 +206,6 @@ def test_our_own_file_rebuilds_the_model_with_its_tokenizer_beside_it(mim, image
 
 
 # ---------------------------------------------------------------------- fine-tuning
-
-
-@pytest.fixture
-def said(caplog):
-    caplog.set_level(logging.INFO)
-    return lambda: " | ".join(record.getMessage() for record in caplog.records)
 
 
 WRITERS = {
