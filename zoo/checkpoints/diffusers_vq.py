@@ -12,12 +12,10 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from zoo.atomic_files import write_text_whole
-from zoo.checkpoints.export import write_safetensors
+from zoo.checkpoints.export import write_folder
 from zoo.checkpoints.folders import read_json
 from zoo.checkpoints.format import Converted, Format, State
 from zoo.checkpoints.taming import with_discriminator
-from zoo.strict_json import strict_json
 
 FILE = "diffusion_pytorch_model.safetensors"
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
@@ -220,9 +218,5 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         if name.startswith(parts):
             theirs = rename(name, levels)
             linear = ".attentions." in theirs and value.ndim == 4
-            state[theirs] = (value[:, :, 0, 0] if linear else value).detach().cpu().contiguous()
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text_whole(folder / "config.json", strict_json(config) + "\n")
-    write_safetensors(state, folder / FILE, {"format": "pt"})
-    return folder
+            state[theirs] = value[:, :, 0, 0] if linear else value
+    return write_folder(folder, config, state, FILE)

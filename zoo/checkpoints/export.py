@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.atomic_files import write_whole
+from zoo.atomic_files import write_text_whole, write_whole
 from zoo.module import ZooModule
 from zoo.strict_json import strict_json
 
@@ -33,6 +33,23 @@ def save_weights(model: ZooModule, path: str | Path, dtype: torch.dtype | None =
     )
 
 
+def write_folder(
+    folder: str | Path, config: dict[str, Any], state: dict[str, Tensor], file: str = "model.safetensors"
+) -> Path:
+    """Write a folder that a library loads as a whole: ``config.json``, and the weights beside it.
+
+    Args:
+        folder: made if need be.
+        config: what is not plain data in it is written as its text.
+        state: the weights, on any device; they are copied.
+        file: gets them.
+    """
+    folder = Path(folder)
+    write_text_whole(folder / "config.json", strict_json(config, default=str) + "\n")
+    write_safetensors({name: _stored(value) for name, value in state.items()}, folder / file, {"format": "pt"})
+    return folder
+
+
 def write_safetensors(state: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> Path:
     """Write tensors; the file appears only when it is whole."""
     from safetensors.torch import save_file
@@ -42,7 +59,7 @@ def write_safetensors(state: dict[str, Tensor], path: Path, metadata: dict[str, 
     return path
 
 
-def _stored(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+def _stored(value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     value = value.detach().cpu()
     value = value.to(dtype) if dtype is not None and value.is_floating_point() else value
     return value.clone(memory_format=torch.contiguous_format)  # tied weights are written twice

@@ -13,14 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from zoo.atomic_files import write_text_whole
 from zoo.checkpoints import beit_surgery
 from zoo.checkpoints.beit_surgery import INDEX, TABLE
 from zoo.checkpoints.config_facts import pixel_notes
 from zoo.checkpoints.config_fields import GENERATION, Fields, Must, set_to
-from zoo.checkpoints.export import write_safetensors
+from zoo.checkpoints.export import write_folder
 from zoo.checkpoints.format import Converted, Format, State
-from zoo.strict_json import strict_json
 
 Names = Literal["v5", "v4"]
 
@@ -149,7 +147,7 @@ def from_unilm(state: State, names: Names = "v5") -> dict[str, Tensor]:
             split |= {f"{stem}{part}.weight": w for part, w in zip("qkv", value.chunk(3), strict=True)}
         else:
             split[name] = value
-    return {_from_unilm(name, names): value.detach().cpu().contiguous().clone() for name, value in split.items()}
+    return {_from_unilm(name, names): value for name, value in split.items()}
 
 
 def save_hf(model: nn.Module, folder: str | Path, names: Names = "v5") -> Path:
@@ -170,14 +168,10 @@ def save_hf(model: nn.Module, folder: str | Path, names: Names = "v5") -> Path:
         )
     if names not in ("v5", "v4"):
         raise ValueError(f"names is 'v5' or 'v4', not {names!r}")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text_whole(folder / "config.json", strict_json(hf_config(model)) + "\n")
     state = from_unilm(vit.state_dict(), names)
     if vit.head is not None:
         state = {re.sub("^layernorm[.]", CLASSIFIER_NORM, name): value for name, value in state.items()}
-    write_safetensors(state, folder / "model.safetensors", {"format": "pt"})
-    return folder
+    return write_folder(folder, hf_config(model), state)
 
 
 def hf_config(model: Any) -> dict[str, Any]:

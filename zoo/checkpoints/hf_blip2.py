@@ -12,16 +12,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoo.atomic_files import write_text_whole
 from zoo.checkpoints import eva
 from zoo.checkpoints.config_fields import GENERATION, Fields, Must
-from zoo.checkpoints.export import write_safetensors
+from zoo.checkpoints.export import write_folder
 from zoo.checkpoints.format import Converted, Format, State, check_positions
 from zoo.checkpoints.hf_language import with_image_token
 from zoo.checkpoints.lavis import TEXT_BRANCH
 from zoo.nn.eva_vit import EvaViT
 from zoo.nn.qformer import EPS
-from zoo.strict_json import strict_json
 
 POSITIONS = ("embeddings.position_ids", "qformer.embeddings.position_ids", "model.embeddings.position_ids")
 #: LAVIS's name -> transformers'
@@ -139,10 +137,7 @@ def save_blip2(model: Any, folder: str | Path) -> Path:
         text_config, words, image_token = with_image_token(model.language, folder)
         state |= {f"language_model.{name}": value for name, value in words.items()}
         config |= {"text_config": text_config, "image_token_index": image_token}
-    write_text_whole(folder / "config.json", strict_json(config, default=str) + "\n")
-    stored = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    write_safetensors(stored, folder / "model.safetensors", {"format": "pt"})
-    return folder
+    return write_folder(folder, config, state)
 
 
 def _config(model: Any, vit: Any, args: dict[str, Any], second: bool) -> dict[str, Any]:

@@ -7,12 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.atomic_files import write_text_whole
 from zoo.checkpoints import llava_config
-from zoo.checkpoints.export import write_safetensors
+from zoo.checkpoints.export import write_folder
 from zoo.checkpoints.format import Converted, Format, State
 from zoo.checkpoints.hf_language import with_image_token
-from zoo.strict_json import strict_json
 
 PROJECTOR = "mm_projector."
 HF_PROJECTOR = "multi_modal_projector."
@@ -80,11 +78,10 @@ def convert_hf(state: State, model: Any) -> Converted:
 
 
 def _with_language(kept: dict[str, Tensor], state: State, model: nn.Module) -> Converted:
-    absent = {}
-    if not any(name.startswith("language_model.") for name in kept):
-        fresh = {"language_model.": "it stays that of 'language_model'"} if model.tuning != "projector" else {}
-        return Converted(kept, fresh=fresh)
-    return Converted(kept, absent=absent, checked=check_rotary(state, model.language.network))
+    if any(name.startswith("language_model.") for name in kept):
+        return Converted(kept, checked=check_rotary(state, model.language.network))
+    fresh = {"language_model.": "it stays that of 'language_model'"} if model.tuning != "projector" else {}
+    return Converted(kept, fresh=fresh)
 
 
 def check_rotary(state: State, network: nn.Module) -> tuple[str, ...]:
@@ -162,10 +159,7 @@ def save_llava(model: Any, folder: str | Path) -> Path:
         state |= {f"model.multi_modal_projector.{theirs}.{n}": v for n, v in projector[ours].state_dict().items()}
     for name, value in words.items():
         state[f"model.language_model.{name.removeprefix('model.')}" if name.startswith("model.") else name] = value
-    write_text_whole(folder / "config.json", strict_json(config, default=str) + "\n")
-    stored = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    write_safetensors(stored, folder / "model.safetensors", {"format": "pt"})
-    return folder
+    return write_folder(folder, config, state)
 
 
 ORIGINAL = Format(
