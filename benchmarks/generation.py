@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from _record import environment, write
-from rfid import _data_arguments, _data_class
+from rfid import _data, _data_arguments
 
 #: settings of ``generate``; only those that are given are handed on
 SAMPLING: dict[str, Any] = {
@@ -49,10 +49,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     try:
         model = model_from(options.model)
         size = getattr(getattr(model, "tokenizer", model), "image_size", None)
-        given = {"batch_size": options.batch_size} | ({} if size is None else {"image_size": size}) | data_arguments
         result = evaluate_generation(
             model,
-            _data_class(options.data, data_arguments)(**given),
+            _data(options.data, data_arguments, batch_size=options.batch_size, image_size=size),
             reference=options.reference,
             num_images=options.num_images,
             sampling=sampling,

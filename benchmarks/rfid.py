@@ -48,12 +48,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     torch.manual_seed(options.seed)
     try:
         model = model_from(options.model)
-        data_class = _data_class(options.data, data_arguments)
         size = getattr(model, "image_size", None) or getattr(getattr(model, "tokenizer", None), "image_size", None)
-        own_size = {} if size is None or "image_size" in data_arguments else {"image_size": size}
         result = evaluate(
             model,
-            data_class(**{"batch_size": options.batch_size} | own_size | data_arguments),
+            _data(options.data, data_arguments, batch_size=options.batch_size, image_size=size),
             split=options.split,
             num_images=options.num_images,
             device=options.device,
@@ -85,7 +83,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return record
 
 
-def _data_class(name: str, arguments: dict[str, Any]) -> Any:
+def _data(name: str, arguments: dict[str, Any], **usual: Any) -> Any:
+    """A data module with these arguments, and with the usual ones of those that are not given; None is left out."""
     import datamodules
     from zoo.registry import check_overrides
 
@@ -93,7 +92,7 @@ def _data_class(name: str, arguments: dict[str, Any]) -> Any:
         raise ValueError(f"there is no data module {name!r}: try EmojiData, ImageFolderData or PhotoData")
     cls = getattr(datamodules, name)
     check_overrides(cls, arguments)
-    return cls
+    return cls(**{key: value for key, value in usual.items() if value is not None} | arguments)
 
 
 def _lpips_backbones(given: list[str]) -> dict[str, str]:

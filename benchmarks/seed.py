@@ -12,13 +12,14 @@ whether the embedding that it writes for a caption finds the image of that capti
 
 import argparse
 import time
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from _record import environment, write
-from rfid import _data_arguments, _data_class
+from rfid import _data, _data_arguments
 from torch import Tensor
 
 
@@ -45,11 +46,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         tokenizer = model_from(options.tokenizer).eval()
         others = {n: model_from(r).eval() for n in ("first", "llm", "decoder") if (r := getattr(options, n))}
         check_tokenizers(tokenizer, others, options)
-        data = _data_class(options.data, given)(**({"image_size": tokenizer.image_size} | given))
+        data = _data(options.data, given, image_size=tokenizer.image_size)
         data.prepare_data()
         data.setup("test")
-        samples = [sample for split in ("test", "val") for sample in data.view(split)]
-        samples = samples[: options.candidates]
+        held_out = chain.from_iterable(data.view(split) for split in ("test", "val"))
+        samples = list(islice(held_out, options.candidates))
         images, texts = torch.stack([s["image"] for s in samples]), [s["caption"] for s in samples]
         metrics, curves, made = measure(tokenizer, others, images, texts, options)
     except (ValueError, TypeError, FileNotFoundError, ModuleNotFoundError, RuntimeError) as error:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from _record import environment, write
-from rfid import _data_arguments, _data_class
+from rfid import _data, _data_arguments
 
 from zoo.atomic_files import write_picture_whole
 
@@ -44,8 +44,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     start = time.perf_counter()
     try:
         model = model_from(options.model).eval().to(options.device)
-        given = {"batch_size": options.batch_size, "image_size": model.image_size} | data_arguments
-        data = _data_class(options.data, data_arguments)(**given)
+        data = _data(options.data, data_arguments, batch_size=options.batch_size, image_size=model.image_size)
         data.prepare_data()
         data.setup("test")
         images, texts = collect(data.view(options.split), options.num_images)
