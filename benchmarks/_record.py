@@ -11,8 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from zoo.atomic_files import write_text_whole
-from zoo.strict_json import not_finite_in, strict_json
+from zoo.files.atomic import write_text_whole
+from zoo.files.strict_json import not_finite_in, strict_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -93,7 +93,7 @@ def read_all(folder: Path = RESULTS) -> list[dict[str, Any]]:
 
 def run(main: Callable[[], Any]) -> None:
     """Run a script from the command line: what the user can help ends it with one line, as it does a command."""
-    from zoo.cli_sentences import FOR_THE_USER, end_with_sentence
+    from zoo.cli.sentences import FOR_THE_USER, end_with_sentence
 
     try:
         main()

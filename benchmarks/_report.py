@@ -5,7 +5,7 @@ from typing import Any
 
 from _record import RESULTS, ROOT, read_all
 
-from zoo.atomic_files import write_text_whole
+from zoo.files.atomic import write_text_whole
 
 HEAD = """# Benchmark results
 

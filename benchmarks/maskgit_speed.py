@@ -20,11 +20,11 @@ import torch
 from _record import environment, run, write
 
 import zoo
-from zoo.atomic_files import write_picture_whole
 from zoo.callbacks.pictures import line_plots
+from zoo.files.atomic import write_picture_whole
+from zoo.files.strict_json import strict_json
 from zoo.models.dvae import DVAE
 from zoo.registry import model_from
-from zoo.strict_json import strict_json
 
 CODES, CLASSES = 512, 9
 COUNTS = (64, 256, 1024)

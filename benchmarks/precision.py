@@ -14,7 +14,7 @@ import time
 import torch
 
 from datamodules import EmojiData
-from zoo.precision import computes_in_bfloat16
+from zoo.cli.precision import computes_in_bfloat16
 from zoo.registry import create_model
 
 

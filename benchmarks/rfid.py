@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 def _data(name: str, arguments: dict[str, Any], **usual: Any) -> Any:
     """A data module with these arguments, and with the usual ones of those that are not given; None is left out."""
     import datamodules
-    from zoo.registry import check_overrides
+    from zoo.init_args import check_overrides
 
     if not hasattr(datamodules, name):
         raise ValueError(f"there is no data module {name!r}: try EmojiData, ImageFolderData or PhotoData")

@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 def check_tokenizers(tokenizer: Any, others: dict[str, Any], options: argparse.Namespace) -> None:
     """Refuse a language model that writes ids of another tokenizer, which would mean other codes here."""
-    from zoo.token_shards import fingerprint
+    from zoo.fingerprints import fingerprint
 
     if "llm" in others and fingerprint(others["llm"].tokenizer) != fingerprint(tokenizer):
         raise ValueError(
@@ -101,7 +101,7 @@ def measure(
 ) -> tuple[dict[str, float], dict[str, list[float]], dict[str, Any]]:
     """Values, curves over the number of tokens, and what the language model wrote."""
     from zoo.metrics.captions import BLEU, ROUGEL, CIDErD
-    from zoo.retrieval import recalls
+    from zoo.metrics.retrieval import recalls
     from zoo.tokens import Tokens, as_pixels
 
     pixels = as_pixels(images)
@@ -175,8 +175,8 @@ def draw(
     options: argparse.Namespace,
 ) -> None:
     """Curve over the prefix, reconstructions, and both directions of the language model."""
-    from zoo.atomic_files import write_picture_whole
     from zoo.callbacks.pictures import caption_sheet, image_rows, line_plots
+    from zoo.files.atomic import write_picture_whole
     from zoo.tokens import Tokens, as_pixels
 
     folder: Path = options.pictures

@@ -17,11 +17,11 @@ import torch
 from _record import run
 
 import zoo
-from zoo.atomic_files import write_text_whole
 from zoo.checkpoints import pickles
 from zoo.checkpoints.export import save_weights
-from zoo.registry import WEIGHTS_DIR, find
-from zoo.strict_json import strict_json
+from zoo.files.atomic import write_text_whole
+from zoo.files.strict_json import strict_json
+from zoo.presets import WEIGHTS_DIR, find
 
 #: every card has exactly these keys
 CARD = ("name", "file", "sha256", "bytes", "parameters", "recipe", "command", "commit", "seed", "steps", "minutes",
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, nargs="*", default=[])
     args = parser.parse_args()
     model = zoo.create_model(f"ckpt:{args.checkpoint}")
-    model.set_absent(dict(args.without))
+    model.set_not_in_file(dict(args.without))
     path = save_weights(model, WEIGHTS_DIR / f"{args.name}.safetensors", torch.float16 if args.half else None)
     steps = pickles.load(args.checkpoint)["global_step"]
     card = make_card(args.name, path, model, vars(args) | {"steps": steps})

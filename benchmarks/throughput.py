@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from _record import environment, run, write
 from torch import Tensor
 
-from zoo.strict_json import strict_json
+from zoo.files.strict_json import strict_json
 
 Step = Callable[[], Tensor]
 

@@ -17,7 +17,7 @@ import torch
 from _record import environment, write
 from rfid import _data, _data_arguments
 
-from zoo.atomic_files import write_picture_whole
+from zoo.files.atomic import write_picture_whole
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def measure(
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """All that the model can do, and some of what it wrote."""
     from zoo.metrics.captions import BLEU, ROUGEL, CIDErD
-    from zoo.retrieval import by_surprise, likelihoods, recalls
+    from zoo.metrics.retrieval import by_surprise, likelihoods, recalls
 
     metrics: dict[str, float] = {}
     written: list[str] = []

@@ -22,7 +22,7 @@ import torch
 from _record import environment, run, write
 from torch import Tensor
 
-from zoo.strict_json import strict_json
+from zoo.files.strict_json import strict_json
 
 PACKAGE = "vector-quantize-pytorch"
 CODES = (8192, 16384)
@@ -57,7 +57,7 @@ def make(side: str, codes: int, mode: str, shape: tuple[int, int, int]) -> Step:
 
 
 def ours(codebook: Tensor, mode: str) -> Callable:
-    from zoo.nn.ema_quantizer import EMAQuantizer
+    from zoo.quantizers.ema import EMAQuantizer
 
     quantizer = EMAQuantizer(*codebook.shape, decay=0.99).train(mode == "train")
     quantizer.codebook.copy_(codebook)

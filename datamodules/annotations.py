@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.image_files import shown
 from datamodules.records import Records, check_words, read_records
-from zoo.conversations import IMAGE, Turn
+from zoo.language.conversations import IMAGE, Turn
 
 IMAGE_KEYS = ("image", "file_name", "filename", "path")
 CAPTION_KEYS = ("caption", "captions", "text", "sentences")

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from datamodules.order import OwnNoise, TrainOrder
 from zoo.choices import one_of
-from zoo.nn.ranks import world_size
-from zoo.resuming import place_of
+from zoo.distributed import world_size
+from zoo.runs.resuming import place_of
 
 Split = Literal["train", "val", "test", "all"]
 Sample = dict[str, Any]

@@ -23,7 +23,7 @@ from datamodules.emoji_drawings import composite, load_rgba, png_pixels
 from datamodules.emoji_talk import Talk
 from datamodules.transforms import TrainTransform, Transform, make_eval_transform, make_train_transform
 from zoo.choices import one_of
-from zoo.conversations import Turn
+from zoo.language.conversations import Turn
 
 Style = Literal["twemoji", "openmoji"]
 Language = Literal["en", "es", "ja", "ko", "pt", "it", "fr", "de", "fa", "id", "zh", "ru", "tr", "ar"]

@@ -18,8 +18,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from datamodules.base import missing, package_folder
-from zoo.atomic_files import write_whole
-from zoo.cache import cache_folder, cache_problem, not_kept
+from zoo.assets import cache_folder, cache_problem, not_kept
+from zoo.files.atomic import write_whole
 
 PNG_SIDE = 72  # Twemoji's bitmaps
 
@@ -35,7 +35,7 @@ def png_pixels(path: Path, side: int) -> UInt8[np.ndarray, "h w 3"]:
 
 @lru_cache(maxsize=2)
 def load_rgba(files: tuple[str, ...], style: str, side: int) -> UInt8[Tensor, "n 4 h w"]:
-    """Drawings with transparency; SVG files are drawn once and kept in :func:`zoo.cache.cache_folder`.
+    """Drawings with transparency; SVG files are drawn once and kept in :func:`zoo.assets.cache_folder`.
 
     Args:
         files: stems of Twemoji's file names.

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from zoo.conversations import IMAGE, Turn
+from zoo.language.conversations import IMAGE, Turn
 
 NAME = (
     "Which emoji is this?",

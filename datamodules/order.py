@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, DistributedSampler
 
-from zoo.noise import noise_aside
+from zoo.distributed import noise_aside
 
 Place = tuple[int, int]  # an image and the seed of its augmentation
 

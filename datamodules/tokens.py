@@ -8,7 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from datamodules.base import Joined, Sample, Samples, Split, ZooDataModule
-from zoo.token_shards import (
+from zoo.tokens.shards import (
     HEADER,
     TEXTS,
     check_length,
@@ -43,7 +43,7 @@ class TokenDataset(Joined):
     """Samples of the shards in one folder.
 
     Args:
-        shards: as ``zoo.token_shards.read_shards`` returns them.
+        shards: as ``zoo.tokens.shards.read_shards`` returns them.
     """
 
     def __init__(self, shards: list[dict[str, Tensor]]):

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from toys import Toy, ToyData
 
-from zoo.module import ZooModule, plain
+from zoo.init_args import plain
+from zoo.module import ZooModule
 from zoo.optim import Optim, can_fuse
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec
 
@@ -20,7 +21,7 @@ class Towered(Toy):
 
     def __init__(self, image_size: int = 8, weights: str | None = None, optim: Optim = Optim()):
         super().__init__(image_size, optim=optim)
-        self.add_tower("teacher", nn.Linear(2, 2))
+        self.add_frozen("teacher", nn.Linear(2, 2))
 
 
 def fit(model, **options):
@@ -163,7 +164,9 @@ def test_the_optimizer_is_fused_unless_lightning_refuses_it(options, fused):
 def test_a_fused_optimizer_takes_the_steps_of_the_other(monkeypatch):
     results = []
     for fused in (True, False):
-        monkeypatch.setattr("zoo.module.can_fuse", lambda parameters, fused=fused: fused and can_fuse(parameters))
+        monkeypatch.setattr(
+            "zoo.runs.optimised.can_fuse", lambda parameters, fused=fused: fused and can_fuse(parameters)
+        )
         pl.seed_everything(0, verbose=False)
         trainer = fit(model := Toy(optim=Optim(lr=0.05)))
         assert trainer.optimizers[0].param_groups[0]["fused"] is (fused or None)

@@ -9,15 +9,15 @@ import torch
 from toys import Toy
 
 import zoo
-from zoo import registry
-from zoo.registry import Weights
+from zoo import presets, registry
+from zoo.presets import Weights
 
 
 @pytest.fixture
 def toy(monkeypatch, tmp_path):
     """A registry with one more model, whose weights lie in a file."""
-    monkeypatch.setattr(registry, "_PRESETS", dict(registry.presets()))
-    monkeypatch.setattr(registry, "WEIGHTS_DIR", tmp_path)
+    monkeypatch.setattr(presets, "_PRESETS", dict(presets.presets()))
+    monkeypatch.setattr(presets, "WEIGHTS_DIR", tmp_path)
     weights = {"local": Weights(file="toy.safetensors"), "far": Weights(origin="https://example.org/toy")}
     zoo.register("toy", Toy, paper="none", weights=weights, image_size=4, optim=zoo.Optim(lr=0.5))
     return "toy"

@@ -10,7 +10,7 @@ import torch
 
 import zoo
 from zoo.metrics.evaluate import evaluate
-from zoo.registry import WEIGHTS_DIR, presets
+from zoo.presets import WEIGHTS_DIR, presets
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(WEIGHTS_DIR.glob("*.safetensors"))
@@ -49,7 +49,7 @@ def test_weights_fit_their_preset_exactly(card):
     assert sum(p.numel() for p in model.parameters()) == card["parameters"]
     again = zoo.create_model(f"ckpt:{WEIGHTS_DIR / card['file']}")
     assert type(again) is type(model) and again.init_args() == model.init_args()
-    absent = tuple(model.absent)  # stays as it was drawn
+    absent = tuple(model.not_in_file)  # stays as it was drawn
     for (name, a), b in zip(again.named_parameters(), model.parameters(), strict=True):
         assert name.startswith(absent) or torch.equal(a, b), name
 

@@ -7,12 +7,13 @@ Shapes: ``b`` batch, ``h w`` pixels, ``gh gw`` token grid, ``n`` tokens, ``d`` w
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from zoo.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from zoo.module import ZooModule
     from zoo.optim import Optim
-    from zoo.registry import Weights, create_model, list_models, model_info, register
+    from zoo.presets import Weights, list_models, register
+    from zoo.registry import create_model, model_info
     from zoo.tokens import NotInvertible, Segment, Tokenizer, Tokens, TokenSpec, reconstruct
 
 __all__ = [
@@ -46,7 +47,7 @@ def __getattr__(name: str) -> object:
     if name in _HOME.values():
         return import_module(f"zoo.{name}")
     if not name.startswith("_") and name[:1].isupper():
-        from zoo.registry import presets
+        from zoo.presets import presets
 
         for preset in presets().values():
             if preset.cls.__name__ == name:

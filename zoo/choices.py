@@ -1,6 +1,7 @@
 """Settings that are one of a few words, and arguments that have one of a few names."""
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -34,3 +35,18 @@ def known_names(owner: str, given: Iterable[str], accepted: Sequence[str]) -> No
             close = difflib.get_close_matches(name, accepted, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
             raise TypeError(f"{owner} takes no {name!r}: {hint}it takes {', '.join(accepted)}")
+
+
+def natural_order(name: str) -> list[Any]:
+    """A key for sorting that counts numbers in names as numbers."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+SHOWN = 8  # names per message
+
+
+def some(names: Iterable[str], separator: str = ", ", most: int = SHOWN) -> str:
+    """The first names, and how many there are."""
+    names = list(names)
+    more = f"{separator}... ({len(names)} in all)" if len(names) > most else ""
+    return separator.join(names[:most]) + more

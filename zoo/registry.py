@@ -1,149 +1,117 @@
-"""The registry: presets are data, models are made from them by name."""
+"""The registry: models are made by name, from presets and from checkpoints."""
 
-import difflib
-import fnmatch
-import importlib
-import inspect
-import pkgutil
-import re
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from zoo.catalog import natural_order
-from zoo.choices import known_names
+from zoo.checkpoints.files import Checkpoint, read
+from zoo.checkpoints.load import load_into, pickled_classes
+from zoo.checkpoints.size import check_size
+from zoo.init_args import as_init_args, check_overrides, typed_arguments
 from zoo.module import ZooModule
-from zoo.optim import Optim
-from zoo.recipe_files import how_to_make
-from zoo.tokens import TokenSpec
+from zoo.presets import (
+    ModelInfo,
+    Preset,
+    Weights,
+    class_named,
+    describe_preset,
+    find,
+    known_classes,
+    list_models,
+    presets,
+    register,
+    weights_path,
+)
 
-WEIGHTS_DIR = Path(__file__).parent / "weights"
+__all__ = [
+    "ModelInfo",
+    "Preset",
+    "Reference",
+    "Weights",
+    "class_of",
+    "create_model",
+    "find",
+    "list_models",
+    "model_from",
+    "model_info",
+    "presets",
+    "register",
+]
 
 
 @dataclass(frozen=True)
-class Weights:
-    """A set of weights for a preset.
+class Reference:
+    """A model named by a string, as recipes and checkpoints do it: taken apart here and nowhere else.
 
     Args:
-        file: name inside ``zoo/weights`` of weights that travel with the package.
-        origin: where published weights can be downloaded; nothing is ever downloaded by itself.
-        licence: of the weights.
-        note: what they were trained on.
+        text: as it was written.
+        name: of a preset; None for a checkpoint.
+        source: a tag of its weights, a path or ``random``; None where only the name is given.
+        checkpoint: of one of our runs, or an exported file; None for a preset.
     """
 
-    file: str | None = None
-    origin: str | None = None
-    licence: str = "Apache-2.0"
-    note: str = ""
+    text: str
+    name: str | None = None
+    source: str | None = None
+    checkpoint: Path | None = None
+
+    @classmethod
+    def parse(cls, reference: Any) -> "Reference":
+        """Take a reference apart; names of presets are not looked up where there is no colon.
+
+        Raises:
+            TypeError: for a model itself, or nothing, where a name is wanted.
+            ValueError: for nothing behind the colon.
+        """
+        if not isinstance(reference, str):
+            raise TypeError(
+                f"a model is named by a string, not by a {type(reference).__name__}: write 'dvae_emoji', 'NAME:PATH', "
+                "'NAME:random' for an untrained one, or 'ckpt:PATH' for a checkpoint of yours"
+            )
+        name, colon, source = reference.partition(":")
+        if name == "ckpt" and colon:
+            if not source:
+                raise ValueError("'ckpt:' names no file: write 'ckpt:PATH', such as 'ckpt:runs/dvae/last.ckpt'")
+            return cls(reference, checkpoint=Path(source))
+        if not colon or name not in presets():
+            return cls(reference, name=reference)
+        if not source:
+            raise ValueError(
+                f"{reference!r} names no weights: write '{name}:PATH', '{name}:TAG', '{name}:random' or {name!r}"
+            )
+        return cls(reference, name, source)
 
     @property
-    def path(self) -> Path | None:
-        """Where the shipped file is, or None for weights that have to be fetched."""
-        return WEIGHTS_DIR / self.file if self.file else None
+    def preset(self) -> Preset:
+        """The preset that is named.
 
+        Raises:
+            ValueError: for an unknown name.
+        """
+        assert self.name is not None
+        return find(self.name)
 
-@dataclass(frozen=True)
-class Preset:
-    """One registered model: a class and the arguments that make it."""
+    def available_weights(self) -> Literal[True] | str:
+        """What :func:`create_model` takes as ``weights``.
 
-    name: str
-    cls: type[ZooModule]
-    paper: str
-    recipe: str | None
-    weights: dict[str, Weights]
-    init_args: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """What :func:`model_info` tells about a preset.
-
-    ``num_parameters`` leaves out frozen towers, and language models whose size only their files tell.
-    """
-
-    name: str
-    paper: str
-    cls: type[ZooModule]
-    recipe: str | None
-    weights: dict[str, Weights]
-    init_args: dict[str, Any]
-    spec: TokenSpec | None
-    num_parameters: int
-    description: str
-
-
-_PRESETS: dict[str, Preset] = {}
-
-
-def register(
-    name: str,
-    cls: type[ZooModule],
-    *,
-    paper: str,
-    recipe: str | None = None,
-    weights: dict[str, Weights] | None = None,
-    **init_args: Any,
-) -> None:
-    """Add a preset. Called at the end of each ``zoo/models/<paper>.py``.
-
-    Args:
-        name: ``paper[_variant]...`` in lower snake case; ``<paper>_tiny`` is the one that the contract tests run.
-        cls: the LightningModule.
-        paper: arXiv id.
-        recipe: file in ``recipes`` that trains exactly this preset.
-        weights: tag -> weights; the first is the default.
-        init_args: constructor arguments.
-    """
-    if not re.fullmatch(r"[a-z0-9_]+", name):
-        raise ValueError(f"registry names are lower snake case, got {name!r}")
-    if name in _PRESETS:
-        raise ValueError(f"{name!r} is registered twice")
-    unknown = set(init_args) - set(inspect.signature(cls.__init__).parameters)
-    if unknown:
-        raise ValueError(f"{name}: {cls.__name__} takes no {', '.join(sorted(unknown))}")
-    _PRESETS[name] = Preset(name, cls, paper, recipe, weights or {}, init_args)
-
-
-def presets() -> dict[str, Preset]:
-    """All registered presets; imports the papers on first use."""
-    import zoo.models
-
-    for module in pkgutil.iter_modules(zoo.models.__path__):
-        importlib.import_module(f"zoo.models.{module.name}")
-    return _PRESETS
-
-
-def list_models(pattern: str = "*", *, decodes: str | None = None, weights: bool = False) -> list[str]:
-    """Names of the registered models.
-
-    Args:
-        pattern: shell wildcard, e.g. ``"dvae*"``.
-        decodes: only those whose tokens decode to this (``"pixels"`` or ``"embedding"``).
-        weights: only those with weights inside the package.
-    """
-    names = sorted(fnmatch.filter(presets(), pattern), key=natural_order)
-    if weights:
-        names = [n for n in names if any(w.file for w in presets()[n].weights.values())]
-    if decodes is not None:
-        names = [n for n in names if (spec := model_info(n).spec) is not None and spec.decodes == decodes]
-    return names
-
-
-def find(name: str) -> Preset:
-    """The preset of that name.
-
-    Raises:
-        ValueError: with the nearest names.
-    """
-    known = presets()
-    if name in known:
-        return known[name]
-    of_paper = [n for n in known if n.startswith(f"{name.lower()}_")]
-    close = of_paper[:3] or difflib.get_close_matches(name.lower(), known, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else "python -m zoo list prints them all"
-    if any(c in name for c in "/\\") or Path(name).suffix:
-        hint = f"for a checkpoint of ours write 'ckpt:{name}', for published weights create_model(NAME, weights=PATH)"
-    raise ValueError(f"there is no model {name!r}: {hint}")
+        Raises:
+            ValueError: where only the name is given, and the model has no default weights.
+            FileNotFoundError: for weights that nobody has downloaded.
+        """
+        name, available = self.preset.name, self.preset.weights
+        if self.source is None and not available:
+            raise ValueError(
+                f"{name} has no default weights: write '{name}:PATH' for a file, '{name}:random' to use it untrained, "
+                f"or 'ckpt:PATH' for a checkpoint of your own"
+            )
+        missing = available.get(self.source or next(iter(available), ""))
+        if missing is not None and missing.path is None:
+            raise FileNotFoundError(
+                f"the weights of {name} are not in the package and are never downloaded by themselves: get them from "
+                f"{missing.origin} and write '{name}:PATH', for a tokenizer tokenizer=\"{name}:PATH\""
+            )
+        return self.source or True
 
 
 def create_model(name: str, weights: bool | str | Path | None = None, **overrides: Any) -> Any:
@@ -164,86 +132,22 @@ def create_model(name: str, weights: bool | str | Path | None = None, **override
         ValueError: for an unknown name, and for settings that cannot work.
         FileNotFoundError: for weights that are not there.
     """
-    check_reference(name)
-    if name.startswith("ckpt:"):
-        from zoo.checkpoints.load import from_checkpoint
-
+    reference = Reference.parse(name)
+    if reference.checkpoint is not None:
         if weights is not None:
             raise ValueError("a checkpoint brings its own weights; leave weights out")
-        return from_checkpoint(Path(name[5:]), overrides)
-    name, source = split_reference(name)
-    if source is not None and weights is not None:
-        raise ValueError(f"the weights are named twice, by '{name}:{source}' and by weights={weights!r}: leave one out")
-    if source is not None and source != "random":
-        weights = available_weights(name, source)
-    preset = find(name)
+        return from_checkpoint(reference.checkpoint, overrides)
+    if reference.source is not None and weights is not None:
+        raise ValueError(f"the weights are named twice, by '{name}' and by weights={weights!r}: leave one out")
+    if reference.source is not None and reference.source != "random":
+        weights = reference.available_weights()
+    preset = reference.preset
     check_overrides(preset.cls, overrides)
-    model = preset.cls(**_as_init_args(preset.init_args | overrides))
-    model.random_on_purpose = source == "random"
+    model = preset.cls(**as_init_args(preset.init_args | overrides))
+    model.random_on_purpose = reference.source == "random"
     if weights is not None and weights is not False:
         model.load_weights(str(weights_path(preset, weights)))
     return model
-
-
-def weights_path(preset: Preset, weights: Literal[True] | str | Path) -> Path:
-    """Resolve True, a tag or a path to a file or folder that exists.
-
-    Raises:
-        ValueError: saying which weights the preset has, or what to download.
-        FileNotFoundError: for a path that is not there.
-    """
-    if weights == "random":
-        raise ValueError("random weights are no file: leave weights out, or set them to null on the command line")
-    if weights is True:
-        if not preset.weights:
-            with_weights = ", ".join(list_models(weights=True)) or "none"
-            raise ValueError(
-                f"{preset.name} has no default weights: train it or give a path (models with weights: {with_weights})"
-            )
-        weights = next(iter(preset.weights))
-    if str(weights) in preset.weights:
-        entry = preset.weights[str(weights)]
-        if entry.path is None:
-            raise FileNotFoundError(
-                f"the weights {weights!r} of {preset.name} are not in the package and are never downloaded by "
-                f"themselves: get them from {entry.origin} and pass weights=PATH"
-            )
-        if not entry.path.exists():
-            raise FileNotFoundError(f"the shipped weights {entry.path} are missing: reinstall tokenzoo")
-        return entry.path
-    try:
-        return locate_weights(str(weights))
-    except FileNotFoundError:
-        tags = ", ".join(preset.weights) or "none"
-        raise FileNotFoundError(
-            f"{weights} is neither a file or folder, nor a model, nor a tag of {preset.name} (its tags: {tags})"
-            f"{how_to_make(str(weights).removeprefix('ckpt:'))}"
-        ) from None
-
-
-def locate_weights(source: str) -> Path:
-    """The file or folder behind a path, ``ckpt:PATH``, or the name of a model with weights (``NAME`` or ``NAME:TAG``).
-
-    A path may end in ``#SET``, which of several sets of weights in it is meant.
-
-    Raises:
-        FileNotFoundError: for anything else.
-        ValueError: for an address.
-    """
-    from zoo.checkpoints.addresses import local_path
-    from zoo.checkpoints.weight_sets import split_choice
-
-    name, _, tag = source.partition(":")
-    if name in presets() and not split_choice(source)[0].exists():
-        return weights_path(find(name), tag or True)
-    path = local_path(source.removeprefix("ckpt:"))
-    if split_choice(path)[0].exists():
-        return path
-    if name == "ckpt":
-        raise FileNotFoundError(f"there is no checkpoint {path}{how_to_make(path)}")
-    raise FileNotFoundError(
-        f"the weights {source!r} are neither a file, a folder nor the name of a model{how_to_make(path)}"
-    )
 
 
 def model_from(reference: str, **overrides: Any) -> Any:
@@ -255,62 +159,10 @@ def model_from(reference: str, **overrides: Any) -> Any:
     Raises:
         TypeError: for a reference that is no string.
     """
-    check_reference(reference)
-    if reference.startswith("ckpt:") or split_reference(reference)[1] is not None:
+    parsed = Reference.parse(reference)
+    if parsed.checkpoint is not None or parsed.source is not None:
         return create_model(reference, **overrides)
-    return create_model(reference, weights=available_weights(reference, None), **overrides)
-
-
-def split_reference(reference: str) -> tuple[str, str | None]:
-    """``NAME:SOURCE`` in two parts; the source is a tag, a path or ``random``, and None where only a name is given.
-
-    Raises:
-        ValueError: for nothing behind the colon.
-    """
-    name, colon, source = reference.partition(":")
-    if name in presets() and colon and not source:
-        raise ValueError(
-            f"{reference!r} names no weights: write '{name}:PATH', '{name}:TAG', '{name}:random' or {name!r}"
-        )
-    return (name, source) if name in presets() and colon else (reference, None)
-
-
-def available_weights(name: str, source: str | None) -> Literal[True] | str:
-    """What :func:`create_model` takes as ``weights`` for a reference.
-
-    Raises:
-        ValueError: where only the name is given, and the model has no default weights.
-        FileNotFoundError: for weights that nobody has downloaded.
-    """
-    available = find(name).weights
-    if source is None and not available:
-        raise ValueError(
-            f"{name} has no default weights: write '{name}:PATH' for a file, '{name}:random' to use it untrained, "
-            f"or 'ckpt:PATH' for a checkpoint of your own"
-        )
-    missing = available.get(source or next(iter(available), ""))
-    if missing is not None and missing.path is None:
-        raise FileNotFoundError(
-            f"the weights of {name} are not in the package and are never downloaded by themselves: get them from "
-            f"{missing.origin} and write '{name}:PATH', for a tokenizer tokenizer=\"{name}:PATH\""
-        )
-    return source or True
-
-
-def check_reference(reference: Any) -> None:
-    """Refuse a model itself, or nothing, where a name is wanted: checkpoints and command lines hold names.
-
-    Raises:
-        TypeError: saying what a reference looks like.
-        ValueError: for a checkpoint without its path.
-    """
-    if not isinstance(reference, str):
-        raise TypeError(
-            f"a model is named by a string, not by a {type(reference).__name__}: write 'dvae_emoji', 'NAME:PATH', "
-            "'NAME:random' for an untrained one, or 'ckpt:PATH' for a checkpoint of yours"
-        )
-    if reference == "ckpt:":
-        raise ValueError("'ckpt:' names no file: write 'ckpt:PATH', such as 'ckpt:runs/dvae/last.ckpt'")
+    return create_model(reference, weights=parsed.available_weights(), **overrides)
 
 
 def class_of(reference: str) -> type[ZooModule]:
@@ -320,12 +172,10 @@ def class_of(reference: str) -> type[ZooModule]:
         ValueError: for an unknown name, or a checkpoint that is none of ours.
         TypeError: for a reference that is no string.
     """
-    check_reference(reference)
-    if not reference.startswith("ckpt:"):
-        return find(split_reference(reference)[0]).cls
-    from zoo.checkpoints.load import describe
-
-    return class_named(describe(Path(reference[5:]))["class"])
+    parsed = Reference.parse(reference)
+    if parsed.checkpoint is None:
+        return parsed.preset.cls
+    return class_named(describe(parsed.checkpoint)["class"])
 
 
 def model_info(name: str) -> ModelInfo:
@@ -334,68 +184,71 @@ def model_info(name: str) -> ModelInfo:
     Args:
         name: as for :func:`create_model`; weights behind a colon change no fact.
     """
-    import torch
-
-    preset = _preset_of(name)
-    with torch.device("meta"):
-        model = preset.cls(**without_towers(preset.cls, preset.init_args))
-    return ModelInfo(
-        name=preset.name,
-        paper=preset.paper,
-        cls=preset.cls,
-        recipe=preset.recipe,
-        weights=preset.weights,
-        init_args=preset.init_args,
-        spec=model.spec,
-        num_parameters=sum(p.numel() for p in model.parameters()),
-        description=(inspect.getdoc(preset.cls) or "").partition("\n")[0],
-    )
-
-
-def _preset_of(reference: str) -> Preset:
-    check_reference(reference)
-    if not reference.startswith("ckpt:"):
-        return find(split_reference(reference)[0])
-    from zoo.checkpoints.load import read_described
-
-    _, cls, settings = read_described(Path(reference[5:]))
+    parsed = Reference.parse(name)
+    if parsed.checkpoint is None:
+        return describe_preset(parsed.preset)
+    _, cls, settings = read_described(parsed.checkpoint)
     paper = next(p.paper for p in presets().values() if p.cls is cls)
-    return Preset(reference, cls, paper, None, {}, settings)
+    return describe_preset(Preset(name, cls, paper, None, {}, settings))
 
 
-def check_overrides(cls: type, overrides: dict[str, Any]) -> None:
-    """Refuse arguments that the constructor does not take, naming the nearest one."""
-    known_names(cls.__name__, overrides, list(inspect.signature(cls).parameters))
+def from_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None) -> ZooModule:
+    """Build the model that a checkpoint of one of our runs, or an exported file, describes, with its weights.
 
-
-def class_named(path: str) -> type[ZooModule]:
-    """A registered class by its full name; classes that are not registered are refused, never imported.
+    Args:
+        path: of the file.
+        overrides: constructor arguments that differ from the checkpoint's.
 
     Raises:
-        ValueError: for an unknown class.
+        FileNotFoundError: for a path that is not there.
+        ValueError: for a file without a description, of an unknown class, or with other weights.
+        TypeError: for an override that the class does not take.
     """
-    classes = {f"{p.cls.__module__}.{p.cls.__qualname__}": p.cls for p in presets().values()}
-    if path not in classes:
-        raise ValueError(f"{path} is not a registered model class; register it before loading the checkpoint")
-    return classes[path]
+    overrides = dict(overrides or {})
+    checkpoint, cls, settings = read_described(Path(path))
+    check_overrides(cls, overrides)
+    model = cls(**settings | overrides)
+    load_into(model, checkpoint, known_classes())
+    return model
 
 
-def without_towers(cls: type, init_args: dict[str, Any]) -> dict[str, Any]:
-    """Arguments that build the model without reading weights from disk."""
-    args = dict(_as_init_args(init_args))
-    for name in ("tokenizer", "condition_tokenizer"):
-        default = inspect.signature(cls).parameters.get(name)
-        reference = args.get(name, default.default if default else None)
-        if isinstance(reference, str) and not reference.startswith("ckpt:"):
-            args[name] = reference.partition(":")[0] + ":random"
-    return args
+def read_described(path: Path) -> tuple[Checkpoint, type[ZooModule], dict[str, Any]]:
+    """One of our checkpoints with the class and the constructor arguments that it describes, before anything is built.
+
+    Raises:
+        FileNotFoundError: for a path that is not there.
+        ValueError: for a file without a description, of an unknown class, or one of far more than it holds.
+    """
+    checkpoint = read(path, pickled_classes(known_classes()))
+    said = description_of(checkpoint)
+    cls = class_named(said["class"])
+    settings = typed_arguments(cls, said["init_args"])
+    check_size(cls, settings, checkpoint.state, path, said.get("absent", ()))
+    return checkpoint, cls, settings
 
 
-def _as_init_args(args: dict[str, Any]) -> dict[str, Any]:
-    optim = args.get("optim")
-    if optim is not None and not isinstance(optim, (dict, Optim)):
-        raise TypeError(f"optim is an Optim or a dictionary of its fields, got {type(optim).__name__}")
-    if isinstance(optim, dict):
-        known_names("optim", optim, [f.name for f in fields(Optim)])
-        args = args | {"optim": Optim(**(optim | ({"betas": tuple(optim["betas"])} if "betas" in optim else {})))}
-    return args
+def describe(path: Path) -> dict[str, Any]:
+    """What one of our checkpoints says about its model: ``class``, ``init_args``, ``version``.
+
+    Raises:
+        FileNotFoundError: for a path that is not there.
+        ValueError: for a file that says nothing.
+    """
+    return description_of(read(path, pickled_classes(known_classes())))
+
+
+def description_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a file that was read says about its model.
+
+    Raises:
+        ValueError: for a file that says nothing.
+    """
+    if checkpoint.zoo is None:
+        raise ValueError(
+            f"{checkpoint.path} does not say which model it is of, so it is none of our checkpoints: "
+            f"use create_model(NAME, weights={str(checkpoint.path)!r})"
+        )
+    said = checkpoint.zoo
+    if not isinstance(said.get("class"), str) or not isinstance(said.get("init_args"), dict):
+        raise ValueError(f"{checkpoint.path} does not say class and init_args of its model: save it again")
+    return said

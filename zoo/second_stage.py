@@ -1,19 +1,10 @@
 """What models on top of a tokenizer share: its ids, class labels, and which ids may stand where."""
 
 import inspect
-import textwrap
 from typing import Any, get_args
 
-import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Shaped
-from torch import Tensor
-
-from zoo.module import Batch
-from zoo.registry import check_overrides, class_of, model_from
-from zoo.tokens import Tokens, TokenSpec, as_pixels, id_range
-
-NO_CLASS = -1  # label of an image that is to be made without a class
+from zoo.init_args import check_overrides
+from zoo.registry import class_of, model_from
 
 
 def discrete_tokenizer(reference: str, **overrides: Any) -> Any:
@@ -43,9 +34,10 @@ def refuse_fresh(tokenizer: Any, reference: str) -> None:
     Raises:
         ValueError: naming the parts, and why the weights had none.
     """
-    if parts := [name for name in tokenizer.fresh if not name.startswith(tokenizer.training_only)]:
+    if parts := [name for name in tokenizer.newly_initialised if not name.startswith(tokenizer.training_only)]:
+        why = tokenizer.newly_initialised[parts[0]]
         raise ValueError(
-            f"{reference!r} is no whole tokenizer: {tokenizer.fresh[parts[0]]}, so {', '.join(parts)} would stay "
+            f"{reference!r} is no whole tokenizer: {why}, so {', '.join(parts)} would stay "
             "random; train it first, or take other weights"
         )
 
@@ -70,216 +62,3 @@ def continuous_tokenizer(reference: str, **overrides: Any) -> Any:
     if tokenizer.spec is None or tokenizer.spec.vocab_size:
         raise ValueError(f"{reference!r} has no continuous tokens: take one like BLIP-2, whose tokens are vectors")
     return tokenizer
-
-
-@torch.no_grad()
-def ids_of(batch: Batch, tokenizer: Any) -> Int[Tensor, "b n"]:
-    """Precomputed ``ids`` of the batch, else those of ``token_image``, else those of ``image``.
-
-    Raises:
-        ValueError: for ids that are not of this tokenizer, or an image size with another layout of tokens.
-    """
-    spec: TokenSpec = tokenizer.spec
-    if (ids := batch.get("ids")) is not None:
-        return _given(ids, spec)
-    images = batch.get("token_image", batch.get("image"))
-    if images is None:
-        raise ValueError(f"the batch has neither 'ids' nor 'image', but {', '.join(batch)}: bring one of them")
-    return same_layout(tokenizer.encode(images), spec, images)
-
-
-@torch.no_grad()
-def view_ids_of(batch: Batch, tokenizer: Any, spec: TokenSpec, size: tuple[int, int]) -> Int[Tensor, "b n"]:
-    """Precomputed ``ids`` of the batch, else of ``token_image``, else of ``image`` resized to the tokenizer's view.
-
-    Args:
-        batch: with ``image``.
-        tokenizer: fully convolutional where ``size`` is not its own.
-        spec: of the model that predicts the ids.
-        size: height and width of the tokenizer's view.
-
-    Raises:
-        ValueError: for ids or views that do not fit the model's grid.
-    """
-    images = images_of(batch)
-    if (ids := batch.get("ids")) is not None:
-        return _given(ids, spec, len(images))
-    if (view := batch.get("token_image")) is not None:
-        if view.ndim == 4 and tuple(view.shape[-2:]) != size:
-            height, width = view.shape[-2:]
-            raise ValueError(
-                f"batch['token_image'] is {height}x{width}, this model needs {size[0]}x{size[1]} for its "
-                f"{_layout([s.shape for s in spec.segments])} tokens: set data.token_image_size to {size[1]}"
-            )
-        view = as_pixels(view)
-    else:
-        view = as_pixels(images)
-        if tuple(view.shape[-2:]) != size:
-            view = F.interpolate(view.float(), size, mode="bicubic", antialias=True).clamp(0, 1)
-    tokens = tokenizer.encode(view)
-    if tokens.spec.grid_shape != spec.grid_shape:
-        raise ValueError(
-            f"the tokenizer makes a grid of {tokens.spec.grid_shape} from {size[0]}x{size[1]} pixels, but the model "
-            f"has {spec.grid_shape} patches: change image_size or patch_size, or take a fully convolutional tokenizer"
-        )
-    return tokens.ids
-
-
-def images_of(batch: Batch) -> Shaped[Tensor, "b c h w"]:
-    """The batch's ``image``, for models that read pixels as well as ids.
-
-    Raises:
-        ValueError: where there is none, as in token shards that were written without images.
-    """
-    if "image" not in batch:
-        raise ValueError(
-            f"the batch has no 'image', but {', '.join(batch)}, and this model reads pixels: write the token shards "
-            "with --trainer.callbacks.with_images=true"
-        )
-    return batch["image"]
-
-
-def _given(ids: Int[Tensor, "b n"], spec: TokenSpec, count: int | None = None) -> Int[Tensor, "b n"]:
-    shape = (len(ids) if count is None else count, spec.num_tokens)
-    low, high = id_range(ids)
-    if ids.shape != shape or low < 0 or high >= spec.vocab_size:
-        raise ValueError(
-            f"batch['ids'] has shape {tuple(ids.shape)} and ids in {low}..{high}; this model needs "
-            f"{spec.num_tokens} ids in 0..{spec.vocab_size - 1}: write them with its own tokenizer"
-        )
-    return ids
-
-
-def same_layout(tokens: Tokens, spec: TokenSpec, images: Tensor) -> Int[Tensor, "b n"]:
-    """The ids, if each stands at the place that its position means.
-
-    Raises:
-        ValueError: naming the image size.
-    """
-    assert tokens.ids is not None
-    found, own = ([s.shape for s in x.segments] for x in (tokens.spec, spec))
-    if found != own:
-        height, width = images.shape[-2:]
-        raise ValueError(
-            f"images of {height}x{width} give {tokens.spec.num_tokens} tokens, this model has positions for "
-            f"{spec.num_tokens} in another layout ({_layout(own)}, not {_layout(found)}): resize the images to the "
-            "tokenizer's image_size"
-        )
-    return tokens.ids
-
-
-def _layout(shapes: list[tuple[int, ...]]) -> str:
-    return " and ".join("x".join(map(str, shape)) for shape in shapes)
-
-
-def check_classes(model: Any, data: Any) -> None:
-    """Refuse data whose classes are not as many as the model has: the labels would mean others than were learned.
-
-    Args:
-        model: with ``num_classes``, where it knows classes at all; 0 for an unconditional one.
-        data: a data module with ``num_classes``, where it knows them.
-
-    Raises:
-        ValueError: naming both numbers.
-    """
-    own, given = getattr(model, "num_classes", None), getattr(data, "num_classes", None)
-    if own and given and own != given:
-        raise ValueError(
-            f"{type(data).__name__} has {given} classes and this {type(model).__name__} has {own}, so its labels would "
-            f"mean other classes: set --model.init_args.num_classes={given}, or bring data of the model's classes"
-        )
-
-
-def labels_of(batch: Batch, num_classes: int) -> Int[Tensor, " b"] | None:
-    """The batch's ``label`` for a class-conditional model, None for others.
-
-    Raises:
-        ValueError: where it is missing or out of range.
-    """
-    return class_labels(batch, num_classes, ", or set num_classes to 0") if num_classes else None
-
-
-def class_labels(batch: Batch, num_classes: int, otherwise: str = "") -> Int[Tensor, " b"]:
-    """The batch's ``label`` for a model that needs one.
-
-    Args:
-        batch: of a data module.
-        num_classes: of the model.
-        otherwise: what else the model can do, for the message.
-
-    Raises:
-        ValueError: where it is missing or out of range.
-    """
-    if (labels := batch.get("label")) is None:
-        raise ValueError(
-            f"the batch has no 'label', but the model has {num_classes} classes: sort the images into one sub-folder "
-            f"per class{otherwise}"
-        )
-    return in_range(labels, num_classes)
-
-
-def wanted_labels(
-    labels: Any, num_images: int | None, num_classes: int, has_null: bool, device: torch.device
-) -> tuple[Int[Tensor, " b"] | None, int]:
-    """Labels of the images to be made, and their number.
-
-    Args:
-        labels: a number, a list or a tensor of numbers, or None.
-        num_images: how many; with one label, that many of it.
-        num_classes: of the model.
-        has_null: whether -1 (no class) is one of its labels.
-        device: of the result.
-
-    Raises:
-        ValueError: where they are missing, no whole numbers, too many, out of range, or not as many as images.
-    """
-    if num_images is not None and num_images < 1:
-        raise ValueError(f"num_images must be at least 1, got {num_images}")
-    if not num_classes:
-        if labels is not None:
-            raise ValueError("this model is unconditional (num_classes is 0): leave labels out")
-        return None, 1 if num_images is None else num_images
-    if labels is None:
-        without = ", or -1 for no class" if has_null else ""
-        raise ValueError(f"this model is class-conditional: give labels in 0..{num_classes - 1}{without}")
-    try:
-        given = torch.as_tensor(labels, device=device).reshape(-1)
-    except (TypeError, ValueError, RuntimeError):  # words, lists of unequal length
-        given = torch.zeros(0)
-    if given.dtype == torch.bool or given.is_floating_point() or given.is_complex():
-        said = textwrap.shorten(repr(labels), 60)
-        raise ValueError(f"labels are whole numbers, a class in 0..{num_classes - 1} for each image, got {said}")
-    given = given.long()
-    if num_images is not None and len(given) == 1:
-        given = given.expand(num_images)
-    if num_images not in (None, len(given)):
-        raise ValueError(f"there are {len(given)} labels for {num_images} images: give one label, or one per image")
-    return in_range(given, num_classes, NO_CLASS if has_null else 0), len(given)
-
-
-def in_range(labels: Int[Tensor, " b"], num_classes: int, lowest: int = 0) -> Int[Tensor, " b"]:
-    """The labels, checked.
-
-    Raises:
-        ValueError: naming those that are not classes.
-    """
-    if labels.numel() and not torch.compiler.is_compiling():
-        low, high = (int(x) for x in labels.aminmax())
-        if low < lowest or high >= num_classes:
-            raise ValueError(f"labels must lie in {lowest}..{num_classes - 1}, got {low}..{high}: set num_classes")
-    return labels.long()
-
-
-def allowed_ids(spec: TokenSpec) -> Bool[Tensor, "n k"] | None:
-    """Which ids may stand at each position, or None where all may: every segment has a range of its own."""
-    ranges = {(s.offset, s.size) for s in spec.segments}
-    if ranges == {(0, spec.vocab_size)}:
-        return None
-    ids = torch.arange(spec.vocab_size)
-    rows = [((ids >= s.offset) & (ids < s.offset + s.size)).expand(s.num_tokens, -1) for s in spec.segments]
-    return torch.cat(rows)
-
-
-def keep_allowed(logits: Float[Tensor, "*b n k"], allowed: Bool[Tensor, "n k"] | None) -> Float[Tensor, "*b n k"]:
-    """Logits of all positions, without the ids that may not stand there; ``allowed`` is of :func:`allowed_ids`."""
-    return logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)

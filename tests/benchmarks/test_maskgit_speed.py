@@ -13,7 +13,7 @@ SIZES = {"width": 16, "depth": 1, "heads": 2}
 
 @pytest.fixture
 def benchmark(monkeypatch):
-    from zoo.registry import presets
+    from zoo.presets import presets
 
     monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
     before = set(presets())

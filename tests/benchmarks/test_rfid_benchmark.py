@@ -18,7 +18,7 @@ def rfid(script, monkeypatch):
     import zoo.registry
 
     module = script("rfid")
-    zoo.registry.presets()  # a module that is imported while the name is replaced would keep the other one for ever
+    zoo.presets.presets()  # a module that is imported while the name is replaced would keep the other one for ever
     monkeypatch.setattr(zoo.registry, "model_from", lambda reference: TinyTokenizer())
     monkeypatch.setattr(datamodules, "RandomImageData", RandomImageData, raising=False)
     return module

@@ -8,8 +8,8 @@ from toys import RandomImages, ToyData
 import zoo
 from zoo import Optim, ZooModule
 from zoo.callbacks import CollapseGuard
-from zoo.nn.lfq import LFQ
-from zoo.nn.quantized import count_codes, perplexity
+from zoo.quantizers.base import count_codes, perplexity
+from zoo.quantizers.lfq import LFQ
 
 
 def likeliest_everywhere(code=7):

@@ -70,7 +70,7 @@ class WithExtras(TinyTokenizer):
     def __init__(self):
         super().__init__()
         self.constant = nn.Parameter(torch.full((3,), 0.1), requires_grad=False)
-        self.add_tower("tower", nn.Linear(2, 2))
+        self.add_frozen("tower", nn.Linear(2, 2))
 
     def configure_optimizers(self):
         return torch.optim.SGD([self.codes], lr=0.1)

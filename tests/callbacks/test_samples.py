@@ -54,7 +54,7 @@ def test_pictures_of_what_follows_a_condition():
     images = torch.rand(4, 3, 32, 32)
     rows = Samples(3).draw(model, {"image": images, "condition": images})["conditions"]
     assert list(rows) == ["condition", "samples"] and torch.equal(rows["condition"], images[:3])
-    ids = model.frozen["condition"].encode(images).ids
+    ids = model.frozen["condition_tokenizer"].encode(images).ids
     assert torch.equal(Samples(3).draw(model, {"condition_ids": ids})["conditions"]["samples"], rows["samples"])
     with pytest.raises(ValueError, match="the batch has no condition, but image: leave the callback Samples out"):
         Samples(3).draw(model, {"image": images})

@@ -14,8 +14,8 @@ from datamodules.tokens import TokenData
 from zoo.callbacks.evaluation import Evaluation
 from zoo.callbacks.grids import ImageGrids
 from zoo.callbacks.token_dump import TokenDump
-from zoo.folder_lock import FolderLock
-from zoo.token_shards import check_header, read_header, read_shards, text_in, write_shard
+from zoo.files.lock import FolderLock
+from zoo.tokens.shards import check_header, read_header, read_shards, text_in, write_shard
 
 
 def dump(folder, model_, split="train", **options):

@@ -11,9 +11,9 @@ import torch
 from zoo import create_model
 from zoo.checkpoints.export import save_weights
 from zoo.checkpoints.files import read
-from zoo.checkpoints.load import from_checkpoint, load_weights
 from zoo.checkpoints.pickles import UnsafePickleError
 from zoo.models.dvae import DVAE
+from zoo.registry import from_checkpoint
 
 SMALL = {"image_size": 16, "width": 8, "blocks": 1, "groups": 2, "vocab_size": 32, "code_width": 8}
 
@@ -27,7 +27,7 @@ def untouched(model, source, error=ValueError):
     """The message of a load that fails; the model must not have changed."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(error) as raised:
-        load_weights(model, source)
+        model.load_weights(source)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     message = str(raised.value)
     assert "\n" not in message
@@ -208,7 +208,7 @@ def test_usual_wrappers_and_training_records_are_seen_through(model, tmp_path, w
     state = {f"module.{name}": value for name, value in other.state_dict().items()}
     torch.save({wrapper: state, "epoch": 3, "args": argparse.Namespace(lr=0.1)}, tmp_path / "m.pth")
     assert zipfile.is_zipfile(tmp_path / "m.pth")
-    load_weights(model, tmp_path / "m.pth")
+    model.load_weights(tmp_path / "m.pth")
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
 
 
@@ -224,5 +224,5 @@ def test_shards_of_a_folder_are_put_together(model, tmp_path):
     for file in set(weight_map.values()):
         save_file({name: state[name] for name in names if weight_map[name] == file}, tmp_path / file)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    load_weights(model, tmp_path)
+    model.load_weights(tmp_path)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

@@ -8,9 +8,10 @@ from published_folders import drawn, edited
 
 import zoo
 from zoo.checkpoints.config_fields import Fields, Must, set_to, unknown
-from zoo.checkpoints.hf_blip2 import save_blip2
-from zoo.tiny_language_models import characters
-from zoo.vision_towers import check_pixels, vision_tower
+from zoo.checkpoints.published.clip import check_pixels
+from zoo.checkpoints.published.hf_blip2 import save_blip2
+from zoo.language.tiny import characters
+from zoo.vision.encoders import vision_tower
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 WORDS = "ab cd"
@@ -65,7 +66,10 @@ def theirs_of(folder):
     from transformers import LlavaForConditionalGeneration
 
     reference = LlavaForConditionalGeneration.from_pretrained(folder).eval()
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (zoo.vision_towers.CLIP_MEAN, zoo.vision_towers.CLIP_STD))
+    mean, std = (
+        torch.tensor(v).view(1, 3, 1, 1)
+        for v in (zoo.checkpoints.published.clip.CLIP_MEAN, zoo.checkpoints.published.clip.CLIP_STD)
+    )
     pixels = (IMAGES - mean) / std
     text = characters()(WORDS + "\n", add_special_tokens=False)["input_ids"]
     with torch.no_grad():
@@ -158,7 +162,7 @@ def test_settings_that_contradict_the_configuration_are_refused(plain_llava, tmp
 
 def test_what_a_configuration_said_is_in_the_checkpoint(plain_llava, tmp_path):
     from zoo.checkpoints.export import save_weights
-    from zoo.checkpoints.load import from_checkpoint
+    from zoo.registry import from_checkpoint
 
     folder = edited(plain_llava, tmp_path / "f", vision_feature_select_strategy="full", vision_feature_layer=-1)
     model = zoo.create_model("llava_tiny", language_model=str(folder), weights=folder)

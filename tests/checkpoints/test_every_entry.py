@@ -9,12 +9,20 @@ import torch
 
 import zoo
 from zoo import registry
-from zoo.checkpoints import diffusers_vq, flava, hf_beit, hf_blip2, lavis, llamagen, maskgit_flax, maskgit_transformer
 from zoo.checkpoints.format import Converted, Format
-from zoo.checkpoints.load import load_weights
 from zoo.checkpoints.provenance import entries_of, grouped, plain, trace
+from zoo.checkpoints.published import (
+    diffusers_vq,
+    flava,
+    hf_beit,
+    hf_blip2,
+    lavis,
+    llamagen,
+    maskgit_flax,
+    maskgit_transformer,
+)
 from zoo.nn.relative_position import relative_position_index
-from zoo.nn.token_order import token_order
+from zoo.sampling.token_order import token_order
 
 
 @dataclass
@@ -338,7 +346,7 @@ def said(caplog):
         caplog.clear()
         torch.save({"state_dict": {n: v.contiguous() for n, v in state.items()}}, path)
         try:
-            load_weights(model, path)
+            model.load_weights(path)
         except ValueError as error:
             return f"refused: {error}"
         return " | ".join(record.getMessage() for record in caplog.records)
@@ -389,7 +397,7 @@ def test_tensors_beside_the_weights_of_a_file_are_named(made, tmp_path, caplog):
     others = {"logit_scale": torch.ones(()), "adapter": {"down.weight": torch.ones(2)}}
     others |= {"ema": {"decay": 0.9, "shadow": {"w": torch.ones(2)}}}
     torch.save({"model": file.state, **training, **others}, tmp_path / "m.pt")
-    load_weights(model, tmp_path / "m.pt")
+    model.load_weights(tmp_path / "m.pt")
     assert f"not used from {tmp_path / 'm.pt'}: logit_scale, adapter, ema, beside model" in caplog.text
 
 

@@ -9,8 +9,8 @@ from published_folders import stirred
 from safetensors.torch import save_file
 
 import zoo
-from zoo.checkpoints import diffusers_vq
 from zoo.checkpoints.files import read
+from zoo.checkpoints.published import diffusers_vq
 
 FORMS = [
     (sharded, safe, variant)

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import zoo
-from zoo import image_embedders, vision_towers
-from zoo.checkpoints import eva
+from zoo.checkpoints.published import eva
 from zoo.nn.eva_vit import EvaViT
+from zoo.vision import encoders as vision_towers
+from zoo.vision import teachers as image_embedders
 
 
 def eva_network():
@@ -130,8 +131,8 @@ def test_facts_of_bert_are_compared(tmp_path, field, value):
 
 
 def test_the_language_model_inside_a_llava_is_taken_and_the_rest_named(tmp_path, said):
-    from zoo.checkpoints.language_folder import read_language_folder
-    from zoo.tiny_language_models import characters, tiny_network
+    from zoo.checkpoints.published.language_folder import read_language_folder
+    from zoo.language.tiny import characters, tiny_network
 
     network = tiny_network("tiny_llama", len(characters()))
     rotary = dict(network.named_buffers())["model.rotary_emb.inv_freq"]
@@ -171,7 +172,7 @@ def gguf_reader(*names, **fields):
 )
 def test_a_tensor_of_gguf_without_a_place_is_refused_by_name(name):
     pytest.importorskip("gguf")
-    from zoo.checkpoints.gguf_llama import llama_state
+    from zoo.checkpoints.published.gguf_llama import llama_state
 
     with pytest.raises(ValueError, match=rf"holds {name}, for which a plain Llama has no place"):
         llama_state(gguf_reader(name), {"num_attention_heads": 2, "num_key_value_heads": 2})
@@ -189,7 +190,7 @@ def test_a_tensor_of_gguf_without_a_place_is_refused_by_name(name):
     ],
 )
 def test_a_field_of_gguf_that_a_plain_llama_has_not_is_refused_by_name(tmp_path, field, value):
-    from zoo.checkpoints.gguf_llama import llama_config
+    from zoo.checkpoints.published.gguf_llama import llama_config
 
     assert llama_config(gguf_reader(), tmp_path)["num_attention_heads"] == 2
     with pytest.raises(ValueError, match=rf"says {field} {value!r}, and only Llama-like models"):
@@ -197,7 +198,7 @@ def test_a_field_of_gguf_that_a_plain_llama_has_not_is_refused_by_name(tmp_path,
 
 
 def test_fields_of_gguf_that_say_nothing_are_no_hindrance(tmp_path):
-    from zoo.checkpoints.gguf_llama import llama_config
+    from zoo.checkpoints.published.gguf_llama import llama_config
 
     plain = {
         "llama.vocab_size": 9,

@@ -7,9 +7,9 @@ import torch
 from published_folders import drawn, edited
 
 import zoo
-from zoo.checkpoints.hf_blip2 import save_blip2
-from zoo.language_models import language_model
-from zoo.tiny_language_models import characters
+from zoo.checkpoints.published.hf_blip2 import save_blip2
+from zoo.language.language_model import language_model
+from zoo.language.tiny import characters
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 

@@ -137,7 +137,7 @@ def language_model(path):
 
 
 def pipeline(path):
-    from zoo.unclip import unclip_pipeline
+    from zoo.vision.unclip import unclip_pipeline
 
     folder = path.parent / "pipeline"
     (folder / "unet").mkdir(parents=True)
@@ -368,7 +368,7 @@ def test_programs_of_folders_are_never_run(tmp_path, marker):
 
 @pytest.mark.parametrize("part", [["evil", "Evil"], ["evil_module.sub", "Evil"]])
 def test_programs_of_pipelines_are_never_run(tmp_path, marker, monkeypatch, part):
-    from zoo.unclip import unclip_pipeline
+    from zoo.vision.unclip import unclip_pipeline
 
     monkeypatch.syspath_prepend(tmp_path)
     for place in (tmp_path / "evil.py", tmp_path / "pipe" / "unet" / "evil.py"):

@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader
 
 from zoo import Optim, ZooModule, create_model
 from zoo.checkpoints.export import save_weights
-from zoo.checkpoints.load import from_checkpoint, load_weights
+from zoo.fingerprints import fingerprint
+from zoo.frozen import describe_frozen
 from zoo.models.dvae import DVAE
-from zoo.token_shards import fingerprint
+from zoo.registry import from_checkpoint
 
 SMALL = {
     "image_size": 16,
@@ -92,7 +93,7 @@ def exported(folder):
 
 def through_load_weights(path):
     model = DVAE(**SMALL, optim=OPTIM)
-    load_weights(model, path)
+    model.load_weights(path)
     return model
 
 
@@ -184,7 +185,7 @@ def test_export_describes_the_model_and_leaves_frozen_towers_out(tmp_path):
     from safetensors import safe_open
 
     model = DVAE(**SMALL, optim=OPTIM)
-    model.add_tower("teacher", torch.nn.Linear(3, 3))
+    model.add_frozen("teacher", torch.nn.Linear(3, 3))
     with safe_open(save_weights(model, tmp_path / "m.safetensors"), "pt") as file:
         block = json.loads(file.metadata()["zoo"])
         names = set(file.keys())
@@ -201,7 +202,7 @@ def test_export_of_a_part_stays_a_part(tmp_path):
     path = save_weights(model, tmp_path / "part.safetensors")
     assert path.stat().st_size < 4 * sum(p.numel() for p in model.encoder.parameters()) + 8192
     again = create_model(f"ckpt:{path}")
-    assert again.absent == model.absent and "encoder only" in again.absent["decoder."]
+    assert again.not_in_file == model.not_in_file and "encoder only" in again.not_in_file["decoder."]
     assert again.spec.decodes is None and again.spec == model.spec
     assert fingerprint(again) == fingerprint(model)  # the decoder of each is random
     assert torch.equal(again.encoder.blocks.input.w, model.encoder.blocks.input.w)
@@ -256,19 +257,23 @@ def test_a_setting_that_no_tensor_shows_is_warned_of(name, setting, other, tmp_p
         create_model(name, **{setting: other}, weights=path)
 
 
+def described(model):
+    return describe_frozen(model).get("tokenizer_fingerprint")
+
+
 def test_weights_that_do_not_name_their_tokenizer_do_not_warn():
-    from zoo.registry import WEIGHTS_DIR
+    from zoo.presets import WEIGHTS_DIR
 
     stored = from_checkpoint(WEIGHTS_DIR / "beit_emoji.safetensors")
-    assert stored.tokenizer_fingerprint() == fingerprint(stored.tokenizer)
+    assert described(stored) == fingerprint(stored.tokenizer)
     create_model("beit_emoji", weights=True, tokenizer="dvae_emoji:random")
 
 
 def test_fingerprint_of_a_tokenizer_follows_its_weights(two_tokenizers):
     model = create_model("beit_tiny", tokenizer=two_tokenizers[0])
-    first = model.tokenizer_fingerprint()
-    assert first == fingerprint(model.tokenizer) == model.to("cpu").tokenizer_fingerprint()
+    first = described(model)
+    assert first == fingerprint(model.tokenizer) == described(model.to("cpu"))
     model.tokenizer.load_state_dict(create_model(two_tokenizers[1]).state_dict())
-    assert model.tokenizer_fingerprint() == fingerprint(model.tokenizer) != first
-    assert create_model("beit_tiny").tokenizer_fingerprint() is None  # untrained: its ids mean nothing
-    assert create_model("dvae_tiny").tokenizer_fingerprint() is None
+    assert described(model) == fingerprint(model.tokenizer) != first
+    assert described(create_model("beit_tiny")) is None  # untrained: its ids mean nothing
+    assert described(create_model("dvae_tiny")) is None

@@ -12,9 +12,8 @@ from einops import rearrange
 from published_folders import stirred, tokenizer_state
 
 import zoo
-from zoo.checkpoints import diffusers_vq, llamagen, maskgit_flax
 from zoo.checkpoints.export import save_weights
-from zoo.checkpoints.load import load_weights
+from zoo.checkpoints.published import diffusers_vq, llamagen, maskgit_flax
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 
@@ -191,7 +190,7 @@ def test_fields_that_a_diffusers_configuration_leaves_out_have_the_values_of_its
         written(tmp_path, MINIMAL | config)
         model = zoo.models.vqgan.VQGAN.from_diffusers_config(tmp_path, perceptual="none", disc="none", image_size=16)
         torch.save(theirs, tmp_path / "diffusion_pytorch_model.bin")
-        load_weights(model, tmp_path)
+        model.load_weights(tmp_path)
         assert model.hparams["norm_groups"] == config.get("norm_num_groups", 32)
     caplog.set_level("INFO")
     for size, expected in ((None, 32), ([24, 24], 24)):
@@ -278,7 +277,7 @@ def test_maskgit_flax_bytes(tmp_path, blocks):
     model = stirred("vqgan_maskgit_tiny", blocks=blocks)
     (tmp_path / "tokenizer_imagenet256_checkpoint").write_bytes(as_flax(flax_leaves(model)))
     found = zoo.create_model("vqgan_maskgit_tiny", blocks=blocks)
-    load_weights(found, tmp_path / "tokenizer_imagenet256_checkpoint")
+    found.load_weights(tmp_path / "tokenizer_imagenet256_checkpoint")
     assert_same_tokenizer(found, model)
 
 
@@ -335,7 +334,7 @@ def test_our_file_without_the_discriminator(tmp_path):
     save_weights(model, tmp_path / "small.safetensors")
     found = zoo.create_model(f"ckpt:{tmp_path / 'small.safetensors'}")
     assert_same_tokenizer(found, model)
-    assert "training starts a new discriminator" in found.absent["discriminator."]
+    assert "training starts a new discriminator" in found.not_in_file["discriminator."]
     assert_same_tokenizer(zoo.create_model("vqgan_tiny", weights=tmp_path / "small.safetensors"), model)
 
 

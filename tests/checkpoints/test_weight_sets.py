@@ -16,8 +16,8 @@ from toys import Toy, ToyData
 import zoo
 from zoo.callbacks.ema import EMA
 from zoo.callbacks.last_checkpoint import LastCheckpoint
-from zoo.checkpoints import maskgit_flax
 from zoo.checkpoints.files import read
+from zoo.checkpoints.published import maskgit_flax
 from zoo.checkpoints.weight_sets import split_choice
 
 
@@ -193,9 +193,9 @@ def test_the_discriminator_of_a_llamagen_file_is_read_where_it_fits(tmp_path, ca
         found = zoo.create_model("vqgan_tiny", weights=f"{tmp_path / 'f.pt'}{which}", **options)
         expected = averaged.discriminator.state_dict()
         assert all(torch.equal(v, expected[n]) for n, v in found.discriminator.state_dict().items())
-        assert "discriminator." not in found.fresh
+        assert "discriminator." not in found.newly_initialised
     wider = zoo.create_model("vqgan_tiny", disc_width=16, weights=str(tmp_path / "f.pt"), **options)
-    assert wider.fresh["discriminator."] == "the file's has other sizes"
+    assert wider.newly_initialised["discriminator."] == "the file's has other sizes"
 
 
 def test_our_own_checkpoint_is_built_from_either_set(tmp_path):

@@ -8,7 +8,7 @@ from toys import RandomImages
 
 import zoo
 from datamodules.base import collate
-from zoo import registry
+from zoo import presets
 
 TINY = {name: zoo.model_info(name) for name in zoo.list_models("*_tiny")}
 TAKES = [
@@ -123,7 +123,7 @@ def thirty_two():
     name = "seed_stage2_of_32"
     zoo.register(name, zoo.SEEDTokenizer, paper="none", **TINY["seed_stage2_tiny"].init_args | {"num_queries": 32})
     yield name
-    del registry._PRESETS[name]
+    del presets._PRESETS[name]
 
 
 @pytest.mark.parametrize("stage", ["beit_tiny", "maskgit_tiny", "ar_transformer_tiny", "seed_llm_tiny"])

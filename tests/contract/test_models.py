@@ -13,7 +13,7 @@ from toys import RandomImages, ToyData
 
 import zoo
 from datamodules.base import collate
-from zoo.module import plain
+from zoo.init_args import plain
 
 TINY = zoo.list_models("*_tiny")
 TOKENIZING = [name for name in TINY if zoo.model_info(name).spec is not None]

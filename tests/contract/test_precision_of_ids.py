@@ -10,8 +10,8 @@ import zoo
 from datamodules.tokens import TokenData
 from zoo.callbacks.token_dump import TokenDump
 from zoo.metrics.reconstruction import reconstruct_batch
-from zoo.second_stage import ids_of
-from zoo.token_shards import read_shards
+from zoo.tokens.batch import ids_of
+from zoo.tokens.shards import read_shards
 
 DISCRETE = [name for name in zoo.list_models("*_tiny") if (spec := zoo.model_info(name).spec) and spec.vocab_size]
 COUNT = 24

@@ -272,7 +272,7 @@ def test_a_broken_image_alone_in_its_batch_does_not_end_a_run(classes, command, 
     trainer = quiet_trainer(folder, max_steps=2, callbacks=callbacks, val_check_interval=2)
     getattr(trainer, command)(model, datamodule=data)
     if command == "predict":
-        from zoo.token_shards import read_shards
+        from zoo.tokens.shards import read_shards
 
         assert torch.cat([shard["index"] for shard in read_shards(folder / "t" / "val")]).tolist() == [1, 2, 3]
     else:

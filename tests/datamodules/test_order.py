@@ -12,7 +12,7 @@ from PIL import Image
 from datamodules import CaptionData, ConversationData, EmojiData, ImageFolderData, PhotoData, TokenData
 from datamodules.order import OwnNoise, TrainOrder
 from datamodules.transforms import TrainTransform
-from zoo.noise import noise_aside
+from zoo.distributed import noise_aside
 
 
 def indices(order):

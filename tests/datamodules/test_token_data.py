@@ -10,16 +10,9 @@ from torch import nn
 import zoo
 from datamodules import TokenData
 from zoo.checkpoints.export import save_weights
-from zoo.token_shards import (
-    check_header,
-    fingerprint,
-    make_header,
-    read_header,
-    read_shards,
-    write_header,
-    write_shard,
-)
+from zoo.fingerprints import fingerprint
 from zoo.tokens import Segment, TokenSpec
+from zoo.tokens.shards import check_header, make_header, read_header, read_shards, write_header, write_shard
 
 
 class ToyTokenizer(nn.Module):

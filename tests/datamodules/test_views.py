@@ -10,7 +10,7 @@ from PIL import Image
 
 import datamodules
 from datamodules.base import Samples
-from zoo.token_shards import write_header, write_shard
+from zoo.tokens.shards import write_header, write_shard
 
 
 def folder(root):

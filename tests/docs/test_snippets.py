@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo import registry
+from zoo import presets
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -39,7 +39,7 @@ def test_there_are_pages():
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_python_blocks_run(page, in_tmp, monkeypatch):
     """Blocks of one page share their names, like cells of a notebook."""
-    monkeypatch.setattr(registry, "_PRESETS", dict(registry.presets()))  # what a page registers is not there later
+    monkeypatch.setattr(presets, "_PRESETS", dict(presets.presets()))  # what a page registers is not there later
     namespace = {"__name__": "snippet"}
     text = page.read_text(encoding="utf-8")
     for block in BLOCK.finditer(text):

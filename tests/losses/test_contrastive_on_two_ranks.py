@@ -6,8 +6,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 
+from zoo.distributed import gather_rows
 from zoo.losses.contrastive import contrastive_loss, same_image
-from zoo.nn.gather import gather_rows
 
 IDS = torch.tensor([5, 6, 5, 8, 9, 6])
 

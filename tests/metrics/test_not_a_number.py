@@ -15,7 +15,7 @@ from zoo.metrics.frechet import FrechetDistance, frechet_distance
 from zoo.metrics.generation import GenerationReport
 from zoo.metrics.image_quality import PSNR
 from zoo.metrics.reconstruction import ReconstructionReport
-from zoo.retrieval import by_surprise, recalls
+from zoo.metrics.retrieval import by_surprise, recalls
 
 NAN = float("nan")
 

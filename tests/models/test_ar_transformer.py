@@ -5,8 +5,8 @@ import torch
 
 import zoo
 from zoo.nn.gpt import GPT
-from zoo.nn.next_token import draw_next, keep_top_k, keep_top_p
 from zoo.optim import parameter_groups
+from zoo.sampling.next_token import draw_next, keep_top_k, keep_top_p
 
 
 def tiny(**overrides):

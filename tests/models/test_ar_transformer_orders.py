@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import zoo
-from zoo.nn.token_order import ORDERS, token_order
+from zoo.sampling.token_order import ORDERS, token_order
 
 DEPTH, WIDTH, HEADS, VOCAB, SIDE = 2, 32, 4, 64, 8
 
@@ -206,7 +206,7 @@ def test_a_condition_stands_in_front_and_may_see_itself(n_unmasked, tmp_path):
     model = tiny(**options, n_unmasked=n_unmasked, weights=path)
     generator = torch.Generator().manual_seed(2)
     ids, images = torch.randint(VOCAB, (2, SIDE**2), generator=generator), torch.rand(2, 3, 32, 32, generator=generator)
-    condition = model.frozen["condition"].encode(images).ids
+    condition = model.frozen["condition_tokenizer"].encode(images).ids
     read = ids[:, reference_order("z_curve", SIDE)]
     expected = reference_logits(state, torch.cat([condition, read[:, :-1]], 1))[:, SIDE**2 - 1 :]
     loss = -expected.log_softmax(-1).gather(-1, read[..., None]).mean()

@@ -15,8 +15,8 @@ from zoo.callbacks.grids import ImageGrids
 from zoo.losses.mixing import mix
 from zoo.models.beit import BEiT, BEiTClassifier
 from zoo.nn.beit_vit import BeitViT
-from zoo.nn.masking import BlockwiseMask
 from zoo.optim import Optim, parameter_groups
+from zoo.sampling.patch_masks import BlockwiseMask
 
 TINY = {"image_size": 32, "patch_size": 8, "width": 32, "depth": 2, "heads": 4}
 

@@ -5,7 +5,7 @@ import torch
 
 import zoo
 from zoo.checkpoints.export import save_weights
-from zoo.checkpoints.hf_beit import save_hf
+from zoo.checkpoints.published.hf_beit import save_hf
 
 
 @pytest.fixture

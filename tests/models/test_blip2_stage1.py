@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import zoo
+from zoo.language.wordpiece import WordPiece, clean_caption
 from zoo.models.blip2_stage1 import UNRANKED, BLIP2Stage1
 from zoo.nn.eva_vit import EvaViT, resize_positions
 from zoo.optim import parameter_groups
-from zoo.vision_towers import vision_tower
-from zoo.wordpiece import WordPiece, clean_caption
+from zoo.vision.encoders import vision_tower
 
 CAPTIONS = ["a red cat", "two dogs", "a tree in the snow, at night", "sun"]
 
@@ -94,7 +94,7 @@ def test_ids_of_captions():
 
 
 def test_a_vocabulary_has_one_word_per_line_whatever_the_words_hold(tmp_path):
-    from zoo.wordpiece import SPECIAL, WordPiece
+    from zoo.language.wordpiece import SPECIAL, WordPiece
 
     words = [*SPECIAL, "a", "line\u2028separator", "next\x85line", "z"]
     for end in ("", "\n"):

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import zoo
+from zoo.language.splice import IGNORED
 from zoo.models.blip2_stage2 import BLIP2Stage2, _split
-from zoo.nn.splice import IGNORED
 from zoo.optim import parameter_groups
 
 CAPTIONS = ["a red cat", "two dogs", "the sun, at night"]

@@ -11,8 +11,8 @@ from torch.distributions.transforms import SigmoidTransform
 
 import zoo
 from zoo.losses.logit_laplace import map_pixels
-from zoo.nn.kmeans import codebook_from_features, kmeans
 from zoo.optim import Optim
+from zoo.quantizers.kmeans import codebook_from_features, kmeans
 
 
 @pytest.fixture

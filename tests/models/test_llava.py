@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import zoo
-from zoo.conversations import check_turns, image_first, pieces, render
-from zoo.language_models import language_model
+from zoo.language.conversations import check_turns, image_first, pieces, render
+from zoo.language.language_model import language_model
+from zoo.language.splice import IGNORED, Image
 from zoo.models.llava import LLaVA
-from zoo.nn.splice import IGNORED, Image
 from zoo.optim import parameter_groups
 
 TURNS = [{"from": "human", "value": "what is this? <image>"}, {"from": "gpt", "value": "a cat"}]

@@ -9,14 +9,14 @@ from tiny_tokenizer import quiet_trainer
 
 import zoo
 from datamodules import TokenData
-from zoo.image_masks import box_mask, token_mask
 from zoo.models.maskgit import MaskGIT
-from zoo.nn.halton import halton_order, spread_order
-from zoo.nn.mask_schedule import mask_ratio
 from zoo.nn.maskgit_transformer import MaskGITTransformer
-from zoo.nn.parallel_decoding import least_confident, parallel_decode, places_in
 from zoo.nn.prenorm_maskgit import PreNormMaskGIT
-from zoo.token_shards import make_header, write_header, write_shard
+from zoo.sampling.halton import halton_order, spread_order
+from zoo.sampling.image_masks import box_mask, token_mask
+from zoo.sampling.mask_schedule import mask_ratio
+from zoo.sampling.parallel_decoding import least_confident, parallel_decode, places_in
+from zoo.tokens.shards import make_header, write_header, write_shard
 
 SIZE = 32
 

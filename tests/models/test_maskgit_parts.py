@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import zoo
-from zoo.image_masks import box_mask, paste, resized
+from zoo.sampling.image_masks import box_mask, paste, resized
 
 SIZE = 32
 

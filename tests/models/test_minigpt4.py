@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import zoo
+from zoo.language.splice import IGNORED
 from zoo.models.minigpt4 import PROMPTS, MiniGPT4
-from zoo.nn.splice import IGNORED
 
 CAPTIONS = ["a red cat", "two dogs", "sun"]
 

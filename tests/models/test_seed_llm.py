@@ -9,9 +9,9 @@ from tiny_tokenizer import quiet_trainer
 
 import zoo
 from zoo.callbacks.captions import Captions
-from zoo.image_words import ImageWords
+from zoo.language.image_vocabulary import ImageWords
+from zoo.language.splice import IGNORED
 from zoo.models.seed_llm import SEEDLLM
-from zoo.nn.splice import IGNORED
 
 CAPTIONS = ["a red cat", "two dogs", "sun"]
 
@@ -271,7 +271,7 @@ def test_any_decoder_learns_the_words_of_images(name, tmp_path):
     pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM
 
-    from zoo.tiny_language_models import characters
+    from zoo.language.tiny import characters
 
     AutoModelForCausalLM.from_config(configs()[name]).save_pretrained(tmp_path)
     characters().save_pretrained(tmp_path)
@@ -287,7 +287,7 @@ def test_any_decoder_learns_the_words_of_images(name, tmp_path):
 def test_words_for_images_that_are_there_already_are_not_doubled(tmp_path):
     from transformers import AutoModelForCausalLM
 
-    from zoo.tiny_language_models import characters
+    from zoo.language.tiny import characters
 
     AutoModelForCausalLM.from_config(configs()["gpt2"]).save_pretrained(tmp_path)
     tokenizer = characters()
@@ -301,7 +301,7 @@ def test_rules_of_the_folder_do_not_mix_with_those_of_a_call(tmp_path):
     """A forced last token would stand in the place of EOI."""
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    from zoo.tiny_language_models import characters
+    from zoo.language.tiny import characters
 
     network = AutoModelForCausalLM.from_config(configs()["gpt2"])
     network.generation_config = GenerationConfig(forced_eos_token_id=3, no_repeat_ngram_size=1)
@@ -425,7 +425,7 @@ def test_questions_may_stand_before_and_behind_the_image():
 
 def test_a_merged_model_is_not_saved_without_what_it_learned(tmp_path):
     from zoo.checkpoints.export import save_weights
-    from zoo.lora import merge_lora
+    from zoo.language.lora import merge_lora
 
     model = tiny()
     save_weights(model, tmp_path / "before.safetensors")
@@ -446,7 +446,7 @@ def test_a_first_stage_is_no_tokenizer(stage, tmp_path):
 
 def test_token_shards_with_captions_train_it(tmp_path):
     from datamodules import TokenData
-    from zoo.token_shards import make_header, write_header, write_shard
+    from zoo.tokens.shards import make_header, write_header, write_shard
 
     model = tiny()
     ids = model.encode(images()).ids

@@ -7,7 +7,7 @@ import torch
 import zoo
 from zoo.models.seed_stage2 import SEEDTokenizer
 from zoo.tokens import Tokens
-from zoo.unclip import pixels_of_embedding, unclip_pipeline
+from zoo.vision.unclip import pixels_of_embedding, unclip_pipeline
 
 
 def stirred(name="seed_stage2_tiny", **settings):

@@ -8,12 +8,12 @@ import torch
 import zoo
 from zoo.models import vqgan
 from zoo.models.vqgan import VQGAN
-from zoo.nn.ema_quantizer import EMAQuantizer
-from zoo.nn.fsq import FSQ as FSQQuantizer
-from zoo.nn.gumbel_quantizer import GumbelQuantizer
-from zoo.nn.lfq import LFQ as LFQQuantizer
-from zoo.nn.normalised_quantizer import NormalisedQuantizer
-from zoo.nn.vector_quantizer import VectorQuantizer
+from zoo.quantizers.ema import EMAQuantizer
+from zoo.quantizers.fsq import FSQ as FSQQuantizer
+from zoo.quantizers.gradient import VectorQuantizer
+from zoo.quantizers.gumbel import GumbelQuantizer
+from zoo.quantizers.lfq import LFQ as LFQQuantizer
+from zoo.quantizers.normalised import NormalisedQuantizer
 
 FSQ = {"quantizer": "fsq", "levels": (4, 4, 4), "code_width": 3}
 LFQ = {"quantizer": "lfq", "code_width": 6}

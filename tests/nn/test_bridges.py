@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from zoo.checkpoints.open_flamingo import bridge_state
+from zoo.checkpoints.published.open_flamingo import bridge_state
 from zoo.nn.bridges import MLPBridge, QueryBridge, merge_tokens
 
 

@@ -106,7 +106,7 @@ def test_bare_models_of_transformers_give_their_features(images, tmp_path, bias)
         theirs = written_by_transformers(BeitModel, tmp_path, absolute, bias, gain, pooling, mask_token)
         pool = "mean" if pooling else "cls"
         model = BEiTClassifier(**ours(absolute, bias, gain), pool=pool, weights=str(tmp_path)).eval()
-        assert set(model.fresh) == {"vit.head."}
+        assert set(model.newly_initialised) == {"vit.head."}
         with torch.no_grad():
             found = theirs(model.network_view(images))
             features = model.vit.forward_features(model.network_view(images))
@@ -248,7 +248,7 @@ def test_a_classifier_of_the_other_pool_starts_one_for_other_labels(tmp_path, ca
     torch.save(timm_beit(True, (False, False), 0.0, "cls").state_dict(), tmp_path / "timm.pth")
     settings = ours(True, (False, False), 0.0, weights=str(tmp_path / "timm.pth"))
     model = BEiTClassifier(**settings, num_classes=CLASSES + 1, pool="mean")
-    assert set(model.fresh) == {"vit.head.", "vit.fc_norm."}
+    assert set(model.newly_initialised) == {"vit.head.", "vit.fc_norm."}
     assert "norm.weight, norm.bias" in caplog.text and "head.weight, head.bias" in caplog.text
 
 

@@ -8,8 +8,7 @@ import torch
 from published_folders import randomised
 
 from zoo.checkpoints.export import save_weights
-from zoo.checkpoints.hf_beit import from_unilm, save_hf, to_unilm
-from zoo.checkpoints.load import load_weights
+from zoo.checkpoints.published.hf_beit import from_unilm, save_hf, to_unilm
 from zoo.models.beit import BEiT, BEiTClassifier
 from zoo.models.dvae import DVAE
 from zoo.nn.relative_position import relative_position_index, resize_table, table_rows
@@ -119,7 +118,7 @@ def test_weights_made_by_transformers_are_read(mim, images, mask, tmp_path):
     hf = randomised(BeitForMaskedImageModeling(config))
     hf.save_pretrained(tmp_path)
     model = mim(weights=str(tmp_path))
-    load_weights(model, tmp_path)
+    model.load_weights(tmp_path)
     with torch.no_grad():
         theirs = hf(model.network_view(images), bool_masked_pos=model.flat(mask, images)).logits
     torch.testing.assert_close(mim_logits(model, images, mask), theirs, atol=1e-5, rtol=1e-5)
@@ -176,7 +175,7 @@ def test_timm_classifier_gives_equal_logits(images, tmp_path):
     )  # fmt: skip
     torch.save(reference.state_dict(), tmp_path / "timm.pth")
     model = randomised(classifier(), seed=9)
-    load_weights(model, tmp_path / "timm.pth")
+    model.load_weights(tmp_path / "timm.pth")
     with torch.no_grad():
         theirs = reference(model.network_view(images))
     assert theirs.std() > 0.1
@@ -186,7 +185,7 @@ def test_timm_classifier_gives_equal_logits(images, tmp_path):
 def test_a_classifier_does_not_start_masked_image_modelling(mim, tmp_path):
     torch.save(classifier(relative_positions="shared").vit.state_dict(), tmp_path / "timm.pth")
     with pytest.raises(ValueError, match=r"lacks vit\.mask_token, vit\.norm\.weight.*unexpected vit\.fc_norm\.weight"):
-        load_weights(mim(), tmp_path / "timm.pth")
+        mim().load_weights(tmp_path / "timm.pth")
 
 
 def test_our_own_file_rebuilds_the_model_with_its_tokenizer_beside_it(mim, images, mask, tokenizer, tmp_path):
@@ -227,7 +226,7 @@ def test_fine_tuning_starts_from_masked_image_modelling(mim, images, tmp_path, s
     pretrained = mim()
     model = randomised(classifier(), seed=9)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    load_weights(model, WRITERS[writer](pretrained, tmp_path))
+    model.load_weights(WRITERS[writer](pretrained, tmp_path))
     after, source = model.state_dict(), pretrained.state_dict()
     shared = source["vit.rel_pos_bias.relative_position_bias_table"]
     for name, value in after.items():
@@ -253,7 +252,7 @@ def test_fine_tuning_starts_from_masked_image_modelling(mim, images, tmp_path, s
 def test_tables_of_another_window_are_resized_as_asked(mim, tmp_path, said, method):
     pretrained = mim()
     model = classifier(image_size=48, position_resize=method)
-    load_weights(model, write_unilm(pretrained, tmp_path / "beit.pth"))
+    model.load_weights(write_unilm(pretrained, tmp_path / "beit.pth"))
     table = pretrained.vit.rel_pos_bias.relative_position_bias_table.detach()
     expected = resize_table(table, (4, 4), (6, 6), method)
     assert len(expected) == table_rows((6, 6)) and torch.equal(expected[-3:], table[-3:])
@@ -268,7 +267,7 @@ def test_absolute_positions_of_another_size_are_resized_bicubically(mim, tmp_pat
     pretrained = mim(**ABSOLUTE)
     save_weights(pretrained, tmp_path / "beit.safetensors")
     model = classifier(image_size=48, **ABSOLUTE, weights=str(tmp_path / "beit.safetensors"))
-    load_weights(model, tmp_path / "beit.safetensors")
+    model.load_weights(tmp_path / "beit.safetensors")
     expected = resample_abs_pos_embed(pretrained.vit.pos_embed, (6, 6), antialias=False)
     torch.testing.assert_close(model.vit.pos_embed, expected, atol=1e-6, rtol=0)
     assert torch.equal(model.vit.pos_embed[:, 0], pretrained.vit.pos_embed[:, 0])
@@ -279,7 +278,7 @@ def test_a_classifier_for_other_labels_starts_anew_and_the_rest_is_kept(tmp_path
     save_weights(first, tmp_path / "first.safetensors")
     model = randomised(classifier(num_classes=4), seed=9)
     head = model.vit.head.weight.clone()
-    load_weights(model, tmp_path / "first.safetensors")
+    model.load_weights(tmp_path / "first.safetensors")
     assert torch.equal(model.vit.head.weight, head)
     assert torch.equal(model.vit.fc_norm.weight, first.vit.fc_norm.weight)
     assert f"classifier has {CLASSES} classes and the model 4" in said() and "head.bias" in said()
@@ -289,7 +288,7 @@ def test_linear_probes_take_the_transformer_and_nothing_else(mim, images, tmp_pa
     pretrained = mim()
     save_weights(pretrained, tmp_path / "beit.safetensors")
     model = classifier(relative_positions="shared", linear_probe=True)
-    load_weights(model, tmp_path / "beit.safetensors")
+    model.load_weights(tmp_path / "beit.safetensors")
     with torch.no_grad():
         x = model.network_view(images)
         for i in range(DEPTH):
@@ -303,7 +302,7 @@ def test_segmentation_checkpoints_give_their_backbone(tmp_path, said):
     state |= {"backbone.fpn1.0.weight": torch.zeros(1), "decode_head.conv_seg.weight": torch.zeros(1)}
     torch.save({"state_dict": state, "meta": {}}, tmp_path / "ade.pth")
     model = randomised(classifier(), seed=9)
-    load_weights(model, tmp_path / "ade.pth")
+    model.load_weights(tmp_path / "ade.pth")
     assert torch.equal(model.vit.blocks[2].attn.qkv.weight, first.vit.blocks[2].attn.qkv.weight)
     assert "decode_head.conv_seg.weight" in said() and "fpn1.0.weight" in said()
 
@@ -318,13 +317,13 @@ def test_a_head_for_another_vocabulary_is_refused_by_name(mim, tmp_path):
     torch.save(state, tmp_path / "m.pt")
     before = model.vit.cls_token.clone()
     with pytest.raises(ValueError, match=rf"vit\.lm_head\.weight is 64x{WIDTH} in the file and {VOCAB}x{WIDTH} in"):
-        load_weights(model, tmp_path / "m.pt")
+        model.load_weights(tmp_path / "m.pt")
     assert torch.equal(model.vit.cls_token, before)
 
 
 def test_a_tokenizer_is_not_a_beit(mim, tokenizer):
     with pytest.raises(ValueError, match=r"not for BEiT: it is a checkpoint of zoo\.models\.dvae\.DVAE"):
-        load_weights(mim(), tokenizer)
+        mim().load_weights(tokenizer)
 
 
 def test_an_ordinary_vision_transformer_is_not_a_beit(tmp_path):
@@ -333,7 +332,7 @@ def test_an_ordinary_vision_transformer_is_not_a_beit(tmp_path):
     vit = VisionTransformer(img_size=32, patch_size=8, embed_dim=WIDTH, depth=DEPTH, num_heads=HEADS)
     torch.save(vit.state_dict(), tmp_path / "vit.pth")
     with pytest.raises(ValueError, match="not for BEiTClassifier: it holds cls_token, pos_embed"):
-        load_weights(classifier(), tmp_path / "vit.pth")
+        classifier().load_weights(tmp_path / "vit.pth")
 
 
 def test_a_table_without_square_window_cannot_be_resized(tmp_path):
@@ -342,7 +341,7 @@ def test_a_table_without_square_window_cannot_be_resized(tmp_path):
     state |= {name: torch.zeros(7 * 5 + 3, HEADS) for name in state if name.endswith("bias_table")}
     torch.save(state, tmp_path / "m.pth")
     with pytest.raises(ValueError, match="35 entries belongs to no square grid"):
-        load_weights(first, tmp_path / "m.pth")
+        first.load_weights(tmp_path / "m.pth")
 
 
 def test_probes_have_no_layout_in_transformers(tmp_path):

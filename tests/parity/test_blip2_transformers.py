@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import zoo
-from zoo.checkpoints.hf_blip2 import save_blip2
-from zoo.nn.splice import IGNORED
+from zoo.checkpoints.published.hf_blip2 import save_blip2
+from zoo.language.splice import IGNORED
 
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 CAPTIONS = ["a red cat", "dogs", "a tree in snow"]

@@ -77,7 +77,7 @@ def test_pickled_modules_give_equal_logits_ids_and_pixel_distributions(reference
         torch.testing.assert_close(
             reconstruct(model, images), ((stats[:, :3].sigmoid() - 0.1) / 0.8).clamp(0, 1), atol=1e-5, rtol=0
         )
-    assert model.absent == {}
+    assert model.not_in_file == {}
 
 
 def test_encoder_alone_encodes_and_says_why_it_cannot_decode(reference, images, tmp_path):
@@ -96,7 +96,7 @@ def test_encoder_alone_encodes_and_says_why_it_cannot_decode(reference, images, 
 def test_decoder_alone_is_told_from_an_encoder_by_its_shapes(reference, restored, tmp_path):
     torch.save(reference[1].state_dict(), tmp_path / "decoder.pt")
     model = dvae(weights=str(tmp_path / "decoder.pt"))
-    assert list(model.absent) == ["encoder."] and model.spec.decodes == "pixels"
+    assert list(model.not_in_file) == ["encoder."] and model.spec.decodes == "pixels"
     ids = torch.arange(36)[None] * 7 % VOCAB
     with torch.no_grad():
         stats = restored[1](torch.nn.functional.one_hot(ids.view(1, 6, 6), VOCAB).permute(0, 3, 1, 2).float())
@@ -143,4 +143,4 @@ def test_openmmlab_encoder_gives_equal_logits(reference, images, tmp_path, prefi
     model = dvae(weights=str(tmp_path / "dalle_encoder.pth"))
     with torch.no_grad():
         torch.testing.assert_close(model.logits(images), reference[0](map_pixels(images)), atol=1e-5, rtol=0)
-    assert list(model.absent) == ["decoder."] and model.spec.decodes is None
+    assert list(model.not_in_file) == ["decoder."] and model.spec.decodes is None

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import zoo
-from zoo.checkpoints.llava import save_llava
-from zoo.conversations import pieces, render
-from zoo.language_models import TextCodec
-from zoo.nn.splice import IGNORED, splice
+from zoo.checkpoints.published.llava import save_llava
+from zoo.language.conversations import pieces, render
+from zoo.language.language_model import TextCodec
+from zoo.language.splice import IGNORED, splice
 
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 CAPTIONS = ["a red cat", "dogs", "a tree in snow"]

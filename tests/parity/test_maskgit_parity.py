@@ -11,9 +11,9 @@ from safetensors import safe_open
 
 import zoo
 from zoo.models.maskgit import MaskGIT
-from zoo.nn.halton import halton_order
-from zoo.nn.mask_schedule import kept_after, masked_after
-from zoo.nn.parallel_decoding import Noise, parallel_decode
+from zoo.sampling.halton import halton_order
+from zoo.sampling.mask_schedule import kept_after, masked_after
+from zoo.sampling.parallel_decoding import Noise, parallel_decode
 
 FILE = Path(__file__).parents[1] / "fixtures" / "maskgit_transformer_tiny.safetensors"
 RUNS = ("fixed", "model", "greedy", "edit")

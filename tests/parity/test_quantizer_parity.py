@@ -9,11 +9,11 @@ from einops import rearrange
 from safetensors import safe_open
 
 from zoo.losses.entropy import entropy_loss
-from zoo.nn.ema_quantizer import EMAQuantizer
-from zoo.nn.fsq import FSQ
-from zoo.nn.gumbel_quantizer import GumbelQuantizer
-from zoo.nn.lfq import LFQ
-from zoo.nn.vector_quantizer import VectorQuantizer
+from zoo.quantizers.ema import EMAQuantizer
+from zoo.quantizers.fsq import FSQ
+from zoo.quantizers.gradient import VectorQuantizer
+from zoo.quantizers.gumbel import GumbelQuantizer
+from zoo.quantizers.lfq import LFQ
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 

@@ -15,7 +15,7 @@ from zoo.nn.eva_vit import EvaViT
 from zoo.nn.qformer import QFormer
 from zoo.nn.qformer_masks import causal_mask, itc_mask
 from zoo.tokens import Tokens
-from zoo.vision_towers import VisionTower
+from zoo.vision.encoders import VisionTower
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 CLOSE = {"rtol": 1e-5, "atol": 3e-5}
@@ -57,7 +57,7 @@ def recorded(request, tmp_path):
         c["img_size"], v["patch_size"], v["embed_dim"], v["depth"], v["num_heads"], int(v["embed_dim"] * v["mlp_ratio"])
     )
     tower.load_state_dict(vision, strict=True)
-    model.add_tower("vision", VisionTower(tower, tower.width, tower.num_tokens, (0.0,), (1.0,)))  # normalised already
+    model.add_frozen("vision", VisionTower(tower, tower.width, tower.num_tokens, (0.0,), (1.0,)))  # normalised already
     return model, arrays
 
 

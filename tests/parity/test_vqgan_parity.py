@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from safetensors import safe_open
 
-from zoo.checkpoints import diffusers_vq, maskgit_flax
+from zoo.checkpoints.published import diffusers_vq, maskgit_flax
 from zoo.losses import adversarial as gan
 from zoo.models.vqgan import VQGAN
 from zoo.nn.patchgan import PatchGAN

@@ -11,10 +11,10 @@ import pytest
 import torch
 import yaml
 
-from zoo import recipe_files
-from zoo.module import plain
-from zoo.recipe_header import KEYS, parse_header
-from zoo.registry import presets
+from zoo.files import recipes as recipe_files
+from zoo.files.recipe_header import KEYS, parse_header
+from zoo.init_args import plain
+from zoo.presets import presets
 
 ROOT = Path(__file__).parents[2]
 RECIPES = {

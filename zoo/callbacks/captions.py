@@ -7,15 +7,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from zoo.atomic_files import write_picture_whole, write_text_whole
 from zoo.callbacks.pictures import caption_sheet, log_picture
 from zoo.callbacks.validations import EveryFewValidations
-from zoo.conversations import from_the_question
+from zoo.files.atomic import write_picture_whole, write_text_whole
+from zoo.files.strict_json import strict_json
+from zoo.language.conversations import from_the_question
 from zoo.metrics.captions import BLEU, ROUGEL, CaptionMetric, CIDErD
-from zoo.run_folder import log_folder
-from zoo.second_stage import images_of
-from zoo.strict_json import strict_json
+from zoo.runs.folder import log_folder
 from zoo.tokens import Tokens, as_pixels
+from zoo.tokens.batch import images_of
 
 
 def references_of(batch: dict[str, Any], callback: str) -> list[list[str]]:

@@ -8,9 +8,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from zoo.nn.gumbel_quantizer import GumbelQuantizer
-from zoo.nn.quantized import Quantized, Quantizer, count_codes
-from zoo.nn.ranks import sum_over_ranks
+from zoo.distributed import sum_over_ranks
+from zoo.quantizers.base import Quantized, Quantizer, count_codes
+from zoo.quantizers.gumbel import GumbelQuantizer
 
 TOKENS_PER_CODE = 4  # a window has at least that many on average: fewer say little about a large codebook
 REMEDY = (

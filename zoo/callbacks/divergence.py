@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from zoo.callbacks.summary import last_checkpoint
-from zoo.checkpoints.provenance import some
-from zoo.run_folder import shown
-from zoo.tokens import names_where
+from zoo.choices import some
+from zoo.runs.folder import shown
+from zoo.tokens.precision import names_where
 
 REMEDY = "lower the learning rate, warm up longer or clip gradients (--trainer.gradient_clip_val=1)"
 

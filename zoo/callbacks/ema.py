@@ -10,6 +10,8 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from zoo.frozen import FrozenNetworks
+
 
 class EMA(EMAWeightAveraging):
     """Average the trained parameters, ``a <- d a + (1 - d) p``, after optimizer steps.
@@ -52,7 +54,7 @@ class EMA(EMAWeightAveraging):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        frozen, pl_module.frozen = getattr(pl_module, "frozen", {}), {}
+        frozen, pl_module.frozen = getattr(pl_module, "frozen", FrozenNetworks()), FrozenNetworks()
         try:
             # The model itself moves to its device only after this hook.
             self._average_model = _AveragedParameters(pl_module, trainer.strategy.root_device, self.decay, self.warmup)

@@ -4,10 +4,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from zoo.atomic_files import write_text_whole
+from zoo.files.atomic import write_text_whole
+from zoo.files.strict_json import not_finite_in, strict_json
 from zoo.metrics.reconstruction import ReconstructionReport, reconstruct_batch
-from zoo.run_folder import log_folder
-from zoo.strict_json import not_finite_in, strict_json
+from zoo.runs.folder import log_folder
 
 
 class Evaluation(Callback):

@@ -9,12 +9,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
-from zoo.atomic_files import write_picture_whole
 from zoo.callbacks.pictures import image_rows, line_plots, log_picture
 from zoo.callbacks.validations import EveryFewValidations
+from zoo.files.atomic import write_picture_whole
 from zoo.metrics.reconstruction import reconstruct_batch
-from zoo.run_folder import log_folder
-from zoo.run_loggers import read_rows
+from zoo.runs.folder import log_folder
+from zoo.runs.loggers import read_rows
 from zoo.tokens import as_pixels
 
 

@@ -14,7 +14,8 @@ import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from zoo.run_folder import shown
+from zoo.distributed import code_of_rank
+from zoo.runs.folder import shown
 
 #: Ctrl-C, the end of a job or a container, a terminal that is closed
 STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -174,13 +175,3 @@ class StopOnSignal(Callback):
             else:
                 skip = False
         return shlex.join(["lightning", *kept, "--ckpt_path", str(checkpoint)])
-
-
-def code_of_rank(trainer: Trainer, code: int) -> int:
-    """The exit code of a process that ends together with the others: 0 for those that Lightning has launched.
-
-    When one of them ends with another code, Lightning kills all the others, the first one included.
-    """
-    environment = trainer._accelerator_connector.cluster_environment
-    launched = environment is not None and not environment.creates_processes_externally
-    return 0 if launched and trainer.local_rank else code

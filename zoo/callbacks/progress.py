@@ -183,7 +183,7 @@ class RunStart(Callback):
 
 def networks_table(model: LightningModule) -> str:
     """The networks of a model, trained or frozen, with their numbers of parameters."""
-    from zoo.catalog import table
+    from zoo.runs.table import table
 
     rows = []
     parts = [*model.named_children(), *getattr(model, "frozen", {}).items()]

@@ -8,9 +8,9 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
-from zoo.atomic_files import write_text_whole
-from zoo.run_folder import free_number, log_folder, move_aside
-from zoo.run_loggers import RunCSVLogger, RunTensorBoardLogger, read_rows, rows_to_go_on_with
+from zoo.files.atomic import write_text_whole
+from zoo.runs.folder import free_number, log_folder, move_aside
+from zoo.runs.loggers import RunCSVLogger, RunTensorBoardLogger, read_rows, rows_to_go_on_with
 
 KEY = "metrics_file"
 

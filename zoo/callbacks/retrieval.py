@@ -8,8 +8,8 @@ from torch import Tensor
 
 from zoo.callbacks.captions import references_of
 from zoo.callbacks.ema import weights_of_validation
-from zoo.retrieval import recalls
-from zoo.second_stage import images_of
+from zoo.metrics.retrieval import recalls
+from zoo.tokens.batch import images_of
 
 
 class Retrieval(Callback):

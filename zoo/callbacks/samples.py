@@ -9,10 +9,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from zoo.atomic_files import write_picture_whole
 from zoo.callbacks.pictures import image_rows, log_picture
 from zoo.callbacks.validations import EveryFewValidations
-from zoo.run_folder import log_folder
+from zoo.files.atomic import write_picture_whole
+from zoo.runs.folder import log_folder
 from zoo.tokens import as_pixels
 
 STRIPS = 3  # images whose decoding is shown

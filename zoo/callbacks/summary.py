@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from zoo.run_folder import log_folder, shown
+from zoo.runs.folder import log_folder, shown
 
 METRICS = ("val/psnr", "val/codebook_usage", "val/perplexity", "val/accuracy", "val/loss", "train/loss")
 

@@ -9,11 +9,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
-from zoo.folder_lock import FolderLock
+from zoo.files.lock import FolderLock
 from zoo.metrics.extractors import quantise
 from zoo.module import ZooModule
-from zoo.token_shards import HEADER, TEXTS, make_header, write_header, write_shard
-from zoo.tokens import ID_PRECISION, Tokens, TokenSpec
+from zoo.tokens import Tokens, TokenSpec
+from zoo.tokens.precision import ID_PRECISION
+from zoo.tokens.shards import HEADER, TEXTS, make_header, write_header, write_shard
 
 
 class TokenDump(BasePredictionWriter):

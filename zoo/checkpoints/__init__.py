@@ -1,1 +1,1 @@
-"""Readers of published checkpoints, one file per source; ``load`` puts them into models."""
+"""Checkpoints: reading and writing them safely, and putting weights into models."""

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from zoo.atomic_files import write_whole
-from zoo.cache import cache_folder, cache_problem
+from zoo.assets import cache_folder, cache_problem
+from zoo.files.atomic import write_whole
 
 ADDRESS = re.compile(r"[A-Za-z][\w+.-]+:/|.*::")  # one letter is a drive of Windows
 LOCAL = re.compile(r"(file|local)://(localhost(?=/))?", re.IGNORECASE)

@@ -1,11 +1,9 @@
-"""The files of settings beside weights, read as one configuration, and what it says of pixels."""
+"""The files of settings beside weights, read as one configuration."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from zoo.checkpoints.folders import read_json
-from zoo.nn.normalisation import STATISTICS
 
 PREPROCESSOR = "preprocessor_config.json"
 ADAPTER = "adapter_config.json"  # of peft: what LoRA matrices are, beside them
@@ -26,20 +24,3 @@ def config_beside(path: Path) -> dict[str, Any]:
     if not file.is_file():
         return beside
     return read_json(file) | beside | ({f"_{PREPROCESSOR}": read_json(pixels)} if pixels.is_file() else {})
-
-
-def pixel_notes(config: Mapping[str, Any], normalisation: str) -> tuple[str, ...]:
-    """What to say where the pixels of these weights were normalised otherwise than the model does.
-
-    Args:
-        config: of :func:`config_beside`: transformers writes means into ``preprocessor_config.json``, timm into
-            ``pretrained_cfg``.
-        normalisation: of the model.
-    """
-    theirs = config.get(f"_{PREPROCESSOR}", {}).get("image_mean") or config.get("pretrained_cfg", {}).get("mean")
-    own = STATISTICS[normalisation][0]
-    if theirs is None or theirs == list(own):
-        return ()
-    known = [name for name, (mean, _) in STATISTICS.items() if theirs == list(mean)]
-    remedy = f": set normalisation to {known[0]} for their outputs" if known else ""
-    return (f"the pixels of these weights had the mean {theirs}, and this model subtracts {list(own)}{remedy}",)

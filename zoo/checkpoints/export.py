@@ -6,18 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.atomic_files import write_text_whole, write_whole
-from zoo.module import ZooModule
-from zoo.strict_json import strict_json
+from zoo.files.atomic import write_text_whole, write_whole
+from zoo.files.strict_json import strict_json
 
 
-def save_weights(model: ZooModule, path: str | Path, dtype: torch.dtype | None = None) -> Path:
+def save_weights(model: Any, path: str | Path, dtype: torch.dtype | None = None) -> Path:
     """Write the weights of a model, without its frozen towers, as safetensors.
 
     ``create_model("ckpt:PATH")`` builds the model from the file alone; ``weights=PATH`` loads it into an existing one.
 
     Args:
-        model: whose ``state_dict`` is written, less what ``model.absent`` names.
+        model: whose ``state_dict`` is written, less what ``model.not_in_file`` names.
         path: of the file; the suffix is ``.safetensors``.
         dtype: store floats in this type, e.g. ``torch.float16`` for half the size; None keeps theirs.
     """
@@ -26,8 +25,8 @@ def save_weights(model: ZooModule, path: str | Path, dtype: torch.dtype | None =
         raise ValueError(f"weights are written as safetensors: give a path that ends in .safetensors, not {path}")
     description: dict[str, Any] = {}
     model.on_save_checkpoint(description)
-    block = description["zoo"] | ({"absent": model.absent} if model.absent else {})
-    state = {name: v for name, v in model.state_dict().items() if not name.startswith(tuple(model.absent))}
+    block = description["zoo"] | ({"absent": model.not_in_file} if model.not_in_file else {})
+    state = {name: v for name, v in model.state_dict().items() if not name.startswith(tuple(model.not_in_file))}
     return write_safetensors(
         {name: _stored(v, dtype) for name, v in state.items()}, path, {"zoo": strict_json(block, indent=None)}
     )

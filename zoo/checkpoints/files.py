@@ -14,7 +14,7 @@ from zoo.checkpoints import flax_msgpack, pickles
 from zoo.checkpoints.addresses import local_path
 from zoo.checkpoints.folders import choose_file, shards_of
 from zoo.checkpoints.weight_sets import SHADOW, WRAPPERS, choose, split_choice, with_shadows
-from zoo.recipe_files import how_to_make
+from zoo.files.recipes import how_to_make
 
 #: entries beside a state dict that are no weights of the model
 OF_TRAINING = re.compile(

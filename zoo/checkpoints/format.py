@@ -21,15 +21,15 @@ class Converted:
 
     Args:
         state: name -> tensor; every name must exist in the model, with this shape.
-        absent: prefix of parameters that this layout does not hold -> why. What needs them then refuses to work.
-        fresh: prefix of parameters that are meant to start anew -> why (the head of a fine-tuning run).
+        not_in_file: prefix of parameters that this layout does not hold -> why. What needs them then refuses to work.
+        newly_initialised: prefix of parameters that are meant to start anew -> why (the head of a fine-tuning run).
         checked: entries of the file that hold what the model computes by itself, as :func:`check_constant` made sure.
         notes: other things done to the weights, to be reported.
     """
 
     state: dict[str, Tensor]
-    absent: dict[str, str] = field(default_factory=dict)
-    fresh: dict[str, str] = field(default_factory=dict)
+    not_in_file: dict[str, str] = field(default_factory=dict)
+    newly_initialised: dict[str, str] = field(default_factory=dict)
     checked: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -16,12 +16,12 @@ from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.migration.utils import _pl_migrate_checkpoint
 
-from zoo.atomic_files import write_whole
 from zoo.checkpoints import pickles
 from zoo.checkpoints.addresses import is_address, local_path
 from zoo.checkpoints.run_state import check_run, say_what_does_not_fit
 from zoo.checkpoints.sharded import check_folder
-from zoo.recipe_files import how_to_make
+from zoo.files.atomic import write_whole
+from zoo.files.recipes import how_to_make
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -105,7 +105,7 @@ def read_safely(trainer: Trainer) -> None:
         if failed is not None:
             raise failed
         if said is not None:  # by the first rank, for which the others would wait
-            from zoo.callbacks.interrupt import code_of_rank
+            from zoo.distributed import code_of_rank
 
             raise SystemExit(code_of_rank(trainer, 1))
 

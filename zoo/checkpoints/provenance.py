@@ -14,7 +14,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 SHOWN_EACH = 2  # so many names of one part are spelled out; more of them are counted, but for those that stand alone
 SHOWN_ALONE = 8
-SHOWN = 8  # names per message
 
 
 class Traced(Tensor):
@@ -66,13 +65,6 @@ def say_unused(source: object, state: Mapping[str, Tensor], used: Iterable[str])
     used = set(used)
     if unused := [name for name in state if name not in used]:
         rank_zero_info(f"not used from {source}: {grouped(unused)}")
-
-
-def some(names: Iterable[str], separator: str = ", ", most: int = SHOWN) -> str:
-    """The first names, and how many there are."""
-    names = list(names)
-    more = f"{separator}... ({len(names)} in all)" if len(names) > most else ""
-    return separator.join(names[:most]) + more
 
 
 def grouped(names: Iterable[str]) -> str:

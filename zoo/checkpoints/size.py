@@ -43,7 +43,7 @@ def check_size(
     Raises:
         TooLargeError: naming what the file asks for.
     """
-    from zoo.registry import without_towers
+    from zoo.init_args import without_towers
 
     sizes = {size for value in state.values() if isinstance(value, Tensor) for size in value.shape}
     for name, number in _numbers(settings):

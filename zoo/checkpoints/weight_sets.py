@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from zoo.checkpoints import pickles
-from zoo.checkpoints.provenance import some
+from zoo.choices import some
 
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict")  # Lightning and OpenMMLab, unilm, DeepSpeed, valeoai
 #: averaged set, raw set, the one that is read, and whose choice that is

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.nn.ranks import mean_over_ranks
+from zoo.distributed import mean_over_ranks
 
 KINDS = ("hinge", "vanilla", "non_saturating")
 EPS = 1e-4  # under the ratio of gradients

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from zoo.nn.gather import gather_rows, rank
+from zoo.distributed import gather_rows, rank
 
 HIDDEN = -10000.0  # similarity of what must not be drawn
 

@@ -3,8 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.nn.code_entropy import affinity_entropy, mixture_entropy
-from zoo.nn.ranks import mean_over_ranks
+from zoo.distributed import mean_over_ranks
+from zoo.quantizers.code_entropy import affinity_entropy, mixture_entropy
 
 
 def entropy_loss(affinity: Float[Tensor, "n k"], temperature: float = 0.01) -> Float[Tensor, ""]:

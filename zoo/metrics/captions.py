@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torchmetrics import Metric
 
-from zoo.strict_json import strict_json
+from zoo.files.strict_json import strict_json
 
 SIGMA = 6.0  # of CIDEr-D's penalty on differences in length
 BETA = 1.2  # weight of recall in ROUGE-L

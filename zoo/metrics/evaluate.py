@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
+from zoo.init_args import plain
 from zoo.metrics.reconstruction import ReconstructionReport, reconstruct_batch
-from zoo.module import plain
 from zoo.tokens import NotInvertible
 
 DTYPES = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}

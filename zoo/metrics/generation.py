@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from zoo.init_args import plain
 from zoo.metrics.evaluate import DTYPES, set_up
 from zoo.metrics.extractors import Extractor, InceptionFeatures, Lite0Features, has_inception_weights, quantise
 from zoo.metrics.feature_distances import (
@@ -27,7 +28,6 @@ from zoo.metrics.feature_distances import (
     refuse_not_finite,
 )
 from zoo.metrics.frechet import frechet_distance
-from zoo.module import plain
 from zoo.tokens import NotInvertible, Tokens, TokenSpec, as_pixels
 
 NEIGHBOURS = 3
@@ -116,7 +116,7 @@ class GenerationReport:
 
     def protocol(self) -> dict[str, Any]:
         """What the values depend on besides the images that are compared."""
-        from zoo import __version__
+        from zoo.version import __version__
 
         frechet, kernel, precision, recall = self.names
         facts: dict[str, Any] = {

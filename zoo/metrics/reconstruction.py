@@ -142,7 +142,7 @@ class ReconstructionReport:
 
     def protocol(self) -> dict[str, Any]:
         """What the values depend on: the images of this rank, the definitions, the weights and the packages."""
-        from zoo import __version__
+        from zoo.version import __version__
 
         facts: dict[str, Any] = {
             "num_images": self.num_images,

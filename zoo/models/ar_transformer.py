@@ -10,7 +10,8 @@ published checkpoints.
 Not implemented: sliding windows, the builders of conditions from coordinates and bounding boxes (bring their ids).
 Deviations: ``class_ids="own"`` (an option of ours) gives classes and the start token rows of their own in the table.
 
-Equations: Eq. 8 -> `ARTransformer.losses`; Section 3.2 network -> `nn.gpt.GPT`; sampling -> `nn.next_token.draw_next`.
+Equations: Eq. 8 -> `ARTransformer.losses`; Section 3.2 network -> `nn.gpt.GPT`; sampling ->
+`sampling.next_token.draw_next`.
 """
 
 from typing import Any, Literal
@@ -20,18 +21,21 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from zoo.checkpoints import taming_gpt
+from zoo.checkpoints.published import taming_gpt
 from zoo.choices import one_of
 from zoo.losses.mixing import hits
-from zoo.module import Batch, ZooModule
+from zoo.module import ZooModule
 from zoo.nn.gpt import GPT
-from zoo.nn.next_token import draw_next
-from zoo.nn.token_order import ORDERS, Order, token_order
 from zoo.optim import Optim
-from zoo.registry import Weights, register
-from zoo.second_stage import allowed_ids, discrete_tokenizer, ids_of, labels_of, wanted_labels
+from zoo.presets import Weights, register
+from zoo.runs.untrained import say_untrained
+from zoo.sampling.labels import wanted_labels
+from zoo.sampling.next_token import draw_next
+from zoo.sampling.token_order import ORDERS, Order, token_order
+from zoo.second_stage import discrete_tokenizer
 from zoo.tokens import Tokens, TokenSpec, evaluating, id_range
-from zoo.untrained import say_untrained
+from zoo.tokens.allowed import allowed_ids
+from zoo.tokens.batch import Batch, ids_of, labels_of
 
 START = 0  # id of the first input of an unconditional model where it shares the table with the codes
 
@@ -57,7 +61,7 @@ class ARTransformer(ZooModule):
         weights: start from these: a registry name or a path.
     """
 
-    in_no_tensor = ("heads", "order", "n_unmasked")
+    must_match = ("heads", "order", "n_unmasked")
     encodes_by_tokenizer = True
     spec: TokenSpec
 
@@ -81,7 +85,7 @@ class ARTransformer(ZooModule):
         super().__init__(optim)
         if num_classes < 0 or not 0 < pkeep <= 1:
             raise ValueError(f"num_classes must not be negative and pkeep lie in (0, 1], got {num_classes}, {pkeep}")
-        self.add_tower("tokenizer", discrete_tokenizer(tokenizer))
+        self.add_frozen("tokenizer", discrete_tokenizer(tokenizer), role="ids")
         self.spec = self.tokenizer.spec
         self.num_classes, self.pkeep = num_classes, pkeep
         self.class_ids = one_of("class_ids", class_ids, ("shared", "own"))
@@ -89,8 +93,8 @@ class ARTransformer(ZooModule):
         #: ids of the condition, of which there are so many in front of the tokens
         self.condition_size, self.condition_tokens = num_classes, condition_tokens
         if condition_tokenizer is not None:
-            self.add_tower("condition", discrete_tokenizer(condition_tokenizer))
-            found = self.frozen["condition"].spec
+            self.add_frozen("condition_tokenizer", discrete_tokenizer(condition_tokenizer), role="ids")
+            found = self.frozen["condition_tokenizer"].spec
             if condition_tokens not in (0, found.num_tokens):
                 raise ValueError(
                     f"condition_tokens is {condition_tokens}, but {condition_tokenizer!r} makes {found.num_tokens}: "
@@ -257,7 +261,7 @@ class ARTransformer(ZooModule):
     def _condition(self, batch: Batch) -> Int[Tensor, "b p"]:
         """Input ids of the batch's ``condition_ids``, else of its ``condition`` images."""
         ids, images = batch.get("condition_ids"), batch.get("condition")
-        tower = self.frozen.get("condition")
+        tower = self.frozen.get("condition_tokenizer")
         if ids is None and images is not None and tower is not None:
             return ids_of({"image": images}, tower).long() + self.offset
         if ids is None:

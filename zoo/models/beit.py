@@ -11,9 +11,9 @@ a second Lanczos resize of the crop only under ``train_transform: beit``; other 
 ``image`` itself by a Lanczos filter, and without ``token_image`` the model reduces ``image`` by antialiased bicubic
 interpolation. Masks are drawn in the model, not in the data workers; validation masks depend on the image only.
 
-Equations: Algorithm 1 -> `nn.masking.BlockwiseMask`; Section 2.3 input -> `nn.beit_vit.BeitViT.embed_patches`;
-Section 2.3 prediction -> `BeitViT.masked_logits`; Eq. 1 -> `BEiT.losses`; Section 2.5 initialisation ->
-`BeitViT.reset_parameters`.
+Equations: Algorithm 1 -> `sampling.patch_masks.BlockwiseMask`; Section 2.3 input ->
+`nn.beit_vit.BeitViT.embed_patches`; Section 2.3 prediction -> `BeitViT.masked_logits`; Eq. 1 -> `BEiT.losses`;
+Section 2.5 initialisation -> `BeitViT.reset_parameters`.
 """
 
 import math
@@ -27,18 +27,20 @@ from einops import repeat
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from zoo.checkpoints import hf_beit, timm_beit, unilm
+from zoo.checkpoints.published import hf_beit, timm_beit, unilm
 from zoo.choices import one_of
 from zoo.losses.mixing import hits, mix, top
-from zoo.module import Batch, ZooModule
+from zoo.module import ZooModule
 from zoo.nn.beit_vit import EPS, BeitViT, exempt_from_decay, layer_of
-from zoo.nn.masking import BlockwiseMask, flat_mask, nonempty, random_mask
 from zoo.nn.normalisation import STATISTICS, Normalisation, normalise
 from zoo.nn.relative_position import ResizeMethod
 from zoo.optim import Optim
-from zoo.registry import Weights, register
-from zoo.second_stage import allowed_ids, class_labels, discrete_tokenizer, images_of, keep_allowed, view_ids_of
+from zoo.presets import Weights, register
+from zoo.sampling.patch_masks import BlockwiseMask, flat_mask, nonempty, random_mask
+from zoo.second_stage import discrete_tokenizer
 from zoo.tokens import Tokens, TokenSpec, as_pixels, evaluating
+from zoo.tokens.allowed import allowed_ids, keep_allowed
+from zoo.tokens.batch import Batch, class_labels, images_of, view_ids_of
 
 
 class BEiT(ZooModule):
@@ -69,7 +71,7 @@ class BEiT(ZooModule):
         weights: start from these: a registry name or a path.
     """
 
-    in_no_tensor = ("heads", "normalisation", "norm_eps")
+    must_match = ("heads", "normalisation", "norm_eps")
     spec: TokenSpec
 
     def __init__(
@@ -97,7 +99,7 @@ class BEiT(ZooModule):
         weights: str | None = None,
     ):
         super().__init__(optim)
-        self.add_tower("tokenizer", discrete_tokenizer(tokenizer))
+        self.add_frozen("tokenizer", discrete_tokenizer(tokenizer), role="ids")
         spec = self.tokenizer.spec
         if vocab_size not in (None, spec.vocab_size):
             raise ValueError(
@@ -301,7 +303,7 @@ class BEiTClassifier(ZooModule):
         weights: start from these: a registry name or a path; any masked-image-modelling checkpoint will do.
     """
 
-    in_no_tensor = ("heads", "normalisation", "norm_eps")
+    must_match = ("heads", "normalisation", "norm_eps")
 
     def __init__(
         self,

@@ -25,23 +25,23 @@ from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from zoo.checkpoints import hf_blip2, lavis
-from zoo.checkpoints.bert import start_from_bert
+from zoo.checkpoints.published import hf_blip2, lavis
+from zoo.checkpoints.published.bert import start_from_bert
 from zoo.choices import one_of
+from zoo.distributed import gather_rows, rank, sum_over_ranks, world_size
+from zoo.language.wordpiece import WordPiece
 from zoo.losses.contrastive import contrastive_loss, draw_negatives, same_image, similarities
 from zoo.losses.image_text import generation_loss, matching_loss
 from zoo.losses.mixing import hits, hits_of
-from zoo.module import Batch, ZooModule
-from zoo.nn.gather import gather_rows, rank
+from zoo.module import ZooModule
 from zoo.nn.qformer import QFormer, select
 from zoo.nn.qformer_masks import itc_mask, itg_mask, itm_mask
-from zoo.nn.ranks import sum_over_ranks, world_size
 from zoo.optim import Optim
-from zoo.registry import Weights, register
+from zoo.presets import Weights, register
+from zoo.runs.untrained import say_untrained
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
-from zoo.untrained import say_untrained
-from zoo.vision_towers import LN_VISION_EPS, vision_tower
-from zoo.wordpiece import WordPiece
+from zoo.tokens.batch import Batch
+from zoo.vision.encoders import LN_VISION_EPS, vision_tower
 
 UNRANKED = -100.0  # score of a pair that was not re-ranked
 
@@ -65,8 +65,8 @@ class BLIP2Stage1(ZooModule):
 
     Args:
         image_size: side of the images in pixels.
-        vision: frozen image encoder, see :func:`zoo.vision_towers.vision_tower`.
-        vocabulary: of the captions, see :class:`zoo.wordpiece.WordPiece`.
+        vision: frozen image encoder, see :func:`zoo.vision.encoders.vision_tower`.
+        vocabulary: of the captions, see :class:`zoo.language.wordpiece.WordPiece`.
         max_text_tokens: longest caption, special tokens included.
         num_queries: tokens per image.
         width: of queries and text.
@@ -90,6 +90,8 @@ class BLIP2Stage1(ZooModule):
         optim: optimizer and schedule; the paper's by default.
         weights: start from these: a registry name or a path.
     """
+
+    start_only = ("weights", "text_init")
 
     spec: TokenSpec
 
@@ -132,7 +134,7 @@ class BLIP2Stage1(ZooModule):
         self.min_temperature = min_temperature
         self.words = WordPiece(vocabulary)
         tower = vision_tower(vision, image_size, vision_cache)
-        self.add_tower("vision", tower)
+        self.add_frozen("vision", tower, role="vectors")
         self.ln_vision = nn.LayerNorm(tower.width, LN_VISION_EPS)
         self.query_tokens = nn.Parameter(torch.randn(1, num_queries, width) * 0.02)
         self.Qformer = QFormer(

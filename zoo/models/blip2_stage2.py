@@ -24,17 +24,18 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from zoo.checkpoints import hf_blip2, lavis
-from zoo.language_models import language_model as find_language_model
-from zoo.module import Batch, ZooModule
+from zoo.checkpoints.published import hf_blip2, lavis
+from zoo.language.language_model import language_model as find_language_model
+from zoo.language.splice import IGNORED, Image, Piece, Text, splice
+from zoo.language.wordpiece import clean_caption, clean_question
+from zoo.module import ZooModule
 from zoo.nn.bridges import QueryBridge
-from zoo.nn.splice import IGNORED, Image, Piece, Text, splice
 from zoo.optim import Optim
-from zoo.registry import Weights, register
+from zoo.presets import Weights, register
+from zoo.runs.untrained import say_untrained
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
-from zoo.untrained import say_untrained
-from zoo.vision_towers import LN_VISION_EPS, vision_tower
-from zoo.wordpiece import clean_caption, clean_question
+from zoo.tokens.batch import Batch
+from zoo.vision.encoders import LN_VISION_EPS, vision_tower
 
 
 class BLIP2Stage2(ZooModule):
@@ -42,9 +43,9 @@ class BLIP2Stage2(ZooModule):
 
     Args:
         image_size: side of the images in pixels.
-        vision: frozen image encoder, see :func:`zoo.vision_towers.vision_tower`.
-        language_model: frozen, see :func:`zoo.language_models.language_model`; None builds the part up to the queries,
-            which then serve another model.
+        vision: frozen image encoder, see :func:`zoo.vision.encoders.vision_tower`.
+        language_model: frozen, see :func:`zoo.language.language_model.language_model`; None builds the part up
+            to the queries, which then serve another model.
         language_dtype: of its weights.
         prompt: in front of every caption; given, not learned.
         end: of every caption for a decoder-only model; what the model is to stop at.
@@ -97,13 +98,13 @@ class BLIP2Stage2(ZooModule):
         self.image_size, self.max_text_tokens, self.prompt, self.end = image_size, max_text_tokens, prompt, end
         self.bridge_lr = bridge_lr
         tower = vision_tower(vision, image_size, vision_cache)
-        self.add_tower("vision", tower)
+        self.add_frozen("vision", tower, role="vectors")
         self.ln_vision = nn.LayerNorm(tower.width, LN_VISION_EPS)
         self.bridge = QueryBridge(
             num_queries, width, depth, heads, mlp_width, tower.width, cross_every, mixing, norm, dropout=dropout
         )
         if language_model is not None:
-            self.add_tower("language_model", find_language_model(language_model, language_dtype))
+            self.add_frozen("language_model", find_language_model(language_model, language_dtype), role="vectors")
             self.language_projection = nn.Linear(width, self.language.width)
         self.spec = TokenSpec(
             segments=(Segment("queries", (num_queries,)),), dim=width, order="set", vocabulary=None, decodes=None
@@ -155,7 +156,7 @@ class BLIP2Stage2(ZooModule):
         Args:
             images: in [0, 1] or uint8.
             prompt: None takes the model's own.
-            writing: see :meth:`zoo.language_models.LanguageModel.write`; 5 beams by default, as published.
+            writing: see :meth:`zoo.language.language_model.LanguageModel.write`; 5 beams by default, as published.
         """
         prompts = [self.prompt if prompt is None else prompt] * len(images)
         return self._write(images, prompts, {"num_beams": 5} | writing)
@@ -174,7 +175,8 @@ class BLIP2Stage2(ZooModule):
             images: in [0, 1] or uint8.
             questions: one per image.
             template: of the prompt.
-            writing: see :meth:`zoo.language_models.LanguageModel.write`; 5 beams and at most 10 tokens by default.
+            writing: see :meth:`zoo.language.language_model.LanguageModel.write`; 5 beams and at most 10 tokens by
+                default.
 
         Raises:
             ValueError: for another number of questions than images.

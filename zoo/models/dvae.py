@@ -27,16 +27,17 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from zoo.checkpoints import flava, openai, openmmlab
+from zoo.checkpoints.published import flava, openai, openmmlab
 from zoo.choices import one_of
 from zoo.losses.categorical import kl_to_uniform, marginal_entropy_gap
 from zoo.losses.logit_laplace import logit_laplace_nll, map_pixels, unmap_pixels
-from zoo.module import Batch, ZooModule
+from zoo.module import ZooModule
 from zoo.nn.dalle import DalleDecoder, DalleEncoder
-from zoo.nn.kmeans import codebook_from_features
 from zoo.optim import Optim, cosine
-from zoo.registry import Weights, register
+from zoo.presets import Weights, register
+from zoo.quantizers.kmeans import codebook_from_features
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, id_range
+from zoo.tokens.batch import Batch
 
 MSE_SIGMA = 0.1  # of the Gaussian that ``loss="mse"`` puts on mapped pixels; sets the scale against the KL term
 KMEANS_BATCHES = 8  # training batches that ``codebook_init="kmeans"`` looks at
@@ -135,14 +136,14 @@ class DVAE(ZooModule):
 
     def embed(self, ids: Int[Tensor, "b *n"]) -> Float[Tensor, "b *n d"]:
         """Rows of the decoder's first convolution, which is the codebook."""
-        if "decoder." in self.absent:
-            raise NotInvertible(self.absent["decoder."])
+        if "decoder." in self.not_in_file:
+            raise NotInvertible(self.not_in_file["decoder."])
         return self.decoder.embed(ids)
 
-    def set_absent(self, absent: dict[str, str]) -> None:
+    def set_not_in_file(self, parts: dict[str, str]) -> None:
         """An encoder alone, as FLAVA and OpenMMLab publish it, decodes nothing."""
-        super().set_absent(absent)
-        self.spec = replace(self.spec, decodes=None if "decoder." in absent else "pixels")
+        super().set_not_in_file(parts)
+        self.spec = replace(self.spec, decodes=None if "decoder." in parts else "pixels")
 
     def logits(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b k gh gw"]:
         """Unnormalised log-probabilities of the codes."""
@@ -150,8 +151,8 @@ class DVAE(ZooModule):
 
     def _logits(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k gh gw"]:
         """The same for images that are checked already: the check makes a GPU wait."""
-        if "encoder." in self.absent:
-            raise ValueError(self.absent["encoder."])
+        if "encoder." in self.not_in_file:
+            raise ValueError(self.not_in_file["encoder."])
         return self.encoder(map_pixels(images).contiguous(memory_format=torch.channels_last))
 
     def pixels(

@@ -12,7 +12,7 @@ batches grouped by length.
 Deviations: labels are marked while a conversation is put together; the published code counts ids, and learns nothing of
 a sample where its count fails, such as one with an answer without words or with the sign of an answer's end inside.
 
-Equations: 1.0, Section 4.1, Eq. 1 -> `LLaVA.image_tokens`; Eq. 2 sequence -> `zoo.conversations.render`; Eq. 3
+Equations: 1.0, Section 4.1, Eq. 1 -> `LLaVA.image_tokens`; Eq. 2 sequence -> `zoo.language.conversations.render`; Eq. 3
 likelihood -> `LLaVA.losses`; 1.5, Section 3.2 MLP -> `zoo.nn.bridges.MLPBridge`.
 """
 
@@ -24,19 +24,20 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from zoo.checkpoints import llava, llava_config
+from zoo.checkpoints.published import llava, llava_config
 from zoo.choices import one_of
-from zoo.conversations import IMAGE, TemplateName, Turn, image_first, pieces, render
-from zoo.language_models import language_model as find_language_model
-from zoo.lora import add_lora
-from zoo.module import Batch, ZooModule
+from zoo.language.conversations import IMAGE, TemplateName, Turn, image_first, pieces, render
+from zoo.language.language_model import language_model as find_language_model
+from zoo.language.lora import add_lora
+from zoo.language.splice import Spliced, splice
+from zoo.module import ZooModule
 from zoo.nn.bridges import MLPBridge
-from zoo.nn.splice import Spliced, splice
 from zoo.optim import Optim
-from zoo.registry import register
+from zoo.presets import register
+from zoo.runs.untrained import say_untrained
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
-from zoo.untrained import say_untrained
-from zoo.vision_towers import vision_tower
+from zoo.tokens.batch import Batch
+from zoo.vision.encoders import vision_tower
 
 
 class LLaVA(ZooModule):
@@ -44,10 +45,10 @@ class LLaVA(ZooModule):
 
     Args:
         image_size: side of the images in pixels.
-        vision: frozen image encoder, see :func:`zoo.vision_towers.vision_tower`.
+        vision: frozen image encoder, see :func:`zoo.vision.encoders.vision_tower`.
         select: all tokens of the image encoder (``cls_patch``), or those without the class token (``patch``). None
             takes what the ``config.json`` of a LLaVA that ``vision`` or ``language_model`` names says, else ``patch``.
-        language_model: see :func:`zoo.language_models.language_model`.
+        language_model: see :func:`zoo.language.language_model.language_model`.
         language_dtype: of its weights where it is frozen or has LoRA.
         projector_depth: linear layers: 1 in LLaVA-1.0, 2 in 1.5.
         conversation: layout of the text: ``plain`` in the first stage, that of the language model in the second.
@@ -66,6 +67,8 @@ class LLaVA(ZooModule):
         vision_layer: hidden state of CLIP that is taken: -1 comes out of the last block. None takes what the
             ``config.json`` of a LLaVA that ``vision`` or ``language_model`` names says, else -2, as published.
     """
+
+    must_match = ("lora_rank", "lora_alpha")
 
     spec: TokenSpec
 
@@ -102,7 +105,7 @@ class LLaVA(ZooModule):
         tower = vision_tower(
             vision, image_size, vision_cache, said.get("vision_layer") if vision_layer is None else vision_layer
         )
-        self.add_tower("vision", tower)
+        self.add_frozen("vision", tower, role="vectors")
         if said:  # a checkpoint says what it was trained with, wherever that came from
             self.hparams.update({"select": self.select, "vision_layer": getattr(tower.network, "taken", vision_layer)})
         self.skipped = int(tower.class_token and self.select == "patch")
@@ -128,9 +131,9 @@ class LLaVA(ZooModule):
 
     def _add_language(self, language: Any) -> None:
         if self.tuning == "projector":
-            self.add_tower("language_model", language)
+            self.add_frozen("language_model", language, role="vectors")
         elif self.tuning == "lora":
-            self.add_partly_frozen("language_model", language)
+            self.add_partly_frozen("language_model", language, role="vectors")
         else:
             self.language_model = language.requires_grad_(True)
 
@@ -170,7 +173,7 @@ class LLaVA(ZooModule):
 
         Args:
             images: in [0, 1] or uint8.
-            writing: see :meth:`zoo.language_models.LanguageModel.write`.
+            writing: see :meth:`zoo.language.language_model.LanguageModel.write`.
         """
         return self.answer(images, [self.question] * len(images), **writing)
 
@@ -183,7 +186,7 @@ class LLaVA(ZooModule):
         Args:
             images: in [0, 1] or uint8.
             questions: one per image, or a conversation that ends with one. The ``plain`` layout knows none.
-            writing: see :meth:`zoo.language_models.LanguageModel.write`; greedy by default, as published.
+            writing: see :meth:`zoo.language.language_model.LanguageModel.write`; greedy by default, as published.
 
         Raises:
             ValueError: for another number of questions than images, or more words than the language model has

@@ -10,8 +10,8 @@ Not implemented: rejection sampling with a classifier.
 Deviations: options of ours or of successors, off by default: class dropout with classifier-free guidance, the Halton
 order. Validation masks depend on the image only, so that the number does not jitter.
 
-Equations: Eq. 1 -> `MaskGIT.losses`; Section 3.2 -> `nn.parallel_decoding.parallel_decode`; Section 3.3 ->
-`nn.mask_schedule.mask_ratio`; Section 3.1 network -> `nn.maskgit_transformer.MaskGITTransformer`; Section 4.3 ->
+Equations: Eq. 1 -> `MaskGIT.losses`; Section 3.2 -> `sampling.parallel_decoding.parallel_decode`; Section 3.3 ->
+`sampling.mask_schedule.mask_ratio`; Section 3.1 network -> `nn.maskgit_transformer.MaskGITTransformer`; Section 4.3 ->
 `MaskGIT.edit`, `MaskGIT.inpaint`, `MaskGIT.outpaint`.
 """
 
@@ -26,21 +26,24 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from zoo.checkpoints import maskgit_pytorch, maskgit_transformer
+from zoo.checkpoints.published import maskgit_pytorch, maskgit_transformer
 from zoo.choices import known_names, one_of
-from zoo.image_masks import box_mask, grey_out, next_window, paste, resized, token_mask
 from zoo.losses.mixing import hits
-from zoo.module import Batch, ZooModule
-from zoo.nn.halton import spread_order
-from zoo.nn.mask_schedule import MaskSchedule, mask_ratio
+from zoo.module import ZooModule
 from zoo.nn.maskgit_transformer import MaskGITTransformer
-from zoo.nn.parallel_decoding import Decoding, Noise, parallel_decode
 from zoo.nn.prenorm_maskgit import PreNormMaskGIT
 from zoo.optim import Optim
-from zoo.registry import Weights, register
-from zoo.second_stage import NO_CLASS, allowed_ids, discrete_tokenizer, ids_of, keep_allowed, labels_of, wanted_labels
+from zoo.presets import Weights, register
+from zoo.runs.untrained import say_untrained
+from zoo.sampling.halton import spread_order
+from zoo.sampling.image_masks import box_mask, grey_out, next_window, paste, resized, token_mask
+from zoo.sampling.labels import NO_CLASS, wanted_labels
+from zoo.sampling.mask_schedule import MaskSchedule, mask_ratio
+from zoo.sampling.parallel_decoding import Decoding, Noise, parallel_decode
+from zoo.second_stage import discrete_tokenizer
 from zoo.tokens import Tokens, TokenSpec, as_pixels, evaluating
-from zoo.untrained import say_untrained
+from zoo.tokens.allowed import allowed_ids, keep_allowed
+from zoo.tokens.batch import Batch, ids_of, labels_of
 
 PUBLISHED_HEADS = 16  # of the released configuration; the paper says 8
 Pictures = dict[str, Float[Tensor, "b 3 h w"]]
@@ -67,7 +70,7 @@ class MaskGIT(ZooModule):
         weights: start from these: a registry name or a path.
     """
 
-    in_no_tensor = ("heads",)
+    must_match = ("heads",)
     encodes_by_tokenizer = True
     spec: TokenSpec
 
@@ -94,7 +97,7 @@ class MaskGIT(ZooModule):
             )
         if class_dropout and not num_classes:
             raise ValueError("class_dropout needs classes: set num_classes, or class_dropout to 0")
-        self.add_tower("tokenizer", discrete_tokenizer(tokenizer))
+        self.add_frozen("tokenizer", discrete_tokenizer(tokenizer), role="ids")
         self.spec = self.tokenizer.spec
         self.num_classes, self.class_dropout = num_classes, class_dropout
         self.schedule = one_of("schedule", schedule, get_args(MaskSchedule))

@@ -19,18 +19,19 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from zoo.checkpoints import minigpt4
-from zoo.language_models import language_model as find_language_model
-from zoo.module import Batch, ZooModule
+from zoo.checkpoints.published import minigpt4
+from zoo.language.language_model import language_model as find_language_model
+from zoo.language.splice import Image, Piece, Spliced, Text, splice
+from zoo.language.wordpiece import clean_caption
+from zoo.module import ZooModule
 from zoo.nn.bridges import merge_tokens
-from zoo.nn.splice import Image, Piece, Spliced, Text, splice
 from zoo.optim import Optim
-from zoo.registry import register
+from zoo.presets import register
+from zoo.runs.untrained import say_untrained
 from zoo.second_stage import continuous_tokenizer
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
-from zoo.untrained import say_untrained
-from zoo.vision_towers import LN_VISION_EPS, vision_tower
-from zoo.wordpiece import clean_caption
+from zoo.tokens.batch import Batch
+from zoo.vision.encoders import LN_VISION_EPS, vision_tower
 
 HERE = "<ImageHere>"  # where the image stands in a prompt
 PROMPTS = (
@@ -51,10 +52,10 @@ class MiniGPT4(ZooModule):
     Args:
         tokenizer: frozen model with continuous tokens: BLIP-2 of either stage (``blip2_flant5_xxl:PATH`` as published),
             or ``ckpt:PATH``; None takes the image encoder ``vision`` alone.
-        vision: image encoder, see :func:`zoo.vision_towers.vision_tower`; beside a tokenizer, in place of its own.
+        vision: image encoder, see :func:`zoo.vision.encoders.vision_tower`; beside a tokenizer, in place of its own.
         merge: neighbouring image tokens that become one; 4 in the version without a Q-Former.
         image_size: side of the images in pixels; that of the tokenizer, where there is one.
-        language_model: frozen, see :func:`zoo.language_models.language_model`.
+        language_model: frozen, see :func:`zoo.language.language_model.language_model`.
         language_dtype: of its weights.
         prompts: instructions of the second stage, with ``<ImageHere>``; one is drawn for each image. None is the first
             stage, where captions follow the image without a prompt.
@@ -99,7 +100,7 @@ class MiniGPT4(ZooModule):
         width, count = self._add_eyes(tokenizer, vision, image_size, vision_cache)
         language = find_language_model(language_model, language_dtype)
         language.check_writes_on(language_model)
-        self.add_tower("language_model", language)
+        self.add_frozen("language_model", language, role="vectors")
         self.llama_proj = nn.Linear(width * merge, self.language.width)
         self.spec = TokenSpec(
             segments=(Segment("queries", (count // merge,)),), dim=self.language.width, order="set", vocabulary=None,
@@ -113,14 +114,14 @@ class MiniGPT4(ZooModule):
             model = continuous_tokenizer(tokenizer, vision=vision, vision_cache=cache)
             if model.image_size != image_size:
                 raise ValueError(f"{tokenizer!r} takes images of {model.image_size} pixels: set image_size to that")
-            self.add_tower("tokenizer", model)
+            self.add_frozen("tokenizer", model, role="vectors")
             return model.spec.dim, model.spec.num_tokens
         if vision is None:
             raise ValueError("MiniGPT4 needs eyes: set tokenizer, or vision for the version without a Q-Former")
         tower = vision_tower(vision, image_size, cache)
-        self.add_tower("vision", tower)
+        self.add_frozen("vision", tower, role="vectors")
         # Frozen and in no published file: it is the identity up to normalisation, whatever BLIP-2 has in its place.
-        self.add_tower("ln_vision", nn.LayerNorm(tower.width, LN_VISION_EPS))
+        self.add_frozen("ln_vision", nn.LayerNorm(tower.width, LN_VISION_EPS))
         return tower.width, tower.num_tokens - tower.class_token
 
     @property
@@ -165,7 +166,7 @@ class MiniGPT4(ZooModule):
 
         Args:
             images: in [0, 1] or uint8.
-            writing: see :meth:`zoo.language_models.LanguageModel.write`.
+            writing: see :meth:`zoo.language.language_model.LanguageModel.write`.
         """
         samples = [self._prompt(i, self.prompts[0] if self.prompts else None) for i in range(len(images))]
         return self._write(images, samples, writing)
@@ -177,7 +178,7 @@ class MiniGPT4(ZooModule):
         Args:
             images: in [0, 1] or uint8.
             questions: one per image.
-            writing: see :meth:`zoo.language_models.LanguageModel.write`; the published demo samples with
+            writing: see :meth:`zoo.language.language_model.LanguageModel.write`; the published demo samples with
                 ``top_p=0.9, repetition_penalty=1.05, max_new_tokens=300``.
 
         Raises:

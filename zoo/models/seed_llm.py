@@ -24,18 +24,19 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from zoo.choices import one_of
-from zoo.image_words import CodesAsWords, ImageWords, widen
-from zoo.language_models import DTYPES
-from zoo.language_models import language_model as find_language_model
-from zoo.lora import add_lora
-from zoo.module import Batch, ZooModule
-from zoo.nn.splice import IGNORED, Piece, Spliced, Text, splice
+from zoo.language.image_vocabulary import CodesAsWords, ImageWords, widen
+from zoo.language.language_model import DTYPES
+from zoo.language.language_model import language_model as find_language_model
+from zoo.language.lora import add_lora
+from zoo.language.splice import IGNORED, Piece, Spliced, Text, splice
+from zoo.module import ZooModule
 from zoo.optim import Optim
-from zoo.registry import register
-from zoo.second_stage import discrete_tokenizer, ids_of
+from zoo.presets import register
+from zoo.runs.untrained import say_untrained
+from zoo.second_stage import discrete_tokenizer
 from zoo.tokens import Tokens, TokenSpec, evaluating
-from zoo.unclip import find_decoder
-from zoo.untrained import say_untrained
+from zoo.tokens.batch import Batch, ids_of
+from zoo.vision.unclip import find_decoder
 
 FIRST_WORD = "<img_00000>"  # of SEED-LLaMA's published tokenizers
 
@@ -46,7 +47,7 @@ class SEEDLLM(ZooModule):
     Args:
         tokenizer: whose ids are the words; any discrete one of the registry, SEED's as published.
         vision: image encoder of the tokenizer, such as ``eva_vit_g:PATH``; None leaves it.
-        language_model: a decoder-only one, see :func:`zoo.language_models.language_model`.
+        language_model: a decoder-only one, see :func:`zoo.language.language_model.language_model`.
         language_dtype: of its weights that are frozen beside LoRA; what is trained is float32.
         form: ids in the vocabulary (``vocabulary``, SEED-LLaMA), or codes through a linear layer (``embeddings``,
             SEED-OPT); ids are written through the output layer in both.
@@ -64,6 +65,8 @@ class SEEDLLM(ZooModule):
         optim: optimizer and schedule; those of SEED-LLaMA's pre-training by default.
         weights: start from these: a registry name or a path.
     """
+
+    must_match = ("lora_rank", "lora_alpha")
 
     encodes_by_tokenizer = True
     spec: TokenSpec
@@ -101,7 +104,7 @@ class SEEDLLM(ZooModule):
         self.learn = one_of("learn", learn, ("all", "answer"))
         self.caption_prompt, self.generation_prompt = caption_prompt, generation_prompt
         self.generation_share, self.max_text_tokens = generation_share, max_text_tokens
-        self.add_tower("tokenizer", discrete_tokenizer(tokenizer, vision=vision))
+        self.add_frozen("tokenizer", discrete_tokenizer(tokenizer, vision=vision), role="ids")
         self.spec = self.tokenizer.spec
         language = find_language_model(language_model, language_dtype if lora_rank else "float32")
         if language.encoder_decoder:
@@ -132,7 +135,7 @@ class SEEDLLM(ZooModule):
                 table = network.get_input_embeddings()
                 network.set_input_embeddings(CodesAsWords(table, self.words, self.spec.dim, self.tokenizer.embed))
         if rank:
-            self.add_partly_frozen("language_model", language)
+            self.add_partly_frozen("language_model", language, role="vectors")
             add_lora(language, rank, alpha, dropout, whole=True)
         else:
             self.language_model = language.requires_grad_(True)
@@ -163,7 +166,7 @@ class SEEDLLM(ZooModule):
 
         Args:
             images: in [0, 1] or uint8, of the tokenizer's size.
-            writing: see :meth:`zoo.language_models.LanguageModel.continue_ids`.
+            writing: see :meth:`zoo.language.language_model.LanguageModel.continue_ids`.
         """
         return self.caption_tokens(self.encode(images), **writing)
 

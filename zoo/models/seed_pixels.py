@@ -20,14 +20,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from zoo.image_embedders import image_embedder
 from zoo.losses.perceptual import LPIPSLite0
-from zoo.module import Batch, ZooModule
+from zoo.module import ZooModule
 from zoo.nn.embedding_decoder import EmbeddingDecoder
 from zoo.optim import Optim
-from zoo.registry import Weights, class_of, model_from, register
-from zoo.second_stage import images_of, refuse_fresh
+from zoo.presets import Weights, register
+from zoo.registry import class_of, model_from
+from zoo.second_stage import refuse_fresh
 from zoo.tokens import Segment, Tokens, TokenSpec, as_pixels
+from zoo.tokens.batch import Batch, images_of
+from zoo.vision.teachers import image_embedder
 
 
 class SEEDPixels(ZooModule):
@@ -35,7 +37,7 @@ class SEEDPixels(ZooModule):
 
     Args:
         image_size: side of the images in pixels.
-        teacher: whose vectors are decoded, see :func:`zoo.image_embedders.image_embedder`.
+        teacher: whose vectors are decoded, see :func:`zoo.vision.teachers.image_embedder`.
         tokenizer: learn from the generation embeddings that this SEED tokenizer makes of the images, which are what the
             decoder meets in use; None learns from the teacher's vectors themselves.
         vision: image encoder of the tokenizer, such as ``eva_vit_g:PATH``; None leaves it.
@@ -73,7 +75,7 @@ class SEEDPixels(ZooModule):
                 "give one width per doubling from 4 pixels on"
             )
         self.image_size, self.noise, self.perceptual_weight = image_size, noise, perceptual_weight
-        self.add_tower("teacher", image_embedder(teacher, image_size, vision_cache))
+        self.add_frozen("teacher", image_embedder(teacher, image_size, vision_cache))
         width = self.frozen["teacher"].width
         if tokenizer is not None:
             self._add_tokenizer(tokenizer, vision_cache, vision)
@@ -83,7 +85,7 @@ class SEEDPixels(ZooModule):
                     f"{width}: set teacher to what the tokenizer learned from"
                 )
         if perceptual != "none":
-            self.add_tower("perceptual", LPIPSLite0())
+            self.add_frozen("perceptual", LPIPSLite0())
         self.decoder = EmbeddingDecoder(width, hidden, tuple(widths))
         #: mean and deviation of the embeddings, from the first batches: their scale is the teacher's
         self.register_buffer("mean", torch.zeros(width))
@@ -103,7 +105,7 @@ class SEEDPixels(ZooModule):
         if (count := tokenizer.hparams.get("reverse_queries", 1)) != 1:
             raise ValueError(f"{reference!r} decodes to {count} vectors per image, and this decoder draws one")
         refuse_fresh(tokenizer, reference)
-        self.add_tower("tokenizer", tokenizer)
+        self.add_frozen("tokenizer", tokenizer, role="ids")
 
     # ------------------------------------------------------------------ tokens
 
@@ -161,7 +163,7 @@ class SEEDPixels(ZooModule):
         """Running mean and deviation over the first batches, then fixed; the ranks' batches are pooled."""
         if self.measured >= batches or len(embedding) < 2:
             return
-        from zoo.nn.ranks import sum_over_ranks, world_size
+        from zoo.distributed import sum_over_ranks, world_size
 
         count = world_size()
         mean = sum_over_ranks(embedding.mean(0)) / count

@@ -21,22 +21,22 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from zoo.checkpoints import lavis
-from zoo.checkpoints.bert import start_from_bert
+from zoo.checkpoints.published import lavis
+from zoo.checkpoints.published.bert import start_from_bert
+from zoo.distributed import world_size
+from zoo.language.wordpiece import WordPiece
 from zoo.losses.contrastive import contrastive_loss, same_image, similarities
 from zoo.losses.mixing import hits_of
 from zoo.models.blip2_stage1 import Scores, image_numbers
-from zoo.module import Batch, ZooModule
+from zoo.module import ZooModule
 from zoo.nn.qformer import QFormer
 from zoo.nn.qformer_masks import causal_mask, itc_mask
-from zoo.nn.ranks import world_size
 from zoo.optim import Optim
-from zoo.registry import register
-from zoo.second_stage import images_of
+from zoo.presets import register
+from zoo.runs.untrained import say_untrained
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
-from zoo.untrained import say_untrained
-from zoo.vision_towers import LN_VISION_EPS, vision_tower
-from zoo.wordpiece import WordPiece
+from zoo.tokens.batch import Batch, images_of
+from zoo.vision.encoders import LN_VISION_EPS, vision_tower
 
 
 def query_overlap(embeddings: Float[Tensor, "b q d"]) -> Float[Tensor, ""]:
@@ -58,8 +58,8 @@ class SEEDStage1(ZooModule):
 
     Args:
         image_size: side of the images in pixels.
-        vision: frozen image encoder, see :func:`zoo.vision_towers.vision_tower`.
-        vocabulary: of the captions, see :class:`zoo.wordpiece.WordPiece`.
+        vision: frozen image encoder, see :func:`zoo.vision.encoders.vision_tower`.
+        vocabulary: of the captions, see :class:`zoo.language.wordpiece.WordPiece`.
         max_text_tokens: longest caption, special tokens included.
         num_queries: tokens per image.
         causal: whether a query sees the queries before it only.
@@ -82,6 +82,8 @@ class SEEDStage1(ZooModule):
         optim: optimizer and schedule; the released ones by default.
         weights: start from these: a registry name or a path, of this model or of BLIP-2's first stage.
     """
+
+    start_only = ("weights", "text_init")
 
     spec: TokenSpec
 
@@ -122,7 +124,7 @@ class SEEDStage1(ZooModule):
         self.causal, self.min_temperature, self.diversity_weight = causal, min_temperature, diversity_weight
         self.words = WordPiece(vocabulary)
         tower = vision_tower(vision, image_size, vision_cache)
-        self.add_tower("vision", tower)
+        self.add_frozen("vision", tower, role="vectors")
         self.ln_vision = nn.LayerNorm(tower.width, LN_VISION_EPS)
         self.query_tokens = nn.Parameter(torch.randn(1, num_queries, width) * 0.02)
         self.Qformer = QFormer(

@@ -23,20 +23,20 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from zoo.checkpoints import seed
+from zoo.checkpoints.published import seed
 from zoo.choices import one_of
-from zoo.image_embedders import image_embedder
-from zoo.module import Batch, ZooModule
+from zoo.module import ZooModule
 from zoo.nn.qformer import QFormer
 from zoo.nn.qformer_masks import causal_mask
-from zoo.nn.quantized import count_codes, update_codebooks
 from zoo.nn.seed_codec import Detokenizer, codec_blocks, task_layer
-from zoo.nn.vector_quantizer import VectorQuantizer
 from zoo.optim import Optim
-from zoo.registry import Weights, register
-from zoo.second_stage import images_of
+from zoo.presets import Weights, register
+from zoo.quantizers.base import count_codes, update_codebooks
+from zoo.quantizers.gradient import VectorQuantizer
 from zoo.tokens import Segment, Tokens, TokenSpec, as_pixels, evaluating
-from zoo.vision_towers import LN_VISION_EPS, vision_tower
+from zoo.tokens.batch import Batch, images_of
+from zoo.vision.encoders import LN_VISION_EPS, vision_tower
+from zoo.vision.teachers import image_embedder
 
 FROZEN = ("Qformer", "query_tokens", "ln_vision")  # in the second stage, which trains the codec around them
 
@@ -46,7 +46,7 @@ class SEEDTokenizer(ZooModule):
 
     Args:
         image_size: side of the images in pixels.
-        vision: frozen image encoder, see :func:`zoo.vision_towers.vision_tower`.
+        vision: frozen image encoder, see :func:`zoo.vision.encoders.vision_tower`.
         num_queries: tokens per image.
         causal: whether a token depends on the queries before it only.
         width: of the queries.
@@ -66,7 +66,7 @@ class SEEDTokenizer(ZooModule):
         detokenizer: ``mlp`` (the published weights) or ``reverse_qformer`` (the released training code).
         reverse_queries: of the reverse Q-Former: 1, or 77 in SEED-1.
         reverse_depth: its layers.
-        teacher: whose vector of the image is to be decoded, see :func:`zoo.image_embedders.image_embedder`; ``vision``
+        teacher: whose vector of the image is to be decoded, see :func:`zoo.vision.teachers.image_embedder`; ``vision``
             is the mean of the image encoder's own tokens; None where there is only inference.
         embedding_width: of that vector.
         vq_weight: of the quantization loss.
@@ -123,10 +123,10 @@ class SEEDTokenizer(ZooModule):
         self.image_size, self.causal, self.frozen_eval = image_size, causal, frozen_eval
         self.loss_weights = {"vq": vq_weight, "reconstruction": reconstruction_weight, "generation": generation_weight}
         tower = vision_tower(vision, image_size, vision_cache)
-        self.add_tower("vision", tower)
+        self.add_frozen("vision", tower, role="vectors")
         self.teacher, width_of_target = teacher, tower.width
         if teacher not in (None, "vision"):
-            self.add_tower("teacher", image_embedder(teacher, image_size, vision_cache))
+            self.add_frozen("teacher", image_embedder(teacher, image_size, vision_cache))
             width_of_target = self.frozen["teacher"].width
         if teacher is not None and width_of_target != embedding_width:
             raise ValueError(f"the vectors of {teacher!r} have width {width_of_target}: set embedding_width to that")
@@ -210,7 +210,7 @@ class SEEDTokenizer(ZooModule):
         Raises:
             ValueError: where the weights came without ``blocks``, which only training needs.
         """
-        if reason := self.absent.get("blocks."):
+        if reason := self.not_in_file.get("blocks."):
             raise ValueError(f"these weights do not reconstruct the causal embeddings: {reason}")
         return self.blocks(self._up(tokens.ids) + self.pos_embed)
 
@@ -221,13 +221,13 @@ class SEEDTokenizer(ZooModule):
         Args:
             tokens: ids.
             decoder: the name of a model with ``images_of`` (``seed_pixels_emoji``, ``ckpt:PATH``), such a model, or a
-                ``StableUnCLIPImg2ImgPipeline`` of diffusers, e.g. from :func:`zoo.unclip.unclip_pipeline`.
+                ``StableUnCLIPImg2ImgPipeline`` of diffusers, e.g. from :func:`zoo.vision.unclip.unclip_pipeline`.
             settings: handed to a pipeline, such as ``num_inference_steps`` and ``guidance_scale``.
 
         Raises:
             ValueError: without a decoder, or for one that is neither.
         """
-        from zoo.unclip import pixels_of_embedding
+        from zoo.vision.unclip import pixels_of_embedding
 
         with evaluating(self):
             return pixels_of_embedding(self.decode(tokens), decoder, **settings)

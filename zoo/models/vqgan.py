@@ -15,7 +15,7 @@ LPIPS stays in eval mode; in taming its dropout is active during training. The g
 the discriminator's batch statistics are those of all processes together. Before the discriminator is trained it is not
 run, so its running statistics start then. Gumbel codes in eval mode are the most likely ones; taming's are sampled.
 
-Equations: Eq. 2-3 -> `VQGAN.encode`; Eq. 4 -> `zoo.nn.vector_quantizer`; Eq. 5 -> `zoo.losses.adversarial`;
+Equations: Eq. 2-3 -> `VQGAN.encode`; Eq. 4 -> `zoo.quantizers.gradient`; Eq. 5 -> `zoo.losses.adversarial`;
 Eq. 6 -> `VQGAN.losses`; Eq. 7 -> `losses.adversarial.adaptive_weight`.
 """
 
@@ -31,23 +31,24 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch._functorch import config as aot_autograd
 
-from zoo.checkpoints import diffusers_vq, llamagen, maskgit_flax, taming
+from zoo.checkpoints.published import diffusers_vq, llamagen, maskgit_flax, taming
 from zoo.choices import one_of
+from zoo.distributed import mean_over_ranks
 from zoo.losses import adversarial as gan
 from zoo.losses.perceptual import LPIPS, LPIPSLite0
-from zoo.module import Batch, ZooModule
-from zoo.nn.gumbel_quantizer import GumbelQuantizer
-from zoo.nn.make_quantizer import make_quantizer
+from zoo.module import ZooModule
 from zoo.nn.maskgit_autoencoder import MaskGITDecoder, MaskGITEncoder
 from zoo.nn.patchgan import PatchGAN
-from zoo.nn.quantized import update_codebooks
-from zoo.nn.ranks import mean_over_ranks
 from zoo.nn.stylegan_discriminator import StyleGANDiscriminator
 from zoo.nn.taming import TamingDecoder, TamingEncoder
-from zoo.nn.vector_quantizer import VectorQuantizer
 from zoo.optim import Optim, cosine
-from zoo.registry import Weights, register
+from zoo.presets import Weights, register
+from zoo.quantizers.base import update_codebooks
+from zoo.quantizers.by_name import make_quantizer
+from zoo.quantizers.gradient import VectorQuantizer
+from zoo.quantizers.gumbel import GumbelQuantizer
 from zoo.tokens import Segment, Tokens, TokenSpec, as_pixels, id_range
+from zoo.tokens.batch import Batch
 
 LECAM_DECAY = 0.999  # of the running means of logits, as in bytedance/1d-tokenizer
 NO_DISCRIMINATOR = "these weights are for tokens and pixels only; training starts a new discriminator"
@@ -105,7 +106,7 @@ class VQGAN(ZooModule):
     """
 
     training_only = ("discriminator", "lecam_means")
-    in_no_tensor = ("norm_groups",)
+    must_match = ("norm_groups",)
     spec: TokenSpec
 
     def __init__(
@@ -329,7 +330,7 @@ class VQGAN(ZooModule):
         if "perceptual" not in self.frozen:
             backbone = Path(self.perceptual_backbone) if self.perceptual_backbone else None
             network = LPIPSLite0() if self.perceptual == "lite0" else LPIPS("vgg", backbone)
-            self.add_tower("perceptual", network.to(self.device))
+            self.add_frozen("perceptual", network.to(self.device))
         with torch.autocast(output.device.type, enabled=False):
             return self.frozen["perceptual"](output, images)
 
@@ -363,7 +364,7 @@ class VQGAN(ZooModule):
 
     def drop_discriminator(self) -> None:
         """Leave the discriminator out of weights that are written from now on, and say so in them."""
-        self.absent["discriminator."] = NO_DISCRIMINATOR
+        self.not_in_file["discriminator."] = NO_DISCRIMINATOR
 
 
 def _check_attention(attention: tuple[int, ...], image_size: int, levels: int) -> None:

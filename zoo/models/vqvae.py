@@ -9,8 +9,8 @@ Not implemented: the PixelCNN and PixelSnail priors, whose place any second stag
 Deviations: running means start at one instead of zero with de-biasing, see ``EMAQuantizer``; the reconstruction error
 is not divided by the variance of the data; one level has the 1x1 convolution in front of the codes that Sonnet's
 example has; k-means and restarts of unused codes are options of ours, off by default.
-Equations: VQ-VAE Eq. 1, 2 -> ``nn.nearest_code.nearest_code``; Eq. 3 -> ``VQVAE.losses``,
-``nn.vector_quantizer.VectorQuantizer``; A.1 -> ``nn.ema_quantizer.EMAQuantizer``; VQ-VAE-2 Algorithm 1 ->
+Equations: VQ-VAE Eq. 1, 2 -> ``quantizers.nearest_code.nearest_code``; Eq. 3 -> ``VQVAE.losses``,
+``quantizers.gradient.VectorQuantizer``; A.1 -> ``quantizers.ema.EMAQuantizer``; VQ-VAE-2 Algorithm 1 ->
 ``VQVAE.quantize``.
 """
 
@@ -23,16 +23,17 @@ from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from zoo.checkpoints import rosinality
+from zoo.checkpoints.published import rosinality
 from zoo.choices import one_of
-from zoo.module import Batch, ZooModule
-from zoo.nn.ema_quantizer import EMAQuantizer
-from zoo.nn.quantized import Quantized, Quantizer, update_codebooks
-from zoo.nn.vector_quantizer import VectorQuantizer
+from zoo.module import ZooModule
 from zoo.nn.vqvae import VQVAEDecoder, VQVAEEncoder
 from zoo.optim import Optim
-from zoo.registry import Weights, register
+from zoo.presets import Weights, register
+from zoo.quantizers.base import Quantized, Quantizer, update_codebooks
+from zoo.quantizers.ema import EMAQuantizer
+from zoo.quantizers.gradient import VectorQuantizer
 from zoo.tokens import Segment, Tokens, TokenSpec, as_pixels, id_range
+from zoo.tokens.batch import Batch
 
 
 class VQVAE(ZooModule):

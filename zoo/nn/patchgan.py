@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.nn.ranks import mean_over_ranks, world_size
+from zoo.distributed import mean_over_ranks, world_size
 
 MAX_MULTIPLIER = 8
 

@@ -1,0 +1,142 @@
+"""The house rules that a machine can check."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("zoo", "datamodules", "benchmarks", "tests")
+FILES = [p for package in PACKAGES for p in sorted((ROOT / package).rglob("*.py"))]
+PAPERS = [p.stem for p in sorted((ROOT / "zoo" / "models").glob("*.py")) if p.stem != "__init__"]
+FORBIDDEN_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
+#: what a module may never import, even inside a function
+FORBIDDEN_IMPORTS = {
+    "zoo/nn": ("lightning", "pytorch_lightning", "zoo.losses", "zoo.models", "zoo.registry", "zoo.cli", "zoo.module"),
+    "zoo/losses": ("lightning", "pytorch_lightning", "zoo.models", "zoo.registry", "zoo.cli", "zoo.module"),
+    "zoo/models": ("zoo.cli", "datamodules"),
+    "zoo": ("pytorch_lightning", "tests", "benchmarks"),
+    "datamodules": ("pytorch_lightning", "zoo.models", "zoo.cli", "tests", "benchmarks"),
+}
+HEAVY = (
+    "timm",
+    "transformers",
+    "torchvision",
+    "torchmetrics",
+    "matplotlib",
+    "scipy",
+    "skimage",
+    "sklearn",
+    "torch_fidelity",
+)
+
+
+def name(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(tree):
+    """(module, whether at the top level) of every import statement."""
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) in top) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module, id(node) in top
+            yield from ((f"{node.module}.{alias.name}", id(node) in top) for alias in node.names)
+
+
+def starts(module, prefixes):
+    return any(module == p or module.startswith(p + ".") for p in prefixes)
+
+
+def test_something_is_checked():
+    assert len(FILES) > 40 and {"dvae", "beit"} <= set(PAPERS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_file(path):
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    assert len(text.splitlines()) < 500, "split the file"
+    assert path.stem not in FORBIDDEN_NAMES and path.parent.name not in FORBIDDEN_NAMES
+    assert not re.search(r"^\s*from \S+ import \*", text, re.MULTILINE)
+    if not name(path).startswith("tests/"):
+        assert not text.strip() or ast.get_docstring(tree), "every module says in a docstring what it is"
+    for folder, forbidden in FORBIDDEN_IMPORTS.items():
+        if name(path).startswith(folder + "/"):
+            wrong = sorted({module for module, _ in imports(tree) if starts(module, forbidden)})
+            assert not wrong, f"{folder} must not import {', '.join(wrong)}"
+    if name(path).startswith(("zoo/", "datamodules/")):
+        heavy = sorted({module for module, top in imports(tree) if top and starts(module, HEAVY)})
+        heavy = [m for m in heavy if not (m.startswith("torchmetrics") and name(path).startswith("zoo/metrics/"))]
+        assert not heavy, f"import {', '.join(heavy)} inside the functions that use it"
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_a_paper_has_its_four_files(paper):
+    for path in (f"recipes/{paper}.yaml", f"tests/models/test_{paper}.py"):
+        assert (ROOT / path).is_file(), f"zoo/models/{paper}.py needs {path}"
+    pages = {path.stem for path in (ROOT / "docs" / "models").glob("*.md")}
+    # the parts of one paper share a page: blip2_stage1 and blip2_stage2 are on blip2.md
+    assert any(paper == page or paper.startswith(f"{page}_") for page in pages), f"docs/models/{paper}.md is missing"
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_a_paper_says_what_it_implements(paper):
+    text = ast.get_docstring(ast.parse((ROOT / "zoo" / "models" / f"{paper}.py").read_text(encoding="utf-8")))
+    assert re.search(r"arXiv:\d{4}\.\d{5}", text)
+    for heading in ("Official code:", "Implemented:", "Not implemented:", "Deviations:", "Equations:"):
+        assert re.search(rf"^{heading} ?|[.;] {heading}", text, re.MULTILINE), f"{heading} missing"
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_methods_stand_in_the_agreed_order(paper):
+    steps = ["training_step", "validation_step", "configure_optimizers"]
+    order = ["__init__", "encode", "decode", "embed", "generate", "losses", *steps]
+    tree = ast.parse((ROOT / "zoo" / "models" / f"{paper}.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            found = [f.name for f in node.body if isinstance(f, ast.FunctionDef) and f.name in order]
+            assert found == sorted(found, key=order.index), f"{node.name}: {' '.join(found)}"
+
+
+def test_nothing_names_a_model_to_switch_on_it():
+    """Capabilities decide (spec.decodes), never names: no comparison of a class name with a string."""
+    pattern = re.compile(r"__name__\s*(==|!=|in)\s")
+    offenders = [name(p) for p in FILES if name(p).startswith("zoo/") and pattern.search(p.read_text(encoding="utf-8"))]
+    assert [o for o in offenders if o not in ("zoo/__main__.py", "zoo/__init__.py")] == []
+
+
+def test_tests_mirror_the_packages():
+    """Sub-folders of tests are those of zoo and datamodules, and the layers of the harness."""
+    layers = {"style", "behaviour", "contract", "parity", "recipes", "docs", "benchmarks", "fixtures", "datamodules"}
+    allowed = layers | {p.name for p in (ROOT / "zoo").iterdir() if p.is_dir()}
+    found = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir() and p.name != "__pycache__"}
+    assert found <= allowed
+
+
+def test_every_package_travels_in_the_wheel():
+    """The list is written by hand, because the recipes are packages without code."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    folders = [f.parent for package in ("zoo", "datamodules") for f in (ROOT / package).rglob("__init__.py")]
+    recipes = {"zoo.recipes", *(f"zoo.recipes.{p.name}" for p in (ROOT / "recipes").iterdir() if p.is_dir())}
+    assert sorted(listed) == sorted({name(f).replace("/", ".") for f in folders} | recipes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", ["ruff check --no-cache", "ruff format --check --no-cache", "mypy"])
+def test_tools_find_nothing(tool, tmp_path):
+    """As in pyproject.toml. Snippets in Markdown keep their aligned comments."""
+    where = ["--cache-dir", str(tmp_path)] if tool == "mypy" else PACKAGES  # mypy has its list of files
+    command = [sys.executable, "-m", *tool.split(), *where]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-500:]
+
+
+def test_typing_marker_and_licence_travel():
+    assert (ROOT / "zoo" / "py.typed").exists() and (ROOT / "NOTICE").exists() and (ROOT / "LICENSE").exists()

@@ -1,0 +1,234 @@
+"""BEiT in transformers' layout, old names (the hub's files) and new ones (version 5), both ways.
+
+transformers splits the joint query-key-value matrix. Its default ``layer_norm_eps`` is 1e-12, the reference's and ours
+is 1e-6; published hub configurations keep the default, so their logits differ from ours by about 1e-3. What we write
+says 1e-6.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from zoo.checkpoints.config_fields import GENERATION, Fields, Must, set_to
+from zoo.checkpoints.export import write_folder
+from zoo.checkpoints.format import Converted, Format, State
+from zoo.checkpoints.published import beit_surgery
+from zoo.checkpoints.published.beit_surgery import INDEX, TABLE
+from zoo.checkpoints.published.pixel_notes import pixel_notes
+
+Names = Literal["v5", "v4"]
+
+#: unilm's name -> transformers 5 -> transformers 4; {i} is the block
+TOP = (
+    ("cls_token", "beit.embeddings.cls_token", "beit.embeddings.cls_token"),
+    ("mask_token", "beit.embeddings.mask_token", "beit.embeddings.mask_token"),
+    ("pos_embed", "beit.embeddings.position_embeddings", "beit.embeddings.position_embeddings"),
+    ("patch_embed.proj.", *["beit.embeddings.patch_embeddings.projection."] * 2),
+    ("rel_pos_bias.", "beit.shared_position_bias.", "beit.encoder.relative_position_bias."),
+    ("norm.", "layernorm.", "layernorm."),
+    ("lm_head.", "lm_head.", "lm_head."),
+    ("fc_norm.", "beit.pooler.layernorm.", "beit.pooler.layernorm."),
+    ("head.", "classifier.", "classifier."),
+)
+BLOCK = (
+    (f"attn.{TABLE}", f"relative_position_bias.{TABLE}", f"attention.attention.relative_position_bias.{TABLE}"),
+    (f"attn.{INDEX}", f"relative_position_bias.{INDEX}", f"attention.attention.relative_position_bias.{INDEX}"),
+    ("attn.q_bias", "attention.q_proj.bias", "attention.attention.query.bias"),
+    ("attn.v_bias", "attention.v_proj.bias", "attention.attention.value.bias"),
+    ("attn.q.weight", "attention.q_proj.weight", "attention.attention.query.weight"),
+    ("attn.k.weight", "attention.k_proj.weight", "attention.attention.key.weight"),
+    ("attn.v.weight", "attention.v_proj.weight", "attention.attention.value.weight"),
+    ("attn.proj.", "attention.o_proj.", "attention.output.dense."),
+    ("norm1.", "layernorm_before.", "layernorm_before."),
+    ("norm2.", "layernorm_after.", "layernorm_after."),
+    ("mlp.fc1.", "mlp.fc1.", "intermediate.dense."),
+    ("mlp.fc2.", "mlp.fc2.", "output.dense."),
+    ("gamma_1", "lambda_1", "lambda_1"),
+    ("gamma_2", "lambda_2", "lambda_2"),
+)
+CLASSIFIER_NORM = "beit.layernorm."  # of a classifier that looks at the class token; elsewhere it is ``layernorm.``
+LAYERS = ("beit.layers.", "beit.encoder.layer.")  # v5, v4
+OURS_BLOCK, THEIR_BLOCK = (
+    re.compile(r"blocks\.(\d+)\.(.+)"),
+    re.compile(r"(beit\.layers|beit\.encoder\.layer)\.(\d+)\.(.+)"),
+)
+
+
+def matches(state: State) -> bool:
+    """The embeddings of a ``BeitModel``, bare or inside a model with a head."""
+    names = {name.removeprefix("beit.") for name in state}
+    return {"embeddings.cls_token", "embeddings.patch_embeddings.projection.weight"} <= names and not any(
+        name.endswith("attention.key.bias") or name.endswith("k_proj.bias")
+        for name in names  # ViT, DeiT
+    )
+
+
+def convert(state: State, model: nn.Module) -> Converted:
+    """Rename, join query, key and value, and fit the rest to the model.
+
+    Raises:
+        ValueError: for a network with two final norms, one behind the other, which ours has not.
+    """
+    if CLASSIFIER_NORM + "weight" in state and "layernorm.weight" in state:
+        raise ValueError(
+            "these weights have two norms behind the last block, beit.layernorm and layernorm, as transformers builds "
+            "them for masked images with use_mean_pooling: false; the published BEiT and this one have one"
+        )
+    return beit_surgery.fit(to_unilm(state), model)
+
+
+#: of training, of segmentation, or shown by the tensors
+FREE = (
+    "hidden_size", "num_hidden_layers", "intermediate_size", "image_size", "vocab_size", "drop_path_rate",
+    "layer_scale_init_value", "*_dropout_prob", "out_indices", "out_features", "stage_names", "add_fpn",
+    "reshape_hidden_states", "pool_scales", "auxiliary_*", "semantic_loss_ignore_index", "num_labels",
+    "use_mask_token", "use_absolute_position_embeddings", "use_relative_position_bias",
+    "use_shared_relative_position_bias", "use_mean_pooling", "use_auxiliary_head", *GENERATION,
+)  # fmt: skip
+SMALL = 1e-6  # epsilons up to here are told apart, and read: the reference's, and the 1e-12 of the hub's copies of it
+
+
+def check_config(config: Mapping[str, Any], model: Any) -> tuple[str, ...]:
+    """Go through the fields of ``BeitConfig``, and of ``Data2VecVisionConfig``, which is the same network.
+
+    Raises:
+        ValueError: naming the field that says something else than the model, or that nobody knows.
+    """
+    if "model_type" not in config:  # no file, or none of transformers
+        return ()
+    vit = model.vit
+    block = vit.blocks[0]
+    patch, here = vit.patch_embed.proj.kernel_size[0], "config.json beside these weights"
+    known = set_to("beit", "data2vec-vision")
+    must = {
+        "model_type": Must("beit", "beit", "other transformers are not read", known),
+        "num_attention_heads": Must(block.attn.heads, 12),
+        "patch_size": Must(patch, 16),
+        "hidden_act": Must("gelu", "gelu"),
+        "num_channels": Must(3, 3),
+    }
+    eps, own = config.get("layer_norm_eps", 1e-12), block.norm1.eps
+    if eps != own and max(eps, own) > SMALL:
+        must["layer_norm_eps"] = Must(own, 1e-12, f"set norm_eps to {eps:g}")
+    Fields(("layer_norm_eps",), must, FREE).check(config, here)
+    notes = pixel_notes(config, model.normalisation)
+    if eps != own:
+        notes += (
+            f"config.json says layer_norm_eps {eps:g} and this model has {own:g}: for the numbers of "
+            f"transformers set norm_eps to {eps:g}",
+        )
+    return notes
+
+
+def to_unilm(state: State) -> dict[str, Tensor]:
+    """Weights of transformers, either spelling, under unilm's names; unknown names stay as they are."""
+    bare = not any(name.startswith("beit.") for name in state)
+    renamed = {}
+    for name, value in state.items():
+        full = f"beit.{name}" if bare and not name.startswith("layernorm.") else name
+        renamed[_to_unilm(full)] = value
+    for block in sorted({m[1] for name in renamed if (m := OURS_BLOCK.fullmatch(name))}, key=int):
+        parts = [f"blocks.{block}.attn.{part}.weight" for part in "qkv"]
+        if all(part in renamed for part in parts):
+            renamed[f"blocks.{block}.attn.qkv.weight"] = torch.cat([renamed.pop(part) for part in parts])
+    return renamed
+
+
+def from_unilm(state: State, names: Names = "v5") -> dict[str, Tensor]:
+    """The inverse of :func:`to_unilm`."""
+    split: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if name.endswith("attn.qkv.weight"):
+            stem = name.removesuffix("qkv.weight")
+            split |= {f"{stem}{part}.weight": w for part, w in zip("qkv", value.chunk(3), strict=True)}
+        else:
+            split[name] = value
+    return {_from_unilm(name, names): value for name, value in split.items()}
+
+
+def save_hf(model: nn.Module, folder: str | Path, names: Names = "v5") -> Path:
+    """Write a folder that ``BeitForMaskedImageModeling`` or ``BeitForImageClassification`` loads as a whole.
+
+    Args:
+        model: :class:`zoo.models.beit.BEiT` or ``BEiTClassifier``.
+        folder: gets ``config.json`` and ``model.safetensors``.
+        names: spelling of transformers 5, or of 4 and the hub's files, which 5 reads too.
+
+    Raises:
+        ValueError: for a model that transformers has no class for.
+    """
+    vit = getattr(model, "vit", None)
+    if not isinstance(vit, nn.Module) or vit.sequence is not None or (vit.lm_head is None and vit.head is None):
+        raise ValueError(
+            f"transformers has no BEiT class for this {type(model).__name__}: only classifiers and BEiT on a grid fit"
+        )
+    if names not in ("v5", "v4"):
+        raise ValueError(f"names is 'v5' or 'v4', not {names!r}")
+    state = from_unilm(vit.state_dict(), names)
+    if vit.head is not None:
+        state = {re.sub("^layernorm[.]", CLASSIFIER_NORM, name): value for name, value in state.items()}
+    return write_folder(folder, hf_config(model), state)
+
+
+def hf_config(model: Any) -> dict[str, Any]:
+    """The fields of ``BeitConfig`` that say what the network is."""
+    vit = model.vit
+    block, args = vit.blocks[0], model.init_args()
+    patch = vit.patch_embed.proj.kernel_size[0]
+    height, width = (side * patch for side in vit.grid)
+    config: dict[str, Any] = {
+        "model_type": "beit",
+        "hidden_size": vit.width,
+        "num_hidden_layers": vit.depth,
+        "num_attention_heads": block.attn.heads,
+        "intermediate_size": block.mlp.fc1.out_features,
+        "hidden_act": "gelu",
+        "layer_norm_eps": block.norm1.eps,
+        "image_size": height if height == width else [height, width],
+        "patch_size": patch,
+        "num_channels": 3,
+        "use_mask_token": vit.mask_token is not None,
+        "use_absolute_position_embeddings": vit.pos_embed is not None,
+        "use_relative_position_bias": block.attn.relative_position_bias_table is not None,
+        "use_shared_relative_position_bias": vit.rel_pos_bias is not None,
+        "layer_scale_init_value": float(args.get("layer_scale", 0.1)) if block.gamma_1 is not None else 0.0,
+        "drop_path_rate": float(args.get("drop_path", 0.0)),
+        "use_mean_pooling": vit.fc_norm is not None or vit.head is None,  # else a second norm stands before lm_head
+    }
+    if vit.lm_head is not None:
+        return config | {"architectures": ["BeitForMaskedImageModeling"], "vocab_size": vit.lm_head.out_features}
+    labels = {i: f"LABEL_{i}" for i in range(vit.head.out_features)}
+    return config | {
+        "architectures": ["BeitForImageClassification"],
+        "id2label": {str(i): label for i, label in labels.items()},
+        "label2id": {label: i for i, label in labels.items()},
+    }
+
+
+def _to_unilm(name: str) -> str:
+    if match := THEIR_BLOCK.fullmatch(name):
+        column = 1 + LAYERS.index(match[1] + ".")
+        return f"blocks.{match[2]}.{_replace(match[3], BLOCK, column, 0)}"
+    column = 2 if name.startswith("beit.encoder.") else 1
+    return _replace(name.replace(CLASSIFIER_NORM, "layernorm."), TOP, column, 0)
+
+
+def _from_unilm(name: str, names: Names) -> str:
+    column = 1 if names == "v5" else 2
+    if match := OURS_BLOCK.fullmatch(name):
+        return f"{LAYERS[column - 1]}{match[1]}.{_replace(match[2], BLOCK, 0, column)}"
+    return _replace(name, TOP, 0, column)
+
+
+def _replace(name: str, table: tuple[tuple[str, ...], ...], source: int, target: int) -> str:
+    for row in table:
+        if name == row[source] or (row[source].endswith(".") and name.startswith(row[source])):
+            return row[target] + name[len(row[source]) :]
+    return name
+
+
+BEIT = Format("BEiT of transformers", matches, convert, check_config=check_config)

@@ -1,0 +1,191 @@
+"""Language models out of folders in transformers' layout: by themselves, or inside a LLaVA or a BLIP-2."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from zoo.checkpoints.config_facts import ADAPTER, config_beside
+from zoo.checkpoints.files import read
+from zoo.checkpoints.folders import check_code, check_network
+from zoo.checkpoints.provenance import entries_of, plain, say_unused, trace
+from zoo.checkpoints.published import llava_config
+from zoo.checkpoints.published.llava import check_rotary, language_state
+from zoo.choices import some
+
+PREFIX = "language_model."  # in BLIP-2's files
+COMPUTED = ("rotary_emb.inv_freq", "position_ids", "attn.bias", "attn.masked_bias")  # buffers that old files hold
+
+
+def read_language_folder(folder: Path, dtype: torch.dtype, random: bool = False) -> tuple[Any, Any, Any]:
+    """The network (None on the meta device), its configuration, and its tokenizer.
+
+    Args:
+        folder: with ``config.json``.
+        dtype: of the weights.
+        random: leave the weights unread.
+
+    Raises:
+        FileNotFoundError: for a folder of something else.
+        ValueError: for LoRA matrices in place of weights, a configuration that is not of a language model, or weights
+            that do not fill the network.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # which would run programs
+    if (folder / ADAPTER).is_file():
+        raise ValueError(f"{folder} holds LoRA matrices beside a language model: name that one, and these as weights")
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is no folder of a language model: it has no config.json")
+    check_code(folder, CONFIG_MAPPING)
+    check_network(folder)
+    said = config_beside(folder)
+    for name in ("quantization_config", "compression_config"):
+        if said.get(name):
+            raise ValueError(
+                f"config.json of {folder} says {name}: weights of fewer bits are not read; convert them first"
+            )
+    config, inside = _configuration(folder, said, local)
+    config.return_dict = True  # outputs are taken by name
+    if config.model_type == "t5":
+        _set_activation(config, folder, dtype, inside)
+    builder = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    if type(config) not in builder._model_mapping:
+        raise ValueError(f"{folder} holds a {config.model_type}, which writes no text")
+    network = None
+    if torch.get_default_device().type != "meta":
+        if random:
+            network = _built(builder, config, folder, dtype)
+        elif inside:
+            file = trace(read(folder).state)
+            state = language_state_of(file)
+            network = _filled(builder, config, plain(state), folder, dtype)
+            say_unused(folder, file, entries_of(state.values()).union(check_rotary(file, network)))
+        else:
+            with _no_progress_bar():
+                try:
+                    network, report = builder.from_pretrained(
+                        folder, config=config, dtype=dtype, output_loading_info=True, **local
+                    )
+                except (RuntimeError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+                    raise ValueError(
+                        f"{folder} does not fill the language model that its config.json describes: {_line(error)}"
+                    ) from None
+            _check_report(folder, report["missing_keys"], report["unexpected_keys"])
+    return network, config, AutoTokenizer.from_pretrained(folder, **local)
+
+
+def _configuration(folder: Path, said: Mapping[str, Any], local: dict[str, Any]) -> tuple[Any, bool]:
+    """Of the language model, and whether it is inside another model."""
+    from transformers import AutoConfig
+
+    if llava_config.is_original(said):  # a configuration of the language model with more fields
+        kind = said.get("model_type", "llava")
+        if kind not in llava_config.LANGUAGE:
+            raise ValueError(f"config.json of {folder} says model_type {kind!r}: LLaVA with LLaMA or Mistral is read")
+        fields = {k: v for k, v in said.items() if not k.startswith("mm_") and k != "model_type"}
+        with _reading(folder):
+            return AutoConfig.for_model(llava_config.LANGUAGE[kind], **fields), True
+    with _reading(folder):
+        config = AutoConfig.from_pretrained(folder, **local)
+    inner = getattr(config, "text_config", None)
+    if inner is None:
+        return config, False
+    if config.model_type not in ("llava", "blip-2"):
+        raise ValueError(f"{folder} holds a {config.model_type}: language models inside LLaVA and BLIP-2 are read")
+    if said.get("tie_word_embeddings") is not None:
+        inner.tie_word_embeddings = bool(said["tie_word_embeddings"])  # the outer field is the one that counts
+    return inner, True
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of transformers, whose checks raise kinds of their own
+        raise ValueError(f"transformers cannot read config.json of {folder}: {_line(error)}") from None
+
+
+def _set_activation(config: Any, folder: Path, dtype: torch.dtype, inside: bool) -> None:
+    """BLIP-2 was trained with exact GELU in place of FlanT5's tanh approximation; its own files say so themselves."""
+    if dtype == torch.float16:
+        raise ValueError("T5 overflows in float16: set language_dtype to bfloat16")
+    if not inside and config.dense_act_fn == "gelu_new":
+        config.dense_act_fn = "gelu"
+        rank_zero_info(f"{folder}: exact GELU in place of 'gelu_new', as BLIP-2 runs FlanT5")
+
+
+def language_state_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The language model inside a LLaVA or a BLIP-2, under its own names."""
+    if not any(name.removeprefix("model.").startswith("qformer.") for name in state):
+        return language_state(state)
+    found = {name.removeprefix("model."): value for name, value in state.items()}
+    return {name.removeprefix(PREFIX): value for name, value in found.items() if name.startswith(PREFIX)}
+
+
+def _filled(builder: Any, config: Any, state: dict[str, Tensor], folder: Path, dtype: torch.dtype) -> Any:
+    """The network with these weights; one with a single table for words in and out where the file holds one."""
+    if "lm_head.weight" not in state:
+        config.tie_word_embeddings = True
+    network = _built(builder, config, folder, dtype)
+    own = network.state_dict()
+    for name, value in state.items():
+        if name in own and value.shape != own[name].shape:
+            raise ValueError(
+                f"{folder} does not fill the language model that its config.json describes: {name} is "
+                f"{tuple(value.shape)} in the file and {tuple(own[name].shape)} in the network"
+            )
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    network.tie_weights()
+    filled = {own[name].data_ptr() for name in state if name in own}
+    _check_report(folder, [name for name in missing if own[name].data_ptr() not in filled], unexpected)
+    tables: dict[int, str] = {}  # place in memory -> first of the names that it has
+    for name in sorted(state.keys() & own.keys()):
+        first = tables.setdefault(own[name].data_ptr(), name)
+        if first != name and not torch.equal(state[first], state[name]):
+            raise ValueError(
+                f"{folder} says that {first} and {name} are one table, and holds two: mend tie_word_embeddings"
+            )
+    return network
+
+
+def _built(builder: Any, config: Any, folder: Path, dtype: torch.dtype) -> Any:
+    try:
+        return builder.from_config(config, dtype=dtype)
+    except Exception as error:  # of transformers or torch, for settings that contradict each other
+        raise ValueError(
+            f"transformers cannot build the language model that config.json of {folder} describes: {_line(error)}"
+        ) from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _check_report(folder: Path, missing: Any, unexpected: Any) -> None:
+    """Refuse networks that weights fill in part, and name what is left over."""
+    if lacking := sorted(name for name in missing if not name.endswith(COMPUTED)):
+        raise ValueError(
+            f"{folder} does not fill the language model that its config.json describes: it lacks {some(lacking)}"
+        )
+    if left := sorted(name for name in unexpected if not name.endswith(COMPUTED)):
+        rank_zero_info(f"not used from {folder}: {some(left)}")
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Transformers draws one for each file that it reads."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

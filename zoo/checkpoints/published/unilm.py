@@ -1,0 +1,39 @@
+"""BEiT weights of microsoft/unilm ``beit/``, whose parameter names our network keeps.
+
+``model`` and ``module`` wrappers are seen through when the file is read; the ``backbone.`` prefix of the segmentation
+checkpoints and the ``vit.`` prefix of our own modules are removed here, so that any of them starts any other.
+"""
+
+from torch import nn
+
+from zoo.checkpoints.format import Converted, Format, State
+from zoo.checkpoints.published import beit_surgery
+
+PREFIXES = ("vit.", "backbone.")
+#: parts of the segmentation checkpoints that this library has no model for
+SEGMENTATION = ("decode_head.", "auxiliary_head.", "fpn1.", "fpn2.", "fpn3.", "fpn4.")
+#: tells a BEiT from any other vision transformer: no bias on the keys
+MARK = "blocks.0.attn.q_bias"
+
+
+def names(state: State) -> dict[str, str]:
+    """Name in the file -> unilm's name."""
+    return {name: next((name[len(p) :] for p in PREFIXES if name.startswith(p)), name) for name in state}
+
+
+def matches(state: State) -> bool:
+    """A BEiT by unilm's names, with anything that only unilm's checkpoints hold."""
+    found = set(names(state).values())
+    only = ("mask_token", "rel_pos_bias.", "lm_head.")
+    return MARK in found and (
+        any(n.startswith(only) or n.endswith(beit_surgery.INDEX) for n in found) or found != set(state)
+    )
+
+
+def convert(state: State, model: nn.Module) -> Converted:
+    """Drop what belongs to segmentation heads and fit the rest to the model."""
+    renamed = {new: state[old] for old, new in names(state).items()}
+    return beit_surgery.fit({n: value for n, value in renamed.items() if not n.startswith(SEGMENTATION)}, model)
+
+
+BEIT = Format("BEiT with the names of microsoft/unilm", matches, convert)

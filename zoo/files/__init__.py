@@ -1,0 +1,1 @@
+"""Reading and writing files whole, without knowing what is in them: atomic writes, locks, JSON, recipes."""

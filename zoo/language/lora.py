@@ -1,0 +1,82 @@
+"""LoRA (Hu et al. 2021, arXiv:2106.09685) in a language model, by peft."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zoo.language.language_model import LanguageModel
+
+
+def add_lora(language: LanguageModel, rank: int, alpha: int, dropout: float, whole: bool = False) -> None:
+    """Put trainable low-rank matrices beside every linear layer of the blocks (LoRA, arXiv:2106.09685).
+
+    Args:
+        language: gets them, in place; everything else is frozen.
+        rank: of the matrices.
+        alpha: their products are scaled by ``alpha / rank``.
+        dropout: in front of them.
+        whole: train word vectors (with what else makes vectors of words), output layer and norms as they are. What is
+            trained is float32 whatever the rest is, and changes to the rest's type and back where they meet.
+
+    Raises:
+        ModuleNotFoundError: with the pip line.
+        ValueError: for a rank below 1.
+    """
+    if rank < 1:
+        raise ValueError(f"lora_rank must be at least 1, got {rank}")
+    if language.network is None:  # on the meta device
+        return
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise ModuleNotFoundError("LoRA needs the package peft: pip install 'tokenzoo[lora]'") from None
+    from transformers.pytorch_utils import Conv1D
+
+    network = language.network
+    table, head = network.get_input_embeddings(), network.get_output_embeddings()
+    ends = {id(module) for part in (table, head) for module in part.modules()}
+    norms = [module for module in network.modules() if "Norm" in type(module).__name__]
+    as_they_are = {id(p) for module in (table, head, *norms) for p in module.parameters()} if whole else set()
+    linear = (nn.Linear, Conv1D)  # GPT-2's
+    targets = {n: m for n, m in network.named_modules() if isinstance(m, linear) and id(m) not in ends}
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), bias="none",
+        fan_in_fan_out=all(isinstance(m, Conv1D) for m in targets.values()),
+    )  # fmt: skip
+    rest = next(iter(targets.values())).weight.dtype
+    if whole and rest != torch.float32:
+        for module in (head, *norms):
+            module.register_forward_pre_hook(_to_float)
+        for module in (table, *norms):
+            module.register_forward_hook(partial(_returned, rest))
+    inject_adapter_in_model(config, network)
+    for name, parameter in network.named_parameters():
+        trained = ".lora_" in name or id(parameter) in as_they_are
+        parameter.requires_grad_(trained)
+        if trained:
+            parameter.data = parameter.data.float()
+
+
+def _to_float(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return (args[0].float(), *args[1:])
+
+
+def _returned(dtype: torch.dtype, _: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    return output.to(dtype)
+
+
+def merge_lora(language: LanguageModel) -> None:
+    """Add the low-rank matrices to the weights that they stand beside, and take them away; in place.
+
+    For export and faster writing: the model that holds the language model cannot be saved afterwards.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(language.network.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(language.network.get_submodule(parent), child, module.get_base_layer())
+            language.not_savable = "LoRA was merged into weights that are not saved: save the model before merging"

@@ -1,0 +1,240 @@
+"""Presets are data: a class, the arguments that make it, and the weights that there are of it."""
+
+import difflib
+import fnmatch
+import importlib
+import inspect
+import pkgutil
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from zoo.checkpoints.addresses import local_path
+from zoo.checkpoints.weight_sets import split_choice
+from zoo.choices import natural_order
+from zoo.files.recipes import how_to_make
+from zoo.init_args import without_towers
+from zoo.tokens import TokenSpec
+
+WEIGHTS_DIR = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A set of weights for a preset.
+
+    Args:
+        file: name inside ``zoo/weights`` of weights that travel with the package.
+        origin: where published weights can be downloaded; nothing is ever downloaded by itself.
+        licence: of the weights.
+        note: what they were trained on.
+    """
+
+    file: str | None = None
+    origin: str | None = None
+    licence: str = "Apache-2.0"
+    note: str = ""
+
+    @property
+    def path(self) -> Path | None:
+        """Where the shipped file is, or None for weights that have to be fetched."""
+        return WEIGHTS_DIR / self.file if self.file else None
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One registered model: a class and the arguments that make it."""
+
+    name: str
+    cls: type[Any]
+    paper: str
+    recipe: str | None
+    weights: dict[str, Weights]
+    init_args: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What :func:`zoo.model_info` tells about a model.
+
+    ``num_parameters`` leaves out frozen towers, and language models whose size only their files tell.
+    """
+
+    name: str
+    paper: str
+    cls: type[Any]
+    recipe: str | None
+    weights: dict[str, Weights]
+    init_args: dict[str, Any]
+    spec: TokenSpec | None
+    num_parameters: int
+    description: str
+
+
+_PRESETS: dict[str, Preset] = {}
+
+
+def register(
+    name: str,
+    cls: type[Any],
+    *,
+    paper: str,
+    recipe: str | None = None,
+    weights: dict[str, Weights] | None = None,
+    **init_args: Any,
+) -> None:
+    """Add a preset. Called at the end of each ``zoo/models/<paper>.py``.
+
+    Args:
+        name: ``paper[_variant]...`` in lower snake case; ``<paper>_tiny`` is the one that the contract tests run.
+        cls: the LightningModule.
+        paper: arXiv id.
+        recipe: file in ``recipes`` that trains exactly this preset.
+        weights: tag -> weights; the first is the default.
+        init_args: constructor arguments.
+    """
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        raise ValueError(f"registry names are lower snake case, got {name!r}")
+    if name in _PRESETS:
+        raise ValueError(f"{name!r} is registered twice")
+    unknown = set(init_args) - set(inspect.signature(cls.__init__).parameters)
+    if unknown:
+        raise ValueError(f"{name}: {cls.__name__} takes no {', '.join(sorted(unknown))}")
+    _PRESETS[name] = Preset(name, cls, paper, recipe, weights or {}, init_args)
+
+
+def presets() -> dict[str, Preset]:
+    """All registered presets; imports the papers on first use."""
+    import zoo.models
+
+    for module in pkgutil.iter_modules(zoo.models.__path__):
+        importlib.import_module(f"zoo.models.{module.name}")
+    return _PRESETS
+
+
+def list_models(pattern: str = "*", *, decodes: str | None = None, weights: bool = False) -> list[str]:
+    """Names of the registered models.
+
+    Args:
+        pattern: shell wildcard, e.g. ``"dvae*"``.
+        decodes: only those whose tokens decode to this (``"pixels"`` or ``"embedding"``).
+        weights: only those with weights inside the package.
+    """
+    names = sorted(fnmatch.filter(presets(), pattern), key=natural_order)
+    if weights:
+        names = [n for n in names if any(w.file for w in presets()[n].weights.values())]
+    if decodes is not None:
+        names = [n for n in names if (spec := describe_preset(find(n)).spec) is not None and spec.decodes == decodes]
+    return names
+
+
+def find(name: str) -> Preset:
+    """The preset of that name.
+
+    Raises:
+        ValueError: with the nearest names.
+    """
+    known = presets()
+    if name in known:
+        return known[name]
+    of_paper = [n for n in known if n.startswith(f"{name.lower()}_")]
+    close = of_paper[:3] or difflib.get_close_matches(name.lower(), known, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "python -m zoo list prints them all"
+    if any(c in name for c in "/\\") or Path(name).suffix:
+        hint = f"for a checkpoint of ours write 'ckpt:{name}', for published weights create_model(NAME, weights=PATH)"
+    raise ValueError(f"there is no model {name!r}: {hint}")
+
+
+def weights_path(preset: Preset, weights: Literal[True] | str | Path) -> Path:
+    """Resolve True, a tag or a path to a file or folder that exists.
+
+    Raises:
+        ValueError: saying which weights the preset has, or what to download.
+        FileNotFoundError: for a path that is not there.
+    """
+    if weights == "random":
+        raise ValueError("random weights are no file: leave weights out, or set them to null on the command line")
+    if weights is True:
+        if not preset.weights:
+            with_weights = ", ".join(list_models(weights=True)) or "none"
+            raise ValueError(
+                f"{preset.name} has no default weights: train it or give a path (models with weights: {with_weights})"
+            )
+        weights = next(iter(preset.weights))
+    if str(weights) in preset.weights:
+        entry = preset.weights[str(weights)]
+        if entry.path is None:
+            raise FileNotFoundError(
+                f"the weights {weights!r} of {preset.name} are not in the package and are never downloaded by "
+                f"themselves: get them from {entry.origin} and pass weights=PATH"
+            )
+        if not entry.path.exists():
+            raise FileNotFoundError(f"the shipped weights {entry.path} are missing: reinstall tokenzoo")
+        return entry.path
+    try:
+        return locate_weights(str(weights))
+    except FileNotFoundError:
+        tags = ", ".join(preset.weights) or "none"
+        raise FileNotFoundError(
+            f"{weights} is neither a file or folder, nor a model, nor a tag of {preset.name} (its tags: {tags})"
+            f"{how_to_make(str(weights).removeprefix('ckpt:'))}"
+        ) from None
+
+
+def locate_weights(source: str) -> Path:
+    """The file or folder behind a path, ``ckpt:PATH``, or the name of a model with weights (``NAME`` or ``NAME:TAG``).
+
+    A path may end in ``#SET``, which of several sets of weights in it is meant.
+
+    Raises:
+        FileNotFoundError: for anything else.
+        ValueError: for an address.
+    """
+    name, _, tag = source.partition(":")
+    if name in presets() and not split_choice(source)[0].exists():
+        return weights_path(find(name), tag or True)
+    path = local_path(source.removeprefix("ckpt:"))
+    if split_choice(path)[0].exists():
+        return path
+    if name == "ckpt":
+        raise FileNotFoundError(f"there is no checkpoint {path}{how_to_make(path)}")
+    raise FileNotFoundError(
+        f"the weights {source!r} are neither a file, a folder nor the name of a model{how_to_make(path)}"
+    )
+
+
+def class_named(path: str) -> type[Any]:
+    """A registered class by its full name; classes that are not registered are refused, never imported.
+
+    Raises:
+        ValueError: for an unknown class.
+    """
+    classes = {f"{p.cls.__module__}.{p.cls.__qualname__}": p.cls for p in presets().values()}
+    if path not in classes:
+        raise ValueError(f"{path} is not a registered model class; register it before loading the checkpoint")
+    return classes[path]
+
+
+def known_classes() -> set[type[Any]]:
+    """The classes of all presets."""
+    return {preset.cls for preset in presets().values()}
+
+
+def describe_preset(preset: Preset) -> ModelInfo:
+    """Facts about a preset, without allocating its parameters or reading weights."""
+    with torch.device("meta"):
+        model = preset.cls(**without_towers(preset.cls, preset.init_args))
+    return ModelInfo(
+        name=preset.name,
+        paper=preset.paper,
+        cls=preset.cls,
+        recipe=preset.recipe,
+        weights=preset.weights,
+        init_args=preset.init_args,
+        spec=model.spec,
+        num_parameters=sum(p.numel() for p in model.parameters()),
+        description=(inspect.getdoc(preset.cls) or "").partition("\n")[0],
+    )

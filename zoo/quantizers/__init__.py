@@ -1,0 +1,1 @@
+"""From vectors to codes: every quantizer behind one base class."""

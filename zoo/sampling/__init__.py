@@ -1,0 +1,1 @@
+"""Drawing tokens: schedules, masks, orders and labels."""

@@ -1,0 +1,25 @@
+"""Tokens: what they are, what makes them, and how they are stored."""
+
+from zoo.tokens.interface import (
+    NotInvertible,
+    Segment,
+    Tokenizer,
+    Tokens,
+    TokenSpec,
+    as_pixels,
+    evaluating,
+    id_range,
+    reconstruct,
+)
+
+__all__ = [
+    "NotInvertible",
+    "Segment",
+    "TokenSpec",
+    "Tokenizer",
+    "Tokens",
+    "as_pixels",
+    "evaluating",
+    "id_range",
+    "reconstruct",
+]

@@ -1,0 +1,1 @@
+"""Frozen image networks: encoders, teachers, and the decoder of embeddings."""
