@@ -1,0 +1,54 @@
+"""Tables in a terminal: columns that are cut where there is no room."""
+
+import ast
+import fnmatch
+import hashlib
+import json
+import pkgutil
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+from zoo.choices import natural_order
+from zoo.files.atomic import write_text_whole
+from zoo.files.recipe_header import parse_header
+from zoo.files.recipes import packaged
+from zoo.files.strict_json import strict_json
+
+
+#: the least width of a column that is cut on a narrow terminal
+LEAST = 24
+
+
+def table(header: tuple[str, ...], rows: list[tuple[str, ...]], width: int | None = None) -> str:
+    """Left-aligned columns, two spaces apart.
+
+    Args:
+        header: names of the columns.
+        rows: cells as text.
+        width: that lines must not exceed: the widest columns are cut, the last ones left out, but never the first.
+    """
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    if width is not None:
+        least = [widths[0], *(min(w, max(LEAST, len(name))) for w, name in zip(widths[1:], header[1:], strict=True))]
+        while len(least) > 1 and sum(least) + 2 * (len(least) - 1) > width:
+            least.pop()
+        widths = widths[: len(least)]
+        while len(least) > 1 and sum(widths) + 2 * (len(widths) - 1) > width:
+            widest = max(range(1, len(widths)), key=lambda i: widths[i] - least[i])
+            widths[widest] -= 1
+    lines = ["  ".join(_cut(cell, w).ljust(w) for cell, w in zip(row, widths, strict=False)) for row in [header, *rows]]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def terminal_width() -> int | None:
+    """Columns of the terminal; None where the output goes into a file or another program, which get all of it.
+
+    ``COLUMNS`` alone does not count there: readline sets it for every child of a Python that imported it.
+    """
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _cut(cell: str, width: int) -> str:
+    return cell if len(cell) <= width else f"{cell[: width - 1]}…"
