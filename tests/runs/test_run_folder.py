@@ -14,10 +14,10 @@ from command_line import fit, message, rows
 from patience import meeting
 from small_disk import small_disk  # noqa: F401 - a fixture
 
-from zoo.files import lock as folder_lock
-from zoo.runs import folder as run_folder
 from zoo.checkpoints import pickles
+from zoo.files import lock as folder_lock
 from zoo.files.lock import FolderLock
+from zoo.runs import folder as run_folder
 
 ROOT = str(Path(__file__).parents[2])
 

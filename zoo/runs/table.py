@@ -1,21 +1,7 @@
 """Tables in a terminal: columns that are cut where there is no room."""
 
-import ast
-import fnmatch
-import hashlib
-import json
-import pkgutil
-import re
 import shutil
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
-from zoo.choices import natural_order
-from zoo.files.atomic import write_text_whole
-from zoo.files.recipe_header import parse_header
-from zoo.files.recipes import packaged
-from zoo.files.strict_json import strict_json
-
 
 #: the least width of a column that is cut on a narrow terminal
 LEAST = 24
