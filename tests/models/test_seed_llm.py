@@ -9,7 +9,7 @@ from tiny_tokenizer import quiet_trainer
 
 import zoo
 from zoo.callbacks.captions import Captions
-from zoo.language.image_vocabulary import ImageWords
+from zoo.language.image_vocabulary import ImageVocabulary
 from zoo.language.splice import IGNORED
 from zoo.models.seed_llm import SEEDLLM
 
@@ -33,7 +33,7 @@ def spec(count=4, size=32):
 
 
 def test_layout_of_the_vocabulary():
-    words = ImageWords(100, spec())
+    words = ImageVocabulary(100, spec())
     assert (words.begin, words.end, words.size) == (132, 133, 134)
     assert words.span([0, 31, 5, 5]) == (132, 100, 131, 105, 105, 133)
     assert words.images_in([7, *words.span([1, 2, 3, 4]), 9, *words.span([0, 0, 0, 0])]) == [[1, 2, 3, 4], [0] * 4]
@@ -51,12 +51,12 @@ def test_layout_of_the_vocabulary():
 )
 def test_sequences_that_hold_no_image(sequence, sentence):
     with pytest.raises(ValueError, match=sentence) as caught:
-        ImageWords(100, spec()).images_in(sequence)
+        ImageVocabulary(100, spec()).images_in(sequence)
     assert "\n" not in str(caught.value)
 
 
 def test_ids_that_make_no_image():
-    words = ImageWords(100, spec())
+    words = ImageVocabulary(100, spec())
     with pytest.raises(ValueError, match=r"image ids must lie in 0..31, got 32"):
         words.span([0, 1, 2, 32])
     with pytest.raises(ValueError, match="an image has 4 ids, these are 3"):

@@ -17,7 +17,7 @@ from zoo.tokens.allowed import allowed_ids
 
 
 @dataclass(frozen=True)
-class ImageWords:
+class ImageVocabulary:
     """Where the words of images are.
 
     Args:
@@ -117,7 +117,7 @@ class ImageWords:
         return labels >= self.offset
 
 
-def widen(network: Any, words: ImageWords, codes: Float[Tensor, "n d"] | None = None) -> None:
+def extend_vocabulary(network: Any, words: ImageVocabulary, codes: Float[Tensor, "n d"] | None = None) -> None:
     """Give a language model of transformers rows for the words of images; in place.
 
     Args:
@@ -165,7 +165,7 @@ class CodesAsWords(nn.Module):
         codes: from image ids to codes.
     """
 
-    def __init__(self, table: nn.Embedding, words: ImageWords, width: int, codes: Callable[[Tensor], Tensor]):
+    def __init__(self, table: nn.Embedding, words: ImageVocabulary, width: int, codes: Callable[[Tensor], Tensor]):
         super().__init__()
         self.table, self.words, self._codes = table, words, codes
         self.visual_proj = nn.Linear(width, table.weight.shape[1])

@@ -9,16 +9,18 @@ from torch import Tensor, nn
 from zoo.language.language_model import LanguageModel
 
 
-def add_lora(language: LanguageModel, rank: int, alpha: int, dropout: float, whole: bool = False) -> None:
-    """Put trainable low-rank matrices beside every linear layer of the blocks (LoRA, arXiv:2106.09685).
+def add_lora(
+    language: LanguageModel, rank: int, alpha: int, dropout: float, train_embeddings_and_norms: bool = False
+) -> None:
+    """Add trainable low-rank matrices to every linear layer of the blocks (LoRA, arXiv:2106.09685).
 
     Args:
-        language: gets them, in place; everything else is frozen.
+        language: changed in place; everything else in it is frozen.
         rank: of the matrices.
-        alpha: their products are scaled by ``alpha / rank``.
-        dropout: in front of them.
-        whole: train word vectors (with what else makes vectors of words), output layer and norms as they are. What is
-            trained is float32 whatever the rest is, and changes to the rest's type and back where they meet.
+        alpha: the product of two matrices is scaled by ``alpha / rank``.
+        dropout: probability of dropout on the input of the matrices.
+        train_embeddings_and_norms: train the embeddings, the output layer and all norms in full, without LoRA. What is
+            trained is float32, whatever the dtype of the frozen rest, and is cast where the two meet.
 
     Raises:
         ModuleNotFoundError: with the pip line.
@@ -38,7 +40,8 @@ def add_lora(language: LanguageModel, rank: int, alpha: int, dropout: float, who
     table, head = network.get_input_embeddings(), network.get_output_embeddings()
     ends = {id(module) for part in (table, head) for module in part.modules()}
     norms = [module for module in network.modules() if "Norm" in type(module).__name__]
-    as_they_are = {id(p) for module in (table, head, *norms) for p in module.parameters()} if whole else set()
+    in_full = {id(p) for module in (table, head, *norms) for p in module.parameters()}
+    in_full = in_full if train_embeddings_and_norms else set()
     linear = (nn.Linear, Conv1D)  # GPT-2's
     targets = {n: m for n, m in network.named_modules() if isinstance(m, linear) and id(m) not in ends}
     config = LoraConfig(
@@ -46,14 +49,14 @@ def add_lora(language: LanguageModel, rank: int, alpha: int, dropout: float, who
         fan_in_fan_out=all(isinstance(m, Conv1D) for m in targets.values()),
     )  # fmt: skip
     rest = next(iter(targets.values())).weight.dtype
-    if whole and rest != torch.float32:
+    if train_embeddings_and_norms and rest != torch.float32:
         for module in (head, *norms):
             module.register_forward_pre_hook(_to_float)
         for module in (table, *norms):
             module.register_forward_hook(partial(_returned, rest))
     inject_adapter_in_model(config, network)
     for name, parameter in network.named_parameters():
-        trained = ".lora_" in name or id(parameter) in as_they_are
+        trained = ".lora_" in name or id(parameter) in in_full
         parameter.requires_grad_(trained)
         if trained:
             parameter.data = parameter.data.float()
@@ -68,9 +71,9 @@ def _returned(dtype: torch.dtype, _: nn.Module, args: tuple[Any, ...], output: T
 
 
 def merge_lora(language: LanguageModel) -> None:
-    """Add the low-rank matrices to the weights that they stand beside, and take them away; in place.
+    """Add the product of the low-rank matrices to the frozen weights and remove the matrices; in place.
 
-    For export and faster writing: the model that holds the language model cannot be saved afterwards.
+    For export and faster generation. The model that holds the language model cannot be saved afterwards.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 

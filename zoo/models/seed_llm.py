@@ -24,7 +24,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from zoo.choices import one_of
-from zoo.language.image_vocabulary import CodesAsWords, ImageWords, widen
+from zoo.language.image_vocabulary import CodesAsWords, ImageVocabulary, extend_vocabulary
 from zoo.language.language_model import DTYPES
 from zoo.language.language_model import language_model as find_language_model
 from zoo.language.lora import add_lora
@@ -127,16 +127,18 @@ class SEEDLLM(ZooModule):
 
     def _add_language(self, language: Any, rank: int, alpha: int, dropout: float) -> None:
         network = language.network
-        self.words = ImageWords(0 if network is None else network.get_input_embeddings().weight.shape[0], self.spec)
+        self.words = ImageVocabulary(
+            0 if network is None else network.get_input_embeddings().weight.shape[0], self.spec
+        )
         if network is not None:
             codes = self.tokenizer.embed(torch.arange(self.spec.vocab_size)) if self.image_words == "codes" else None
-            widen(network, self.words, codes)
+            extend_vocabulary(network, self.words, codes)
             if self.form == "embeddings":
                 table = network.get_input_embeddings()
                 network.set_input_embeddings(CodesAsWords(table, self.words, self.spec.dim, self.tokenizer.embed))
         if rank:
             self.add_partly_frozen("language_model", language, role="vectors")
-            add_lora(language, rank, alpha, dropout, whole=True)
+            add_lora(language, rank, alpha, dropout, train_embeddings_and_norms=True)
         else:
             self.language_model = language.requires_grad_(True)
 
