@@ -15,7 +15,7 @@ from typing import Any
 
 import observed
 import torch
-from cases import CHECKPOINTS, VARIANTS
+from cases import CHECKPOINTS, VARIANTS, WITH_OPTIMIZER
 from safetensors.torch import save_file
 from test_shipped_weights_as_before import outputs
 
@@ -66,7 +66,7 @@ def names_and_recipes() -> None:
         "recipes": observed.printed("recipes").splitlines(),
         "list_models": zoo.list_models(),
         "with_weights": zoo.list_models(weights=True),
-        **{decodes: zoo.list_models(decodes=decodes) for decodes in ("pixels", "embedding")},
+        **{decodes: zoo.list_models("*_emoji", decodes=decodes) for decodes in ("pixels", "embedding")},
     }
     observed.write("lists.json", lists)
     observed.write("recipes.json.gz", {name: observed.parsed(path) for name, path in observed.recipes().items()})
@@ -84,22 +84,22 @@ def shipped_weights() -> None:
     save_file(tensors, FOLDER / "shipped.safetensors")
 
 
-def numbers() -> None:
+def numbers(work: Path) -> None:
     """Losses, tokens, samples and texts of all tiny presets and of their variants."""
     cases: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in zoo.list_models("*_tiny")} | VARIANTS
     found = {}
     for name, (preset, overrides) in cases.items():
-        model = zoo.create_model(preset, **overrides)
-        facts = {"preset": preset, "init_args": model.init_args()}
-        found[name] = facts | observed.numbers(observed.fill(model))
+        init_args = zoo.create_model(preset, **overrides).init_args()
+        found[name] = {"preset": preset, "init_args": init_args} | observed.numbers(preset, init_args, work)
     observed.write("numbers.json.gz", found)
 
 
 def checkpoints(work: Path) -> None:
     """Checkpoints of Python runs of one step; those with an optimizer go on for a second step."""
     facts = {}
-    for name, (preset, overrides, optimizer) in CHECKPOINTS.items():
-        model = observed.fill(zoo.create_model(preset, **overrides))
+    for name, (preset, overrides) in CHECKPOINTS.items():
+        optimizer = name in WITH_OPTIMIZER
+        model = observed.fill(zoo.create_model(preset, **overrides, optim=observed.steady(preset)))
         trainer = observed.trained(model, work, 1)
         path = work / f"{name}.ckpt"
         trainer.save_checkpoint(path, weights_only=not optimizer)
@@ -142,7 +142,13 @@ def main() -> None:
     warnings.simplefilter("ignore")
     work = Path(tempfile.mkdtemp())
     os.chdir(work)  # the folders of runs are relative
-    for step in (names_and_recipes, shipped_weights, numbers, lambda: checkpoints(work), lambda: runs(work)):
+    for step in (
+        names_and_recipes,
+        shipped_weights,
+        lambda: numbers(work),
+        lambda: checkpoints(work),
+        lambda: runs(work),
+    ):
         step()
     shutil.rmtree(work)
 

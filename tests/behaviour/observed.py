@@ -310,10 +310,31 @@ def tokens_of(model: Any) -> dict[str, Any]:
     return found
 
 
-def numbers(model: Any) -> dict[str, Any]:
-    """Tokens, samples, texts and losses, in this order, because training changes running means."""
+def numbers(preset: str, init_args: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Tokens, samples, texts and losses of a model, and what two steps of training make of its weights.
+
+    Args:
+        preset: whose class it is.
+        init_args: all constructor arguments, as plain data and as they are called now.
+        folder: for the trainer.
+    """
+    arguments = tupled(init_args) | {"optim": zoo.create_model(preset).hparams["optim"]}
+    model = fill(zoo.create_model(preset, **arguments))
     found = {"tokens": tokens_of(model), "written": written(model)}
-    return found | {"eval": losses(model, False), "train": losses(model, True)}
+    found |= {"eval": losses(model, False), "train": losses(model, True)}  # the last one changes running means
+    model = fill(zoo.create_model(preset, **arguments | {"optim": steady(preset)}))
+    trained(model, folder, 2)
+    return found | {"trained": by_part(model.state_dict())}
+
+
+def steady(preset: str) -> zoo.Optim:
+    """Settings with which a step is proportional to the gradient, so that rounding stays rounding.
+
+    AdamW makes a step of full size of the smallest gradient, and of none where it is zero but for rounding.
+    """
+    optim = zoo.create_model(preset).hparams["optim"]
+    more = {"layer_decay": 0.7} if "classifier" in preset else {}
+    return dataclasses.replace(optim, lr=0.05, eps=1.0, weight_decay=0.1, warmup_steps=0, **more)
 
 
 def tupled(value: Any) -> Any:
@@ -326,7 +347,7 @@ def tupled(value: Any) -> Any:
 def few(values: Tensor) -> list[float]:
     """Mean, deviation and the first, middle and last of the values."""
     v = values.detach().flatten()
-    return [float(x) for x in (v.mean(), v.std(), v[0], v[len(v) // 2], v[-1])]
+    return [float(x) for x in (v.mean(), v.std(correction=0), v[0], v[len(v) // 2], v[-1])]
 
 
 def written(model: Any) -> dict[str, Any]:
@@ -399,7 +420,7 @@ def trained(model: Any, folder: Path, steps: int, checkpoint: Path | None = None
 
     pl.seed_everything(0, verbose=False)
     trainer = pl.Trainer(
-        accelerator="cpu", devices=1, max_steps=steps, logger=False, enable_checkpointing=False,
+        accelerator="cpu", devices=1, max_steps=steps, max_epochs=-1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0, default_root_dir=folder,
     )  # fmt: skip
     loader = torch.utils.data.DataLoader(Repeated(model), batch_size=4)
