@@ -14,7 +14,7 @@ SMALL: dict[str, Any] = {"width": 16, "depth": 1}
 #: name -> (preset, other constructor arguments)
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "vqvae_kmeans": ("vqvae_tiny", {
-        "codebook_init": "kmeans", "restart_threshold": 0.2, "decay": 0.8, "beta": 0.4, "width": 8,
+        "codebook_init": "kmeans", "restart_threshold": 0.9, "decay": 0.8, "beta": 0.4, "width": 8,
     }),
     "vqvae2_ema": ("vqvae2_tiny", {"quantizer": "ema", "decay": 0.95, "width": 8, "code_width": 4}),
     "vqgan_ema_late": ("vqgan_tiny", VQGAN | {

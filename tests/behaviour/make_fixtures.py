@@ -89,8 +89,11 @@ def numbers(work: Path) -> None:
     cases: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in zoo.list_models("*_tiny")} | VARIANTS
     found = {}
     for name, (preset, overrides) in cases.items():
-        init_args = zoo.create_model(preset, **overrides).init_args()
-        found[name] = {"preset": preset, "init_args": init_args} | observed.numbers(preset, init_args, work)
+        torch.manual_seed(0)
+        model = zoo.create_model(preset, **overrides)
+        init_args = model.init_args()
+        found[name] = {"preset": preset, "init_args": init_args, "initial": observed.initial(model)}
+        found[name] |= observed.numbers(preset, init_args, work)
     observed.write("numbers.json.gz", found)
 
 

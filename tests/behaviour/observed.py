@@ -337,6 +337,27 @@ def steady(preset: str) -> zoo.Optim:
     return dataclasses.replace(optim, lr=0.05, eps=1.0, weight_decay=0.1, warmup_steps=0, **more)
 
 
+def initial(model: Any) -> dict[str, list[float]]:
+    """Mean, deviation and number of the values of each entry that a new model has, to four digits."""
+    state = {n: v.double() for n, v in model.state_dict().items() if v.is_floating_point()}
+    return {n: [float(f"{v.mean():.4g}"), float(f"{v.std(correction=0):.4g}"), v.numel()] for n, v in state.items()}
+
+
+def initial_differences(found: dict[str, list[float]], before: dict[str, list[float]]) -> list[str]:
+    """One line per entry that is drawn from another distribution; another draw from the same is fine."""
+    lines = []
+    for name, (mean, std, count) in before.items():
+        if name not in found or found[name][2] != count:
+            lines.append(f"{name} is gone, or of another size")
+            continue
+        if count < 8 and (std or mean not in (0, 1)):  # a few values of chance tell nothing
+            continue
+        far = 7 * max(std, found[name][1]) / math.sqrt(count) + 2e-4 * abs(mean)
+        if abs(found[name][0] - mean) > 1.5 * far or abs(found[name][1] - std) > far + 2e-4 * std:
+            lines.append(f"{name} has mean and deviation {found[name][:2]} (was {[mean, std]})")
+    return lines
+
+
 def tupled(value: Any) -> Any:
     """Tuples in the place of the lists that JSON made of them."""
     if isinstance(value, dict):

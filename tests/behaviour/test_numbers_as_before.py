@@ -31,13 +31,13 @@ def test_losses_tokens_samples_and_steps_are_the_same(before, tmp_path):
         assert not lines, observed.said(f"{before['name']}: {part}", lines)
 
 
-def test_constructors_keep_the_arguments_of_then(before):
+def test_new_models_have_the_arguments_of_then_and_start_alike(before):
     cls = zoo.model_info(before["preset"]).cls
-    given = observed.tupled(observed.migrated(cls, before["init_args"]))
-    lines = observed.argument_differences(
-        cls, zoo.create_model(before["preset"], **given).init_args(), before["init_args"]
-    )
+    model = zoo.create_model(before["preset"], **observed.tupled(observed.migrated(cls, before["init_args"])))
+    lines = observed.argument_differences(cls, model.init_args(), before["init_args"])
     assert not lines, observed.said(f"init_args of {before['name']}", lines)
+    lines = observed.initial_differences(observed.initial(model), before["initial"])
+    assert not lines, observed.said(f"the first weights of {before['name']}", lines)
 
 
 @pytest.mark.parametrize("name", TINY)
