@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from datamodules.order import OwnNoise, TrainOrder
 from zoo.choices import one_of
 from zoo.distributed import world_size
+from zoo.runs.data_workers import shield_new_workers
 from zoo.runs.resuming import place_of
 
 Split = Literal["train", "val", "test", "all"]
@@ -269,7 +270,9 @@ class GoodBatches(DataLoader):
     """
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]
-        return self._found(super().__iter__())
+        with shield_new_workers(self):
+            batches = super().__iter__()
+        return self._found(batches)
 
     def _found(self, batches: Iterator[dict[str, Any] | None]) -> Iterator[dict[str, Any]]:
         # Lightning's sampler for predict repeats nothing and sits in batch_sampler

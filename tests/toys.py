@@ -130,6 +130,7 @@ class SignallingImages(RandomImages):
     def __getitem__(self, i):
         self.calls += 1
         if self.calls == 6 and torch.utils.data.get_worker_info() is not None:
+            time.sleep(0.5)  # so that this image is waited for
             os.kill(os.getppid(), self.number)
             os.kill(os.getpid(), self.number)
             time.sleep(0.5)  # so that it is gone if that ends it

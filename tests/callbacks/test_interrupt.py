@@ -87,7 +87,7 @@ def test_a_signal_in_validation_saves_the_trained_weights_and_validates_again(ru
     assert grids[0] == grids[1] and grids[0]["validations"] > 2
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
 def test_data_workers_that_get_the_signal_as_well_bring_the_images_that_are_waited_for(run_cli, recipe, name):
     Path(recipe).write_text(Path(recipe).read_text().replace("toys.ToyData", "toys.SignallingData"))
     got, _, err = run_cli("fit", "--config", recipe, *LONG, "--data.batch_size=1", f"--data.name={name}")

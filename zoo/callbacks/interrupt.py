@@ -15,12 +15,10 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from zoo.distributed import code_of_rank
+from zoo.runs.data_workers import STOPPING
 from zoo.runs.folder import shown
 
-#: Ctrl-C, the end of a job or a container, a terminal that is closed
-STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 NOTHING, REQUEUE, STOP = 0, 1, 2
-GRACE = 30  # seconds
 
 
 class Interrupted(SystemExit):
@@ -83,8 +81,7 @@ class StopOnSignal(Callback):
             self._requeue = lambda: requeue(*received)
 
     def _handle(self, number: int, frame: Any) -> None:
-        if os.getpid() != self._process:
-            self._outlive(number)
+        if os.getpid() != self._process:  # forked, with no run of its own to stop
             return
         again, self._received = self._received is not None, number
         if again or not self._training:
@@ -97,12 +94,6 @@ class StopOnSignal(Callback):
         if self._trainer is None or self._trainer.is_global_zero:
             with contextlib.suppress(OSError):  # not by print, which the signal may have interrupted
                 os.write(2, f"\n{signal.Signals(number).name}: stopping after this step; again: at once\n".encode())
-
-    def _outlive(self, number: int) -> None:
-        """In a data worker, which is told as well by a terminal or a job scheduler: the step still needs its images."""
-        if number == signal.SIGTERM:  # also what its own process ends it with, where it does not end by itself
-            signal.signal(signal.SIGALRM, lambda *received: os._exit(128 + number))
-            signal.alarm(GRACE)
 
     def _exception(self) -> Interrupted:
         assert self._trainer is not None
