@@ -38,13 +38,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     options, rest = parser.parse_known_args(arguments)
 
     from zoo.registry import model_from
+    from zoo.tokens.abilities import image_size_of
 
     data_arguments = _data_arguments(parser, rest)
     torch.manual_seed(options.seed)
     start = time.perf_counter()
     try:
         model = model_from(options.model).eval().to(options.device)
-        data = _data(options.data, data_arguments, batch_size=options.batch_size, image_size=model.image_size)
+        data = _data(options.data, data_arguments, batch_size=options.batch_size, image_size=image_size_of(model))
         data.prepare_data()
         data.setup("test")
         images, texts = collect(data.view(options.split), options.num_images)
@@ -97,6 +98,7 @@ def measure(
     """All that the model can do, and some of what it wrote."""
     from zoo.metrics.captions import BLEU, ROUGEL, CIDErD
     from zoo.metrics.retrieval import by_surprise, likelihoods, recalls
+    from zoo.tokens.abilities import Scorer
 
     metrics: dict[str, float] = {}
     written: list[str] = []
@@ -119,7 +121,7 @@ def measure(
         metrics |= recalls(contrast, contrast, belongs)
         ranked = recalls(scores.image_to_text.float().cpu(), scores.text_to_image.float().cpu(), belongs)
         metrics |= {f"rerank_{name}": value for name, value in ranked.items()}
-    if hasattr(model, "log_likelihood") and not options.no_likelihood:
+    if isinstance(model, Scorer) and not options.no_likelihood:
         surprise = by_surprise(likelihoods(model, pixels, every, options.batch_size))
         metrics |= {f"likelihood_{name}": value for name, value in recalls(surprise, surprise, belongs).items()}
     if not metrics:

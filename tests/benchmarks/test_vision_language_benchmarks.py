@@ -50,6 +50,7 @@ def captions(tmp_path):
         ("blip2_stage1_tiny:random", {"i2t_r@1", "rerank_t2i_r@5"}),
         ("blip2_stage2_tiny:random", {"cider_d", "bleu_4", "rouge_l", "likelihood_i2t_r@1"}),
         ("llava_tiny:random", {"cider_d", "likelihood_t2i_r@10"}),
+        ("seed_llm_tiny:random", {"cider_d", "likelihood_i2t_r@1", "likelihood_t2i_r@10"}),
     ],
 )
 def test_whatever_a_model_can_do_is_measured(vision_language, model, expected, captions, tmp_path):

@@ -58,8 +58,8 @@ def ours_of(folder, **settings):
         "llava_tiny", **{"vision": f"clip:{folder}", "language_model": folder, "weights": folder} | settings
     ).eval()
     with torch.no_grad():
-        batch = model._read(model.image_tokens(IMAGES), [model._about(WORDS)] * 2)
-        return model.image_tokens(IMAGES), model.language(batch.embeds, batch.mask, batch.positions)[..., :100]
+        batch = model._read(model.language_inputs(IMAGES), [model._about(WORDS)] * 2)
+        return model.language_inputs(IMAGES), model.language(batch.embeds, batch.mask, batch.positions)[..., :100]
 
 
 def theirs_of(folder):
@@ -169,7 +169,7 @@ def test_what_a_configuration_said_is_in_the_checkpoint(plain_llava, tmp_path):
     assert model.init_args()["select"] == "cls_patch" and model.init_args()["vision_layer"] == 3
     path = save_weights(model, tmp_path / "a.safetensors")
     again = from_checkpoint(path)
-    torch.testing.assert_close(again.eval().image_tokens(IMAGES), model.eval().image_tokens(IMAGES))
+    torch.testing.assert_close(again.eval().language_inputs(IMAGES), model.eval().language_inputs(IMAGES))
 
 
 def mutations(fields, skip):

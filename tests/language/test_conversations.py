@@ -285,8 +285,8 @@ def test_likelihoods_are_of_whole_captions_or_refused(template):
     captions = ["a red cat", "a red dog"]
     torch.manual_seed(0)
     model = zoo.create_model("llava_tiny", **settings).eval()
-    tokens = model.image_tokens(image)
-    whole = model._read(tokens, [model._about(caption) for caption in captions]).embeds.shape[1]
+    tokens = model.encode(image)
+    whole = model._read(tokens.embeddings, [model._about(caption) for caption in captions]).embeds.shape[1]
     for most in range(20, whole + 5, 5):
         model.max_length = most
         if most < whole:
@@ -310,7 +310,7 @@ def test_a_batch_without_any_answer_left_is_refused(template):
     shares = []
     for most in range(17, 180, 5):
         model.max_length = most
-        spliced = model._read(model.image_tokens(batch["image"]), batch["conversation"])
+        spliced = model._read(model.language_inputs(batch["image"]), batch["conversation"])
         if spliced.cut < 3:
             shares.append(round(model.losses(batch)["answers_cut_off"].item(), 6))
         else:
@@ -323,7 +323,7 @@ def test_questions_are_never_cut_off():
     model = zoo.create_model("llava_tiny", conversation="v1", system="", max_length=60, vision="tiny_random")
     image = torch.rand(1, 3, 32, 32)
     turns = talk(f"{IMAGE}\n{'what is this?' * 8}")
-    batch = model._read(model.image_tokens(image), [turns], "left")
+    batch = model._read(model.language_inputs(image), [turns], "left")
     words = model.language.text.ids("".join(part.text for part in render(turns, "v1", "</s>", "")).replace(IMAGE, ""))
     assert batch.mask.sum() == len(model.language.text.start) + len(words) + model.spec.num_tokens > 60
     assert len(model.answer(image, [turns], max_new_tokens=2)) == 1

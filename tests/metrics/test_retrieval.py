@@ -9,7 +9,7 @@ from zoo.metrics.retrieval import by_surprise, likelihoods, recalls
 TEXTS = ["a cat", "two dogs", "sun"]
 
 
-@pytest.mark.parametrize("name", ["blip2_stage2_tiny", "minigpt4_tiny", "llava_tiny"])
+@pytest.mark.parametrize("name", ["blip2_stage2_tiny", "minigpt4_tiny", "llava_tiny", "seed_llm_tiny"])
 def test_each_pair_as_alone(name):
     torch.manual_seed(0)
     model = zoo.create_model(name).train()
@@ -23,7 +23,7 @@ def test_each_pair_as_alone(name):
     for i in range(2):
         for j in range(3):
             with torch.no_grad():
-                alone = model.log_likelihood(model.image_tokens(images[i : i + 1]), TEXTS[j : j + 1])
+                alone = model.log_likelihood(model.encode(images[i : i + 1]), TEXTS[j : j + 1])
             assert float(found[i, j]) == pytest.approx(float(alone), rel=1e-4)
 
 

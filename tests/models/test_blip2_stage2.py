@@ -60,7 +60,7 @@ def test_labels_of_a_decoder_only_model():
     for prompt in ("", "a photo of"):
         model = stirred(prompt=prompt, max_text_tokens=64)
         codec = model.language.text
-        batch, targets = model._read(model.image_tokens(images()), model._texts({"caption": CAPTIONS}))
+        batch, targets = model._read(model.language_inputs(images()), model._texts({"caption": CAPTIONS}))
         assert targets is None
         for i, caption in enumerate(("a red cat", "two dogs", "the sun, at night")):
             text = f"{prompt} {caption}\n" if prompt else f"{caption}\n"
@@ -73,7 +73,7 @@ def test_labels_of_a_decoder_only_model():
 
 def test_long_texts_are_cut():
     model = stirred(max_text_tokens=5, prompt="")
-    batch, _ = model._read(model.image_tokens(images()), model._texts({"caption": CAPTIONS}))
+    batch, _ = model._read(model.language_inputs(images()), model._texts({"caption": CAPTIONS}))
     assert batch.labels.shape[1] == 4 + 5
 
 
@@ -83,7 +83,7 @@ def test_cut_off_captions_are_counted_and_not_scored():
     found = long.losses({"image": images()[:2], "text_input": ["w" * 40, "w"], "text_output": ["x", "x"]})
     assert found["answers_cut_off"] == 0.5
     with pytest.raises(ValueError, match="cuts 2 captions off"):
-        stirred(max_text_tokens=5, prompt="a photo of").log_likelihood(model.image_tokens(images()[:2]), ["a", "b"])
+        stirred(max_text_tokens=5, prompt="a photo of").log_likelihood(model.encode(images()[:2]), ["a", "b"])
 
 
 def test_questions_are_cleaned():
@@ -100,7 +100,7 @@ def test_prefix_of_an_encoder_decoder_model():
     assert len({given for _, _, (given, _) in pairs}) > 2 and all(learned for batch in pairs for _, learned in batch)
     assert model.eval()._texts({"caption": CAPTIONS})[0] == ("", "a red cat")
     codec = model.language.text
-    batch, targets = model._read(model.image_tokens(images()), [("ab", "cd"), ("", "e"), ("x", "yz")])
+    batch, targets = model._read(model.language_inputs(images()), [("ab", "cd"), ("", "e"), ("x", "yz")])
     assert targets.tolist()[1] == [*codec.ids("e"), codec.end, IGNORED]
     assert batch.mask.sum(1).tolist() == [4 + 3, 4 + 1, 4 + 2]
     assert _split("one") == ("", "one")
@@ -141,11 +141,10 @@ def test_the_q_former_has_a_learning_rate_of_its_own():
 def test_likelihood_of_a_text_is_the_sum_of_its_terms():
     for language in ("tiny_opt", "tiny_t5"):
         model = stirred(language_model=language).eval()
-        tokens = model.image_tokens(images())
-        found = model.log_likelihood(tokens, CAPTIONS)
-        alone = model.log_likelihood(tokens[1:2], CAPTIONS[1:2])
+        found = model.log_likelihood(model.encode(images()), CAPTIONS)
+        alone = model.log_likelihood(model.encode(images()[1:2]), CAPTIONS[1:2])
         torch.testing.assert_close(found[1:2], alone, rtol=1e-4, atol=1e-4)
-        read = model._read(tokens, model._texts({"caption": CAPTIONS}, split=False))
+        read = model._read(model.language_inputs(images()), model._texts({"caption": CAPTIONS}, split=False))
         count = ((read[0].labels[:, 1:] if read[1] is None else read[1]) != IGNORED).sum()
         torch.testing.assert_close(-found.sum() / count, model.language.loss(*read))
 

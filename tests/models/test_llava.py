@@ -71,8 +71,8 @@ def test_class_token_and_last_block():
     tower = one.frozen["vision"]
     hidden = tower(images())
     assert hidden.shape == (2, 17, 32) and one.spec.num_tokens == 16 and two.spec.num_tokens == 17
-    torch.testing.assert_close(one.image_tokens(images()), one.mm_projector(hidden[:, 1:]))
-    torch.testing.assert_close(two.image_tokens(images()), two.mm_projector(hidden))
+    torch.testing.assert_close(one.language_inputs(images()), one.mm_projector(hidden[:, 1:]))
+    torch.testing.assert_close(two.language_inputs(images()), two.mm_projector(hidden))
 
 
 def test_gradient_checkpointing_changes_nothing():
@@ -164,7 +164,7 @@ def test_captions_become_answers():
     one = model.losses({"image": images(), "caption": ["a cat", "a cat"]})["loss"]
     two = model.losses({"image": images(), "conversation": [turns, turns]})["loss"]
     torch.testing.assert_close(one, two)
-    tokens = model.image_tokens(images())
+    tokens = model.encode(images())
     found = model.log_likelihood(tokens, ["a cat", "a cat"])
     torch.testing.assert_close(-found.sum() / (2 * len("a cat ")), one)
 

@@ -71,7 +71,7 @@ def test_without_a_q_former_neighbours_are_merged():
 def test_first_stage_has_no_prompt():
     model = tiny()
     codec = model.language.text
-    batch = model._read(model.image_tokens(images()), CAPTIONS)
+    batch = model._read(model.language_inputs(images()), CAPTIONS)
     for i, caption in enumerate(CAPTIONS):
         row = batch.labels[i][batch.mask[i]].tolist()
         assert row == [IGNORED] * 5 + list(codec.ids(caption + "\n"))
@@ -85,7 +85,7 @@ def test_second_stage_draws_a_prompt_and_learns_the_answer():
     seen = set()
     for seed in range(8):
         torch.manual_seed(seed)
-        batch = model.train()._read(model.image_tokens(images()), CAPTIONS)
+        batch = model.train()._read(model.language_inputs(images()), CAPTIONS)
         learned = [[t for t in row if t != IGNORED] for row in batch.labels.tolist()]
         assert learned == [list(codec.ids(f"{c}###")) for c in CAPTIONS]
         table = model.language.embed(torch.arange(100))
@@ -95,7 +95,7 @@ def test_second_stage_draws_a_prompt_and_learns_the_answer():
         seen.add("one?" in text)
     assert seen == {True, False}
     model.eval()
-    torch.testing.assert_close(model._read(model.image_tokens(images()), CAPTIONS).mask, batch.mask)
+    torch.testing.assert_close(model._read(model.language_inputs(images()), CAPTIONS).mask, batch.mask)
 
 
 def test_prompts_hold_the_image_once():
@@ -142,7 +142,7 @@ def test_braces_and_signs_in_words():
 def test_captions_of_the_first_stage_are_cleaned():
     for prompts, said in ((None, "a cat"), (("<Img><ImageHere></Img> Say.",), "A cat!")):
         model = zoo.create_model("minigpt4_tiny", prompts=prompts).eval()
-        batch = model._read(model.image_tokens(torch.rand(1, 3, 32, 32)), ["A cat!"])
+        batch = model._read(model.language_inputs(torch.rand(1, 3, 32, 32)), ["A cat!"])
         learned = [i for i in batch.labels[0].tolist() if i != -100]
         assert learned == list(model.language.text.ids(f"{said}{model.end}"))
 

@@ -126,8 +126,8 @@ def test_tasks_are_mixed_by_weight():
 def test_the_image_matters():
     model = tiny(learn="answer").eval()
     with torch.no_grad():
-        one = model.log_likelihood(torch.tensor([[1, 2, 3, 4]]), ["a cat"])
-        two = model.log_likelihood(torch.tensor([[9, 8, 7, 6]]), ["a cat"])
+        one = model.log_likelihood(zoo.Tokens(torch.tensor([[1, 2, 3, 4]]), None, model.spec), ["a cat"])
+        two = model.log_likelihood(zoo.Tokens(torch.tensor([[9, 8, 7, 6]]), None, model.spec), ["a cat"])
     assert one < 0 and (one - two).abs() > 1e-4
 
 

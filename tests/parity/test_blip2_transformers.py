@@ -70,7 +70,7 @@ def test_second_stage(tmp_path, language):
     assert not report["missing_keys"] and not report["unexpected_keys"], report
     reference = same_epsilon(reference)
     pixels, codec = normalised(model, IMAGES), model.language.text
-    tokens = model.image_tokens(IMAGES)
+    tokens = model.language_inputs(IMAGES)
     features = reference.get_image_features(pixel_values=pixels)
     features = getattr(features, "pooler_output", features)
     assert tokens.std() > 0.05

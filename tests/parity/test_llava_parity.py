@@ -37,7 +37,7 @@ def test_against_transformers(tmp_path, select):
     assert not report["missing_keys"] and not report["unexpected_keys"], report
     reference = reference.eval()
     tower, codec = model.frozen["vision"], model.language.text
-    tokens = model.image_tokens(IMAGES)
+    tokens = model.language_inputs(IMAGES)
     batch = model._read(tokens, [model._about(c) for c in CAPTIONS])
     ids = torch.full(batch.labels.shape, codec.pad, dtype=torch.int64)
     image = reference.config.image_token_id

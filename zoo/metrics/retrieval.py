@@ -1,7 +1,6 @@
 """Finding texts by images and images by texts: by the scores of a model, or by the likelihood of a language model."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,26 +8,28 @@ from torch import Tensor
 
 from zoo.metrics.captions import retrieval_recall
 from zoo.tokens import evaluating
+from zoo.tokens.abilities import Scorer
+from zoo.tokens.batch import repeated, rows_of
 
 
 @torch.no_grad()
-def likelihoods(model: Any, images: Tensor, texts: Sequence[str], batch_size: int = 64) -> Float[Tensor, "n m"]:
+def likelihoods(model: Scorer, images: Tensor, texts: Sequence[str], batch_size: int = 64) -> Float[Tensor, "n m"]:
     """Logarithm of the probability of each text given each image.
 
     Args:
-        model: with ``image_tokens`` and ``log_likelihood``: BLIP2Stage2, MiniGPT4, LLaVA.
+        model: any that scores texts, be its tokens ids or vectors.
         images: ``n 3 h w``.
         texts: m of them.
         batch_size: pairs at once.
     """
     found = torch.empty(len(images), len(texts))
     with evaluating(model):
-        tokens = torch.cat([model.image_tokens(part) for part in images.split(batch_size)])
+        starts = range(0, len(images), batch_size)
+        tokens = [row for i in starts for row in rows_of(model.encode(images[i : i + batch_size]))]
         for j in range(0, len(texts), batch_size):
             some = texts[j : j + batch_size]
-            for i in range(len(images)):
-                row = model.log_likelihood(tokens[i : i + 1].expand(len(some), -1, -1), some)
-                found[i, j : j + len(some)] = row.float().cpu()
+            for i, row in enumerate(tokens):
+                found[i, j : j + len(some)] = model.log_likelihood(repeated(row, len(some)), some).float().cpu()
     return found
 
 

@@ -34,6 +34,7 @@ from zoo.sampling.next_token import draw_next
 from zoo.sampling.token_order import ORDERS, Order, token_order
 from zoo.second_stage import discrete_tokenizer
 from zoo.tokens import Tokens, TokenSpec, evaluating, id_range
+from zoo.tokens.abilities import default_settings
 from zoo.tokens.allowed import allowed_ids
 from zoo.tokens.batch import Batch, ids_of, labels_of
 
@@ -63,6 +64,7 @@ class ARTransformer(ZooModule):
 
     must_match = ("heads", "order", "n_unmasked")
     encodes_by_tokenizer = True
+    has_null = False  # no images without a class beside those with one
     spec: TokenSpec
 
     def __init__(
@@ -152,6 +154,10 @@ class ARTransformer(ZooModule):
         return self.tokenizer.embed(ids)
 
     # ------------------------------------------------------------------ generation
+
+    def sampling_settings(self) -> dict[str, Any]:
+        """Name and default of every setting of :meth:`generate` that decides how tokens are drawn."""
+        return default_settings(self.generate)
 
     @torch.no_grad()
     def generate(

@@ -34,7 +34,7 @@ from zoo.optim import Optim
 from zoo.presets import Weights, register
 from zoo.runs.untrained import say_untrained
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
-from zoo.tokens.batch import Batch
+from zoo.tokens.batch import Batch, vectors_of
 from zoo.vision.encoders import LN_VISION_EPS, vision_tower
 
 
@@ -143,8 +143,8 @@ class BLIP2Stage2(ZooModule):
             "pixels: look at what caption() says of them"
         )
 
-    def image_tokens(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b q d"]:
-        """What the language model reads."""
+    def language_inputs(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b q d"]:
+        """The queries, projected to the width of the language model's words."""
         return self.language_projection(self.encode(images).embeddings)
 
     # ------------------------------------------------------------------ writing
@@ -192,7 +192,7 @@ class BLIP2Stage2(ZooModule):
         say_untrained(self, "writes")
         text = self.language.text
         with evaluating(self):
-            tokens = self.image_tokens(images)
+            tokens = self.language_inputs(images)
             if self.language.encoder_decoder:
                 samples = [[Image(i), Text((*text.ids(p), text.end))] for i, p in enumerate(prompts)]
                 return self.language.write(splice(samples, tokens, self.language.embed), **writing)
@@ -208,19 +208,23 @@ class BLIP2Stage2(ZooModule):
         The batch holds ``image`` and either ``caption`` (one string per image), ``question`` and ``answer``, or
         ``text_input`` and ``text_output`` (what is given and what is learned).
         """
-        tokens = self.image_tokens(batch["image"])
+        tokens = self.language_inputs(batch["image"])
         spliced, targets = self._read(tokens, self._texts(batch))
         cut = torch.tensor(spliced.cut_share, device=tokens.device)
         return {"loss": self.language.loss(spliced, targets), "answers_cut_off": cut}
 
-    def log_likelihood(self, tokens: Float[Tensor, "b q d"], captions: Sequence[str]) -> Float[Tensor, " b"]:
-        """Logarithm of the probability of each caption given the tokens of its image.
+    def log_likelihood(self, tokens: Tokens, texts: Sequence[str]) -> Float[Tensor, " b"]:
+        """Natural logarithm of the probability of each caption given the tokens of its image.
 
         Args:
-            tokens: of :meth:`image_tokens`.
-            captions: one per image.
+            tokens: of :meth:`encode`.
+            texts: one caption per image.
+
+        Raises:
+            ValueError: for tokens without vectors, or captions of which nothing is left to score.
         """
-        batch, targets = self._read(tokens, self._texts({"caption": captions}, split=False))
+        vectors = self.language_projection(vectors_of(tokens, self))
+        batch, targets = self._read(vectors, self._texts({"caption": texts}, split=False))
         return self.language.log_likelihood(batch, targets, "max_text_tokens")
 
     def _texts(self, batch: Batch, split: bool = True) -> list[tuple[str, str]]:

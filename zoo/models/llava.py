@@ -36,7 +36,7 @@ from zoo.optim import Optim
 from zoo.presets import register
 from zoo.runs.untrained import say_untrained
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
-from zoo.tokens.batch import Batch
+from zoo.tokens.batch import Batch, vectors_of
 from zoo.vision.encoders import vision_tower
 
 
@@ -149,7 +149,7 @@ class LLaVA(ZooModule):
 
     def encode(self, images: Shaped[Tensor, "b 3 h w"]) -> Tokens:
         """What the language model reads."""
-        return Tokens(None, self.image_tokens(images), self.spec)
+        return Tokens(None, self.language_inputs(images), self.spec)
 
     def decode(self, tokens: Tokens) -> Tensor:
         """Not possible.
@@ -162,8 +162,11 @@ class LLaVA(ZooModule):
             "way back to pixels: look at what answer() says of them"
         )
 
-    def image_tokens(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
-        """Eq. 1: H = W Z, or the MLP of 1.5."""
+    def language_inputs(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
+        """Features of the patches, projected to the width of the language model's words.
+
+        Eq. 1: H = W Z; the MLP of version 1.5.
+        """
         return self.mm_projector(self.frozen["vision"](as_pixels(images, size=self.image_size))[:, self.skipped :])
 
     # ------------------------------------------------------------------ writing
@@ -199,7 +202,7 @@ class LLaVA(ZooModule):
         # chatml ends a turn with a token of its own, which is some tokenizers' end; v0 and plain end with text
         stop = {"plain": ("\n",), "v0": ("###",), "chatml": ("<|im_end|>",)}.get(self.conversation, ())
         with evaluating(self):
-            batch = self._read(self.image_tokens(images), turns, "left")
+            batch = self._read(self.language_inputs(images), turns, "left")
             ids = self.language.text.ids(stop[0]) if stop else ()
             # a sign that is one word of its own may be special, and is then not in the text
             return self.language.write(batch, **{"stop_text": stop, "stop": ids if len(ids) == 1 else ()} | writing)
@@ -212,7 +215,7 @@ class LLaVA(ZooModule):
         The batch holds ``image`` and ``conversation`` (LLaVA's turns), or ``caption``, which becomes the answer to
         ``question``. A conversation without ``<image>`` is one about text alone.
         """
-        tokens = self.image_tokens(batch["image"])
+        tokens = self.language_inputs(batch["image"])
         if "conversation" in batch:
             turns = batch["conversation"]
         elif "caption" in batch:
@@ -223,14 +226,18 @@ class LLaVA(ZooModule):
         cut = torch.tensor(spliced.cut_share, device=tokens.device)
         return {"loss": self.language.loss(spliced), "answers_cut_off": cut}
 
-    def log_likelihood(self, tokens: Float[Tensor, "b n d"], captions: Sequence[str]) -> Float[Tensor, " b"]:
-        """Logarithm of the probability of each caption as the answer to ``question`` about an image.
+    def log_likelihood(self, tokens: Tokens, texts: Sequence[str]) -> Float[Tensor, " b"]:
+        """Natural logarithm of the probability of each caption as the answer to ``question`` about its image.
 
         Args:
-            tokens: of :meth:`image_tokens`.
-            captions: one per image.
+            tokens: of :meth:`encode`.
+            texts: one caption per image.
+
+        Raises:
+            ValueError: for tokens without vectors, or captions that ``max_length`` cuts off.
         """
-        batch = self._read(tokens, [self._about(caption) for caption in captions], answers_only=True)
+        vectors = vectors_of(tokens, self)
+        batch = self._read(vectors, [self._about(text) for text in texts], answers_only=True)
         return self.language.log_likelihood(batch)
 
     def _about(self, caption: str) -> list[Turn]:

@@ -42,6 +42,7 @@ from zoo.sampling.mask_schedule import MaskSchedule, mask_ratio
 from zoo.sampling.parallel_decoding import Decoding, Noise, parallel_decode
 from zoo.second_stage import discrete_tokenizer
 from zoo.tokens import Tokens, TokenSpec, as_pixels, evaluating
+from zoo.tokens.abilities import default_settings
 from zoo.tokens.allowed import allowed_ids, keep_allowed
 from zoo.tokens.batch import Batch, ids_of, labels_of
 
@@ -140,6 +141,10 @@ class MaskGIT(ZooModule):
         self.hparams["heads"] = heads
 
     # ------------------------------------------------------------------ generation
+
+    def sampling_settings(self) -> dict[str, Any]:
+        """Name and default of every setting of :meth:`complete` that decides how tokens are drawn."""
+        return default_settings(self.complete)
 
     def generate(
         self,

@@ -8,7 +8,7 @@ questions; reading of the published projections.
 Not implemented: MiniGPT-v2 (tuning of the language model, grounding tasks), several turns in training.
 Deviations: the instructions of the second stage are worded by us; the paper's four mean the same.
 
-Equations: Section 3 architecture -> `MiniGPT4.image_tokens`; Sections 3.1 and 3.2, the two stages (without and with
+Equations: Section 3 architecture -> `MiniGPT4.language_inputs`; Sections 3.1 and 3.2, the two stages (without and with
 prompts) -> `MiniGPT4.losses`.
 """
 
@@ -30,7 +30,7 @@ from zoo.presets import register
 from zoo.runs.untrained import say_untrained
 from zoo.second_stage import continuous_tokenizer
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
-from zoo.tokens.batch import Batch
+from zoo.tokens.batch import Batch, vectors_of
 from zoo.vision.encoders import LN_VISION_EPS, vision_tower
 
 HERE = "<ImageHere>"  # where the image stands in a prompt
@@ -133,7 +133,7 @@ class MiniGPT4(ZooModule):
 
     def encode(self, images: Shaped[Tensor, "b 3 h w"]) -> Tokens:
         """What the language model reads."""
-        return Tokens(None, self.image_tokens(images), self.spec)
+        return Tokens(None, self.language_inputs(images), self.spec)
 
     def decode(self, tokens: Tokens) -> Tensor:
         """Not possible.
@@ -146,8 +146,8 @@ class MiniGPT4(ZooModule):
             "back to pixels: look at what answer() says of them"
         )
 
-    def image_tokens(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b q d"]:
-        """Frozen image tokens through the linear layer."""
+    def language_inputs(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b q d"]:
+        """Frozen image tokens, projected to the width of the language model's words."""
         images = as_pixels(images, size=self.image_size)
         with torch.no_grad():
             if "tokenizer" in self.frozen:
@@ -198,7 +198,7 @@ class MiniGPT4(ZooModule):
     def _write(self, images: Tensor, samples: list[list[Piece]], writing: dict[str, Any]) -> list[str]:
         say_untrained(self, "writes")
         with evaluating(self):
-            batch = splice(samples, self.image_tokens(images), self.language.embed, "left")
+            batch = splice(samples, self.language_inputs(images), self.language.embed, "left")
             return self.language.write(batch, **{"stop_text": (self.end,)} | writing)
 
     # ------------------------------------------------------------------ training
@@ -208,21 +208,25 @@ class MiniGPT4(ZooModule):
 
         The batch holds ``image`` and ``caption``, one string per image.
         """
-        tokens = self.image_tokens(batch["image"])
+        tokens = self.language_inputs(batch["image"])
         if (captions := batch.get("caption")) is None:
             raise ValueError("the batch has no 'caption': MiniGPT-4 learns from images with descriptions")
         spliced = self._read(tokens, captions)
         cut = torch.tensor(spliced.cut_share, device=tokens.device)
         return {"loss": self.language.loss(spliced), "answers_cut_off": cut}
 
-    def log_likelihood(self, tokens: Float[Tensor, "b q d"], captions: Sequence[str]) -> Float[Tensor, " b"]:
-        """Logarithm of the probability of each caption given the tokens of its image.
+    def log_likelihood(self, tokens: Tokens, texts: Sequence[str]) -> Float[Tensor, " b"]:
+        """Natural logarithm of the probability of each caption given the tokens of its image.
 
         Args:
-            tokens: of :meth:`image_tokens`.
-            captions: one per image.
+            tokens: of :meth:`encode`.
+            texts: one caption per image.
+
+        Raises:
+            ValueError: for tokens without vectors, or captions of which nothing is left to score.
         """
-        return self.language.log_likelihood(self._read(tokens, captions, draw=False), limit="max_text_tokens")
+        batch = self._read(vectors_of(tokens, self), texts, draw=False)
+        return self.language.log_likelihood(batch, limit="max_text_tokens")
 
     def _read(self, tokens: Tensor, captions: Sequence[str], draw: bool = True) -> Spliced:
         samples, most = [], self.max_text_tokens

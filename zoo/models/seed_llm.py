@@ -35,7 +35,7 @@ from zoo.presets import register
 from zoo.runs.untrained import say_untrained
 from zoo.second_stage import discrete_tokenizer
 from zoo.tokens import Tokens, TokenSpec, evaluating
-from zoo.tokens.batch import Batch, ids_of
+from zoo.tokens.batch import Batch, check_tokens, ids_of
 from zoo.vision.unclip import find_decoder
 
 FIRST_WORD = "<img_00000>"  # of SEED-LLaMA's published tokenizers
@@ -326,24 +326,21 @@ class SEEDLLM(ZooModule):
             found[name] = (terms.detach() * some).sum() / some.sum().clamp(min=1)
         return found
 
-    def log_likelihood(self, tokens: Int[Tensor, "b n"], captions: Sequence[str]) -> Float[Tensor, " b"]:
-        """Logarithm of the probability of each caption given the ids of its image.
+    def log_likelihood(self, tokens: Tokens, texts: Sequence[str]) -> Float[Tensor, " b"]:
+        """Natural logarithm of the probability of each caption given the ids of its image.
 
         Args:
-            tokens: of :meth:`image_tokens`.
-            captions: one per image.
+            tokens: of :meth:`encode`.
+            texts: one caption per image.
+
+        Raises:
+            ValueError: for tokens without ids, or captions of which nothing is left to score.
         """
         samples = [
-            self._sample(ids, caption, writes=False, learn="answer")
-            for ids, caption in zip(tokens.tolist(), captions, strict=True)
+            self._sample(ids, text, writes=False, learn="answer")
+            for ids, text in zip(self._ids(tokens), texts, strict=True)
         ]
         return self.language_model.log_likelihood(self._splice(samples), limit="max_text_tokens")
-
-    def image_tokens(self, images: Shaped[Tensor, "b 3 h w"]) -> Int[Tensor, "b n"]:
-        """What the language model reads of images: their ids."""
-        ids = self.encode(images).ids
-        assert ids is not None
-        return ids
 
     def _sample(self, image: Sequence[int], caption: str, writes: bool, learn: str | None = None) -> list[Piece]:
         """Text to image (``writes``), or image to text."""
@@ -356,8 +353,7 @@ class SEEDLLM(ZooModule):
         return [Text(text.start), Text((*self.words.span(image), *text.ids(prompt)), every), said]
 
     def _ids(self, tokens: Tokens) -> list[list[int]]:
-        if tokens.ids is None:
-            raise ValueError("these tokens have no ids, and SEED's language model reads ids")
+        check_tokens(tokens, self)
         return tokens.ids.tolist()
 
     def _splice(self, samples: list[list[Piece]], side: Literal["right", "left"] = "right") -> Spliced:

@@ -8,6 +8,7 @@ is said here, so a name means one thing in the whole zoo.
 ``b`` is the batch, ``h w`` are pixels, ``n`` tokens, ``d`` the width of a vector; images are floats in [0, 1] or uint8.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -200,7 +201,10 @@ class Generator(Protocol):
         ...
 
     def sampling_settings(self) -> dict[str, Any]:
-        """Name and default of every setting of :meth:`generate` that decides how, and not what, is drawn."""
+        """Name and default of every setting of :meth:`generate` that decides how tokens are drawn.
+
+        Plain data, for protocols of measurements; see :func:`default_settings`.
+        """
         ...
 
 
@@ -358,3 +362,26 @@ class PredictsSplit(Protocol):
 
     #: ``train``, ``val``, ``test`` or ``all``; may be set
     predict_split: Any
+
+
+#: what a sampler is told beside its settings: what to draw, from which noise, and what to return
+NO_SETTINGS = (
+    "labels", "num_images", "ids", "condition", "known", "as_tokens", "return_steps", "seed", "generator", "noise",
+)  # fmt: skip
+
+
+def default_settings(sampler: Callable[..., Any]) -> dict[str, Any]:
+    """Name and default of the settings that a sampler takes, from its signature, without :data:`NO_SETTINGS`.
+
+    Args:
+        sampler: a method such as ``generate``, all of whose settings have plain defaults.
+    """
+    parameters = inspect.signature(sampler).parameters.values()
+    return {p.name: p.default for p in parameters if p.name not in NO_SETTINGS and p.default is not p.empty}
+
+
+def image_size_of(model: Any) -> int | None:
+    """Side in pixels of the images that a model takes: its own, or that of its tokenizer; None where neither says."""
+    if isinstance(model, SquareImages) and model.image_size:
+        return model.image_size
+    return image_size_of(model.tokenizer) if isinstance(model, BuiltOnTokenizer) else None

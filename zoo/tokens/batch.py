@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from zoo.tokens.interface import Tokens, TokenSpec, as_pixels, id_range
@@ -174,6 +174,53 @@ def in_range(labels: Int[Tensor, " b"], num_classes: int, lowest: int = 0) -> In
 def token_images_of(batch: Batch) -> Shaped[Tensor, "b c h w"]:
     """The tokenizer's own view of the images where the data has one, else the images."""
     return batch["token_image"] if "token_image" in batch else images_of(batch)
+
+
+def check_tokens(tokens: Tokens, model: Any) -> None:
+    """Refuse tokens that are not of the kind that a model reads.
+
+    Args:
+        tokens: that are to be of the model's own ``encode``.
+        model: with a ``spec``, for ids where that has a vocabulary, else for vectors.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    name, spec, remedy = type(model).__name__, model.spec, "take those of its own encode"
+    if spec.vocab_size:
+        if tokens.ids is None:
+            raise ValueError(f"{name} reads ids, and these tokens have none: {remedy}")
+        if (found := tokens.spec.vocab_size) != spec.vocab_size:
+            raise ValueError(f"{name} reads ids of {spec.vocab_size}, and these tokens are of {found}: {remedy}")
+    elif tokens.embeddings is None:
+        raise ValueError(f"{name} reads vectors, and these tokens have none: {remedy}")
+    elif (width := tokens.embeddings.shape[-1]) != spec.dim:
+        raise ValueError(f"{name} reads vectors of width {spec.dim}, and these have {width}: {remedy}")
+
+
+def vectors_of(tokens: Tokens, model: Any) -> Float[Tensor, "b n d"]:
+    """The vectors of tokens, for a model that reads such.
+
+    Raises:
+        ValueError: for tokens without vectors, or with those of another model.
+    """
+    check_tokens(tokens, model)
+    assert tokens.embeddings is not None
+    return tokens.embeddings
+
+
+def rows_of(tokens: Tokens) -> list[Tokens]:
+    """The tokens of each image by itself, as batches of one."""
+    rows = [slice(i, i + 1) for i in range(len(tokens))]
+    ids, vectors = tokens.ids, tokens.embeddings
+    return [Tokens(None if ids is None else ids[r], None if vectors is None else vectors[r], tokens.spec) for r in rows]
+
+
+def repeated(tokens: Tokens, count: int) -> Tokens:
+    """The tokens of one image, as a batch of so many."""
+    ids = None if tokens.ids is None else tokens.ids.expand(count, -1)
+    vectors = None if tokens.embeddings is None else tokens.embeddings.expand(count, -1, -1)
+    return Tokens(ids, vectors, tokens.spec)
 
 
 def batch_size_of(batch: Batch) -> int:
