@@ -34,7 +34,9 @@ def fit(run_cli, *args):
 def message(run_cli, *args, code=2):
     got, out, err = run_cli(*args)
     lines = [line for line in err.splitlines() if line and not line.startswith("Seed set")]
-    assert got == code and len(lines) == 1 and lines[0].startswith("error: "), err
+    assert got == code, err
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: "), err
     assert "usage" not in out + err
     return lines[0]
 

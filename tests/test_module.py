@@ -35,7 +35,8 @@ def fit(model, **options):
 
 def test_plain_data():
     value = plain({"optim": Optim(lr=0.5), "sizes": (1, (2, 3)), "name": None})
-    assert value["optim"]["lr"] == 0.5 and value["sizes"] == [1, [2, 3]]
+    assert value["optim"]["lr"] == 0.5
+    assert value["sizes"] == [1, [2, 3]]
     assert json.loads(json.dumps(value)) == value
 
 
@@ -57,9 +58,11 @@ def test_frozen_tower_is_outside_the_state_but_moves_with_the_model():
     teacher = model.frozen["teacher"]
     assert set(model.state_dict()) == {f"net.{i}.{n}" for i in (0, 1) for n in ("weight", "bias")}
     assert not any(p is q for p in model.parameters() for q in teacher.parameters())
-    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+    assert not teacher.training
+    assert not any(p.requires_grad for p in teacher.parameters())
     model.train().double()
-    assert teacher.weight.dtype == torch.float64 and not teacher.training
+    assert teacher.weight.dtype == torch.float64
+    assert not teacher.training
 
 
 def test_weights_are_not_asked_for_again_by_a_checkpoint(monkeypatch):
@@ -80,13 +83,15 @@ def test_learning_rate_is_stepped_per_optimizer_step_over_the_whole_run():
     model = Toy(optim=Optim(lr=1.0, warmup_steps=1))
     trainer = fit(model, max_steps=4)
     scheduler = trainer.lr_scheduler_configs[0]
-    assert scheduler.interval == "step" and scheduler.scheduler.last_epoch == 4
+    assert scheduler.interval == "step"
+    assert scheduler.scheduler.last_epoch == 4
     assert scheduler.scheduler.get_last_lr() == pytest.approx([0.0, 0.0], abs=1e-9)
 
 
 def test_accumulation_counts_optimizer_steps():
     trainer = fit(Toy(optim=Optim(warmup_steps=1)), max_steps=2, accumulate_grad_batches=2)
-    assert trainer.global_step == 2 and trainer.lr_scheduler_configs[0].scheduler.last_epoch == 2
+    assert trainer.global_step == 2
+    assert trainer.lr_scheduler_configs[0].scheduler.last_epoch == 2
 
 
 def test_a_run_without_an_end_is_refused():
@@ -105,7 +110,8 @@ def test_checkpoint_says_what_it_is(tmp_path):
     trainer = fit(model)
     trainer.save_checkpoint(tmp_path / "x.ckpt")
     block = torch.load(tmp_path / "x.ckpt", weights_only=True)["zoo"]
-    assert block["class"] == "toys.Toy" and block["init_args"] == model.init_args()
+    assert block["class"] == "toys.Toy"
+    assert block["init_args"] == model.init_args()
     again = Toy.load_from_checkpoint(tmp_path / "x.ckpt")
     assert again.init_args() == model.init_args()
     torch.testing.assert_close(dict(again.state_dict()), dict(model.state_dict()), rtol=0, atol=0)

@@ -76,7 +76,8 @@ def test_only_matrices_decay_and_the_model_may_exempt_more():
 
 def test_all_decays_everything():
     groups = parameter_groups(net().named_parameters(), Optim(decay="all", weight_decay=0.1), lambda name, p: True)
-    assert len(groups) == 1 and groups[0]["weight_decay"] == 0.1
+    assert len(groups) == 1
+    assert groups[0]["weight_decay"] == 0.1
 
 
 def test_frozen_parameters_are_left_out():

@@ -36,13 +36,16 @@ def test_list_models_is_sorted_naturally(toy, monkeypatch):
         zoo.register(f"toy_{size}", Toy, paper="none", image_size=size)
     assert zoo.list_models("toy*") == ["toy", "toy_9", "toy_10"]
     assert zoo.list_models("nothing*") == []
-    assert "toy" in zoo.list_models(weights=True) and "toy_9" not in zoo.list_models(weights=True)
-    assert "dvae_tiny" in zoo.list_models(decodes="pixels") and "toy" not in zoo.list_models(decodes="pixels")
+    assert "toy" in zoo.list_models(weights=True)
+    assert "toy_9" not in zoo.list_models(weights=True)
+    assert "dvae_tiny" in zoo.list_models(decodes="pixels")
+    assert "toy" not in zoo.list_models(decodes="pixels")
 
 
 def test_preset_and_overrides(toy):
     model = zoo.create_model(toy, width=6)
-    assert model.init_args()["image_size"] == 4 and model.init_args()["width"] == 6
+    assert model.init_args()["image_size"] == 4
+    assert model.init_args()["width"] == 6
     assert model.init_args()["optim"]["lr"] == 0.5
     assert zoo.create_model(toy, optim={"lr": 0.1, "betas": [0.5, 0.6]}).optim_settings == zoo.Optim(0.1, (0.5, 0.6))
 
@@ -141,7 +144,8 @@ def test_the_names_of_the_conventions_work_everywhere(file):
         assert registry.class_of(reference) is zoo.VQVAE
     info = zoo.model_info(f"ckpt:{path}")
     assert (info.name, info.cls, info.init_args["width"]) == (f"ckpt:{path}", zoo.VQVAE, 24)
-    assert info.num_parameters == sum(p.numel() for p in trained.parameters()) and info.spec == trained.spec
+    assert info.num_parameters == sum(p.numel() for p in trained.parameters())
+    assert info.spec == trained.spec
 
 
 @pytest.mark.parametrize(
@@ -164,7 +168,8 @@ def test_the_names_of_the_conventions_work_everywhere(file):
 def test_other_names_end_with_the_right_sentence(reference, options, sentence):
     with pytest.raises((TypeError, ValueError, FileNotFoundError)) as caught:
         zoo.create_model(reference, **options)
-    assert sentence in str(caught.value) and "\n" not in str(caught.value)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert "write 'ckpt:vqvae" not in str(caught.value)
 
 
@@ -191,7 +196,8 @@ def test_info_allocates_nothing():
     info = zoo.model_info("dvae_openai")
     assert (info.spec.num_tokens, info.spec.vocab_size, info.spec.decodes) == (1024, 8192, "pixels")
     assert info.num_parameters == 97_616_006  # 53,786,240 + 43,829,766 of encoder.pkl and decoder.pkl
-    assert info.description.startswith("DALL-E's discrete VAE") and info.paper == "arXiv:2102.12092"
+    assert info.description.startswith("DALL-E's discrete VAE")
+    assert info.paper == "arXiv:2102.12092"
 
 
 def test_info_agrees_with_the_built_model():

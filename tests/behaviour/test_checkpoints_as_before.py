@@ -120,7 +120,8 @@ def test_token_shards_of_then_are_read(split, in_tmp):
     data = datamodules.TokenData(str(SHARDS), image_size=32, batch_size=4, tokenizer=f"ckpt:{checkpoint}")
     data.setup("fit")
     samples = {"train": data.train, "val": data.val}[split]
-    assert len(samples) == data.headers[split]["count"] > 1 and data.num_classes == 3
+    assert len(samples) == data.headers[split]["count"] > 1
+    assert data.num_classes == 3
     model = zoo.create_model(f"ckpt:{checkpoint}").eval()
     for i in range(len(samples)):
         sample = samples[i]
@@ -142,4 +143,7 @@ def test_a_second_stage_takes_the_shards_of_then(in_tmp):
 
 def test_every_family_has_a_checkpoint_of_then():
     classes = {facts["preset"] for facts in observed.read("numbers.json.gz").values()}
-    assert len(FACTS) >= 20 and len(classes) >= 15 and len(GO_ON) >= 2 and len(RUNS) >= 4
+    assert len(FACTS) >= 20
+    assert len(classes) >= 15
+    assert len(GO_ON) >= 2
+    assert len(RUNS) >= 4

@@ -31,7 +31,8 @@ def parameter_differences(found, before, migrated=None):
 def test_zoo_exports_the_same_names():
     assert set(BEFORE["zoo"]) <= set(zoo.__all__), f"gone: {sorted(set(BEFORE['zoo']) - set(zoo.__all__))}"
     for name in BEFORE["zoo"]:
-        assert getattr(zoo, name) is not None and name in dir(zoo), f"zoo.{name}"
+        assert getattr(zoo, name) is not None, f"zoo.{name}"
+        assert name in dir(zoo), f"zoo.{name}"
 
 
 @pytest.mark.parametrize("name", BEFORE["modules"])
@@ -42,14 +43,16 @@ def test_modules_that_zoo_gives_when_asked_are_there(name):
 def test_optim_is_where_checkpoints_name_it():
     from zoo.optim import Optim
 
-    assert Optim is zoo.Optim and f"{Optim.__module__}.{Optim.__qualname__}" == "zoo.optim.Optim"
+    assert Optim is zoo.Optim
+    assert f"{Optim.__module__}.{Optim.__qualname__}" == "zoo.optim.Optim"
 
 
 @pytest.mark.parametrize("place", BEFORE["models"])
 def test_model_classes_are_where_checkpoints_name_them_with_the_same_arguments(place):
     module, _, name = place.rpartition(".")
     cls = getattr(importlib.import_module(module), name)
-    assert getattr(zoo, name) is cls and f"{cls.__module__}.{cls.__qualname__}" == place
+    assert getattr(zoo, name) is cls
+    assert f"{cls.__module__}.{cls.__qualname__}" == place
     found = observed.parameters(cls)
     lines = parameter_differences(found, BEFORE["models"][place], lambda given: observed.migrated(cls, given))
     assert not lines, observed.said(f"the constructor of {place}", lines)

@@ -79,7 +79,8 @@ def test_the_outputs_are_the_same(shipped):
     assert {f"{name}.{key}" for key in made} == {key for key in before if key.partition(".")[0] == name}
     for key, value in made.items():
         expected = before[f"{name}.{key}"]
-        assert value.shape == expected.shape and value.dtype == expected.dtype, f"{name}: shape or type of {key}"
+        assert value.shape == expected.shape, f"{name}: shape or type of {key}"
+        assert value.dtype == expected.dtype, f"{name}: shape or type of {key}"
         if value.is_floating_point():
             far = (value - expected).abs().max()
             assert far <= 1e-6 * max(1, expected.abs().max()), f"{name}: {key} is {far:.2g} away from what it was"

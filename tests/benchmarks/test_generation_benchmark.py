@@ -27,17 +27,21 @@ def test_table_and_record(generation, script, tmp_path, capsys):
     baselines = {"uniform_tokens", "unigram_tokens", "reconstructions", "train_images"}
     metrics = {"fd_lite0", "kd_lite0", "precision_lite0", "recall_lite0"}
     assert set(written["metrics"]) == metrics | {f"fd_lite0_{name}" for name in baselines}
-    assert written["n"] == 8 and written["data"] == "ToyData test (12 images), 32x32 px"
+    assert written["n"] == 8
+    assert written["data"] == "ToyData test (12 images), 32x32 px"
     protocol = written["protocol"]
-    assert protocol["generated"]["sampler"]["steps"] == 2 and protocol["generated"]["seed"] == 5
+    assert protocol["generated"]["sampler"]["steps"] == 2
+    assert protocol["generated"]["seed"] == 5
     assert protocol["generated"]["sampler"]["choice_temperature"] == 1.5
     assert protocol["generated"]["sampler"]["guidance"] == 0.0
     assert metrics <= set(protocol["baselines"]["unigram_tokens"])
     assert protocol["baselines"]["unigram_tokens"]["fd_lite0"] == written["metrics"]["fd_lite0_unigram_tokens"]
     assert protocol["extractor"]["sha256"]
     shown = capsys.readouterr().out
-    assert "maskgit_tiny:random against ToyData test" in shown and "n = 8" in shown
-    assert all(name in shown for name in (*metrics, *baselines, "model")) and " fid" not in shown
+    assert "maskgit_tiny:random against ToyData test" in shown
+    assert "n = 8" in shown
+    assert all(name in shown for name in (*metrics, *baselines, "model"))
+    assert " fid" not in shown
 
 
 def test_without_baselines(generation, capsys):
@@ -64,4 +68,6 @@ def test_bad_arguments_end_with_one_sentence(generation, capsys, arguments, mess
         generation.main([*arguments, "--device", "cpu"])
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1

@@ -52,7 +52,9 @@ def test_benchmark_and_trainer_agree_to_the_last_digit(rfid, tmp_path, capsys):
     assert written["protocol"]["data"]["num_images"] == 21
     assert written["protocol"]["fd_lite0"]["sha256"]
     shown = capsys.readouterr().out
-    assert "n = 21" in shown and "fd_lite0" in shown and "rfid" not in shown
+    assert "n = 21" in shown
+    assert "fd_lite0" in shown
+    assert "rfid" not in shown
 
 
 def test_missing_weights_end_with_one_sentence(rfid, capsys):
@@ -173,7 +175,8 @@ def test_two_seeds_measure_the_same_on_the_training_split(rfid, cheap, monkeypat
     one, two = (rfid.main([*command, "--seed", seed]) for seed in ("0", "7"))
     assert one["protocol"]["images_sha256"] == two["protocol"]["images_sha256"]
     assert one["protocol"]["view"].startswith("all images in order")
-    assert one["metrics"] == two["metrics"] and one["n"] == len(made[0].view("train")) == two["n"]
+    assert one["metrics"] == two["metrics"]
+    assert one["n"] == len(made[0].view("train")) == two["n"]
     assert one["n"] % 32, "the last batch is not full"
     assert made[0].predict_split == "val"
 
@@ -220,7 +223,8 @@ def test_metrics_that_are_no_numbers_are_named_and_the_others_kept(script, tmp_p
     path = tmp_path / "x.json"
     module.write(record(metrics={"psnr": float("inf"), "ssim": 1.0}, protocol={"scale": float("nan")}), path)
     written = json.loads(path.read_text(), parse_constant=lambda word: pytest.fail(word))
-    assert written["metrics"] == {"ssim": 1.0} and written["status"] == "not finite: psnr inf"
+    assert written["metrics"] == {"ssim": 1.0}
+    assert written["status"] == "not finite: psnr inf"
     assert written["protocol"] == {"scale": None}
     with pytest.raises(ValueError, match="metric psnr is nan"):
         module.check(record(metrics={"psnr": float("nan")}))

@@ -58,7 +58,8 @@ def test_whatever_a_model_can_do_is_measured(vision_language, model, expected, c
     sheet = ["--picture", str(tmp_path / "sheet.png")] if "cider_d" in expected else []
     record = vision_language.main(["--model", model, *captions, "--max-new-tokens", "4", "--out", str(out), *sheet])
     assert (tmp_path / "sheet.png").exists() == bool(sheet)
-    assert expected <= set(record["metrics"]) and record["n"] == 6
+    assert expected <= set(record["metrics"])
+    assert record["n"] == 6
     assert record["metrics"]["chance_r@1"] == pytest.approx(1 / 6)
     assert json.loads(out.read_text()) == record
 
@@ -69,7 +70,8 @@ def test_good_and_bad_captions(vision_language):
     samples = [{"caption": c, "references": ["red cat"]} for c in ("a dog", "red", "", "red cat")]
     sheet = vision_language.good_and_bad(images, samples, seed=0, each=2)
     shades = [round(sheet.getpixel((i * 150 + 5, 5))[0] / 85) for i in range(4)]
-    assert shades[:2] == [3, 1] and sorted(shades[2:]) == [0, 2]
+    assert shades[:2] == [3, 1]
+    assert sorted(shades[2:]) == [0, 2]
     with pytest.raises(ValueError, match="writes no captions: leave out --picture"):
         vision_language.good_and_bad(images, [], seed=0)
 
@@ -94,9 +96,8 @@ def test_seed_end_to_end(seed, captions, tmp_path, capsys):
         "--decoder", "seed_pixels_tiny:random", *captions, "--data.image_size", "32", "--candidates", "5",
         "--pictures", str(tmp_path / "pictures"), "--out", str(tmp_path / "seed.json"),
     ])  # fmt: skip
-    assert record["n"] == 5 and {"codes_i2t_r@1", "continuous_i2t_r@1", "text_to_image_i2t_r@1"} <= set(
-        record["metrics"]
-    )
+    assert record["n"] == 5
+    assert {"codes_i2t_r@1", "continuous_i2t_r@1", "text_to_image_i2t_r@1"} <= set(record["metrics"])
     assert len(record["protocol"]["curves"]["cosine"]) == 4
     names = {path.name for path in (tmp_path / "pictures").iterdir()}
     assert names == {f"seed_{n}.png" for n in ("prefix", "reconstructions", "captions", "text_to_image")}
@@ -125,5 +126,6 @@ def test_bridges_are_trained_once_and_measured(bridges, tmp_path, monkeypatch):
     assert records[0]["metrics"]["trainable"] == 1280 * 32 + 32
     first = (tmp_path / "runs" / "linear.ckpt").stat().st_mtime_ns
     again = bridges.main(command)
-    assert again == records and (tmp_path / "runs" / "linear.ckpt").stat().st_mtime_ns == first
+    assert again == records
+    assert (tmp_path / "runs" / "linear.ckpt").stat().st_mtime_ns == first
     assert zoo.create_model(f"ckpt:{tmp_path / 'runs' / 'blind.ckpt'}", language_model=None) is not None

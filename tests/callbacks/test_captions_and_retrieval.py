@@ -45,9 +45,11 @@ def test_captions_are_scored_drawn_and_kept(tmp_path, monkeypatch):
     metric = CIDErD()
     metric.update([r["caption"] for r in records], [r["references"] for r in records])
     assert float(trainer.callback_metrics["val/cider_d"]) == pytest.approx(float(metric.compute()), rel=1e-5)
-    assert 0 < float(trainer.callback_metrics["val/bleu_4"]) < 1 and "val/rouge_l" in trainer.callback_metrics
+    assert 0 < float(trainer.callback_metrics["val/bleu_4"]) < 1
+    assert "val/rouge_l" in trainer.callback_metrics
     with Image.open(tmp_path / "captions" / "step_000002.png") as picture:
-        assert picture.width == 4 * 200 and np.asarray(picture).std() > 0
+        assert picture.width == 4 * 200
+        assert np.asarray(picture).std() > 0
 
 
 def test_fewer_images_in_validation_than_in_a_test(tmp_path, monkeypatch):
@@ -60,7 +62,8 @@ def test_fewer_images_in_validation_than_in_a_test(tmp_path, monkeypatch):
     assert counts[0][1] == {"num_beams": 2, "max_new_tokens": 7, "prompt": "p"}
     counts.clear()
     trainer.test(model, ToyData(32, num_classes=9), verbose=False)
-    assert [c for c, _ in counts] == [4, 4] and "test/cider_d" in trainer.callback_metrics
+    assert [c for c, _ in counts] == [4, 4]
+    assert "test/cider_d" in trainer.callback_metrics
 
 
 def test_sheet_of_captions():
@@ -68,7 +71,8 @@ def test_sheet_of_captions():
     images[1] = 1
     sheet = np.asarray(caption_sheet(images, [["a", "b"], ["c" * 60], ["d"]], columns=2, width=120))
     assert sheet.shape[1] == 240
-    assert (sheet[4:24, 4:24] == 0).all() and (sheet[4:24, 124:144] == 255).all()
+    assert (sheet[4:24, 4:24] == 0).all()
+    assert (sheet[4:24, 124:144] == 255).all()
     below = sheet[24:60]
     assert (below[:, :120] < 128).any(), "black text"
 
@@ -87,7 +91,8 @@ def test_retrieval_over_the_whole_set(tmp_path, monkeypatch):
     assert 0 <= float(trainer.callback_metrics["val/i2t_r@1"]) <= 1
     assert float(trainer.callback_metrics["val/t2i_r@10"]) == 1
     trainer.test(model, ToyData(32, num_classes=9), verbose=False)
-    assert seen[-1][2] == 3 and "test/rerank_i2t_r@1" in trainer.callback_metrics
+    assert seen[-1][2] == 3
+    assert "test/rerank_i2t_r@1" in trainer.callback_metrics
 
 
 def test_retrieval_is_scored_where_the_last_batch_is_broken(tmp_path, monkeypatch):
@@ -118,7 +123,8 @@ def test_retrieval_is_scored_where_the_last_batch_is_broken(tmp_path, monkeypatc
         trainer = quiet_trainer(tmp_path, max_epochs=1, callbacks=callbacks)
         trainer.fit(model, Data(32, num_classes=9))
         first, _, (count, texts, used), raw = seen
-        assert count == 4 and texts == [f"image {i}" for i in range(4)]
+        assert count == 4
+        assert texts == [f"image {i}" for i in range(4)]
         assert torch.equal(first, used), "averaged as in the steps before"
         assert not torch.equal(raw, used), "and put back"
         assert 0 <= float(trainer.callback_metrics["val/i2t_r@1"]) <= 1

@@ -43,9 +43,11 @@ def test_the_last_good_checkpoint_stays(tmp_path, cls, names):
     )
     with pytest.raises(ValueError, match=rf"weights are no longer finite at step 4 \({names}\)") as caught:
         trainer.fit(cls(), ToyData())  # two steps per epoch
-    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert saved["global_step"] == 2 and all(v.isfinite().all() for v in saved["state_dict"].values())
+    assert saved["global_step"] == 2
+    assert all(v.isfinite().all() for v in saved["state_dict"].values())
 
 
 def test_without_the_guard_it_would_be_overwritten(tmp_path):
@@ -68,7 +70,8 @@ def test_an_emergency_checkpoint_does_not_raise_again(tmp_path):
 
     with pytest.raises(ValueError, match="no longer finite"):
         quiet_trainer(tmp_path, max_epochs=3, callbacks=[DivergenceGuard(), Save()]).fit(BadGradient(), ToyData())
-    assert (tmp_path / "emergency.ckpt").exists() and not (tmp_path / "f.ckpt").exists()
+    assert (tmp_path / "emergency.ckpt").exists()
+    assert not (tmp_path / "f.ckpt").exists()
 
 
 def test_all_that_models_hold_is_finite_at_the_start():

@@ -144,11 +144,16 @@ def test_test_leaves_its_protocol_in_the_log_folder(tmp_path):
     )
     logged = trainer.test(TinyTokenizer(), data, verbose=False)[0]
     written = json.loads((tmp_path / "logs" / "protocol.json").read_text())
-    assert written["num_images"] == 11 and written["split"] == "test" and written["ranks"] == 1
+    assert written["num_images"] == 11
+    assert written["split"] == "test"
+    assert written["ranks"] == 1
     assert written["data"] == {"class": "RandomImageData", "num_images": 11, "image_size": 16, "batch_size": 8}
-    assert written["fd_lite0"]["sha256"] and written["packages"]["torch"] and "ssim" in written
+    assert written["fd_lite0"]["sha256"]
+    assert written["packages"]["torch"]
+    assert "ssim" in written
     assert written["metrics"] == {k: v for k, v in logged.items() if k.startswith("test/")}
-    assert written["metrics"]["test/fd_lite0"] > 0 and len(written["images_sha256"]) == 64
+    assert written["metrics"]["test/fd_lite0"] > 0
+    assert len(written["images_sha256"]) == 64
 
 
 def test_no_protocol_without_values_to_explain(tmp_path):

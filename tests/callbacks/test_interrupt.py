@@ -73,7 +73,8 @@ def test_a_signal_in_validation_saves_the_trained_weights_and_validates_again(ru
     every = (*LONG, "--trainer.val_check_interval=5", "--trainer.callbacks+=EMA", "--trainer.callbacks+=ImageGrids")
     fit = ("fit", "--config", recipe, *every)
     got, _, err = run_cli(*fit, signalled(10, where="validation"))
-    assert got == 143 and "interrupted by SIGTERM after step 10, saved runs/toy/last.ckpt" in err
+    assert got == 143
+    assert "interrupted by SIGTERM after step 10, saved runs/toy/last.ckpt" in err
     stopped = pickles.load(Path("runs/toy/last.ckpt"))
     assert run_cli(*fit, signalled(9), "--trainer.default_root_dir=runs/other")[0] == 143
     whole = pickles.load(Path("runs/other/last.ckpt"))
@@ -84,7 +85,8 @@ def test_a_signal_in_validation_saves_the_trained_weights_and_validates_again(ru
     assert run_cli(*fit, "--trainer.default_root_dir=runs/whole")[0] == 0
     assert Path("runs/toy/metrics.csv").read_text() == Path("runs/whole/metrics.csv").read_text()
     grids = [pickles.load(Path(f"runs/{run}/last.ckpt"))["callbacks"]["ImageGrids"] for run in ("toy", "whole")]
-    assert grids[0] == grids[1] and grids[0]["validations"] > 2
+    assert grids[0] == grids[1]
+    assert grids[0]["validations"] > 2
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
@@ -98,7 +100,8 @@ def test_data_workers_that_get_the_signal_as_well_bring_the_images_that_are_wait
 def test_a_second_signal_ends_at_once(run_cli, recipe, monkeypatch):
     monkeypatch.setattr(os, "_exit", lambda code: (_ for _ in ()).throw(SystemExit(1000 + code)))
     got, _, _ = run_cli("fit", "--config", recipe, *LONG, signalled(3, name="SIGINT", times=2))
-    assert got == 1130 and not Path("runs/toy/last.ckpt").exists()
+    assert got == 1130
+    assert not Path("runs/toy/last.ckpt").exists()
 
 
 @pytest.mark.parametrize("where", ["sanity", "test"])
@@ -106,10 +109,12 @@ def test_before_training_and_in_a_test_nothing_is_saved_and_the_exit_code_says_s
     command = "test" if where == "test" else "fit"
     random = ["--untrained"] if where == "test" else []
     got, _, err = run_cli(command, "--config", recipe, *LONG, *random, signalled(0, where=where))
-    assert got == 143 and "interrupted by SIGTERM, nothing was saved" in err
+    assert got == 143
+    assert "interrupted by SIGTERM, nothing was saved" in err
     assert not Path("runs/toy/last.ckpt").exists()
     got, _, err = run_cli(command, "--config", recipe, *LONG, *random, signalled(0, where=where, name="SIGINT"))
-    assert got == 130 and "nothing was saved" in err
+    assert got == 130
+    assert "nothing was saved" in err
 
 
 def test_ctrl_c_while_the_data_is_prepared_ends_without_a_traceback(run_cli, recipe, monkeypatch):
@@ -118,12 +123,14 @@ def test_ctrl_c_while_the_data_is_prepared_ends_without_a_traceback(run_cli, rec
 
     monkeypatch.setattr("toys.ToyData.setup", interrupted)
     got, _, err = run_cli("fit", "--config", recipe)
-    assert got == 130 and err.strip().splitlines()[-1] == "interrupted before anything was trained"
+    assert got == 130
+    assert err.strip().splitlines()[-1] == "interrupted before anything was trained"
 
 
 def test_without_checkpoints_nothing_is_saved_and_the_line_says_so(run_cli, recipe):
     got, _, err = run_cli("fit", "--config", recipe, *LONG, "--trainer.enable_checkpointing=false", signalled(3))
-    assert got == 143 and "interrupted by SIGTERM after step 4, nothing was saved" in err
+    assert got == 143
+    assert "interrupted by SIGTERM after step 4, nothing was saved" in err
     assert not list(Path().glob("**/*.ckpt"))
 
 
@@ -137,7 +144,8 @@ def test_slurm_requeues_from_the_state_between_two_steps(run_cli, recipe, monkey
         monkeypatch.setenv(f"SLURM_{name}", value)
     fit = ("fit", "--config", recipe, *LONG)
     got, _, _ = run_cli(*fit, signalled(3, name="SIGUSR1"), signalled(5))
-    assert got == 143 and Path("requeued").read_text() == "requeue 12\n"
+    assert got == 143
+    assert Path("requeued").read_text() == "requeue 12\n"
     assert pickles.load(Path("runs/toy/hpc_ckpt_1.ckpt"))["global_step"] == 4
     assert pickles.load(Path("runs/toy/last.ckpt"))["global_step"] == 6
     got, _, err = run_cli(*fit)  # the same command, which the job runs again

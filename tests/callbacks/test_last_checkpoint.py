@@ -59,13 +59,15 @@ def test_the_clock_is_looked_at_often_enough_and_saving_takes_a_small_share():
     checkpoint = LastCheckpoint("run", first_minutes=0.5, first_steps=100, every_minutes=5)
     checkpoint._first_step, checkpoint._look = 0, 1
     assert checkpoint._plan(1, 0.1) == (False, 11)  # 0.1 s per step, but the first step tells little
-    assert checkpoint._plan(1, 31.0) == (True, 10) and checkpoint._plan(1, 3.0) == (False, 10)
+    assert checkpoint._plan(1, 31.0) == (True, 10)
+    assert checkpoint._plan(1, 3.0) == (False, 10)
     assert checkpoint._plan(100, 1.0) == (True, 200)
     checkpoint._cost, checkpoint._saved = 1.0, 100.0
     assert checkpoint._plan(1000, 100.0 + 299) == (False, 1000 + int(1000 / 399))
     assert checkpoint._plan(1000, 100.0 + 301)[0]
     checkpoint._cost = 60.0  # on a slow disk
-    assert not checkpoint._plan(1000, 100.0 + 1199)[0] and checkpoint._plan(1000, 100.0 + 1201)[0]
+    assert not checkpoint._plan(1000, 100.0 + 1199)[0]
+    assert checkpoint._plan(1000, 100.0 + 1201)[0]
 
 
 def test_checkpoints_of_lightnings_callback_go_on(tmp_path):
@@ -94,14 +96,18 @@ def test_no_message_names_a_checkpoint_that_is_not_there(run_cli, recipe):
     text = Path(recipe).read_text().replace("toys.Toy\n", "toys.Exploding\n")
     Path(recipe).write_text(text)
     code, _, err = run_cli("fit", "--config", recipe, QUIET, "--data.count=400", "--trainer.max_steps=9")
-    assert code == 1 and "the loss is no longer finite at step" in err
-    assert "nothing was saved before it" in err and "runs/toy" not in err
+    assert code == 1
+    assert "the loss is no longer finite at step" in err
+    assert "nothing was saved before it" in err
+    assert "runs/toy" not in err
     code, _, err = run_cli("fit", "--config", recipe, QUIET, "--data.count=8", "--trainer.max_steps=9")
-    assert code == 1 and "the last checkpoint before it is runs/toy/last.ckpt" in err
+    assert code == 1
+    assert "the last checkpoint before it is runs/toy/last.ckpt" in err
     assert pickles.load(Path("runs/toy/last.ckpt"))["global_step"] == 2
     own = "--trainer.callbacks+={class_path: ModelCheckpoint, init_args: {every_n_epochs: 9}}"
     code, out, _ = run_cli("fit", "--config", recipe, QUIET, "--trainer.max_steps=1", own)
-    assert code == 0 and ".ckpt" not in out
+    assert code == 0
+    assert ".ckpt" not in out
 
 
 @pytest.mark.parametrize(("folder", "said"), [("runs/my toy", "runs/my toy"), ("-toy", "{here}/-toy")])

@@ -39,7 +39,8 @@ def test_pictures_of_a_masked_model(tmp_path):
     completion = read(tmp_path / "samples" / "step_000002_completion.png")
     assert completion.shape[:2] == (5 * ROW, 2 * 34 + 2)
     hidden = completion[2 * ROW + LABEL_HEIGHT + 2 :][:32, 2:34]
-    assert (hidden[:, 16:] == 128).all() and not (hidden[:, :16] == 128).all()
+    assert (hidden[:, 16:] == 128).all()
+    assert not (hidden[:, :16] == 128).all()
 
 
 def test_pictures_of_an_autoregressive_model(tmp_path):
@@ -53,7 +54,8 @@ def test_pictures_of_what_follows_a_condition():
     model = zoo.create_model("ar_transformer_tiny", num_classes=0, condition_tokenizer="dvae_tiny:random").eval()
     images = torch.rand(4, 3, 32, 32)
     rows = Samples(3).draw(model, {"image": images, "condition": images})["conditions"]
-    assert list(rows) == ["condition", "samples"] and torch.equal(rows["condition"], images[:3])
+    assert list(rows) == ["condition", "samples"]
+    assert torch.equal(rows["condition"], images[:3])
     ids = model.frozen["condition_tokenizer"].encode(images).ids
     assert torch.equal(Samples(3).draw(model, {"condition_ids": ids})["conditions"]["samples"], rows["samples"])
     with pytest.raises(ValueError, match="the batch has no condition, but image: leave the callback Samples out"):
@@ -98,7 +100,9 @@ def test_models_without_a_null_class_are_drawn_without_guidance(tmp_path, caplog
     files = run(tmp_path, zoo.create_model(name, **settings), [samples], max_steps=2)
     assert "step_000002_classes.png" in files
     said = [r.message for r in caplog.records if "without guidance 1.0" in r.message]
-    assert len(said) == 1 and "class_dropout > 0" in said[0] and "\n" not in said[0]
+    assert len(said) == 1
+    assert "class_dropout > 0" in said[0]
+    assert "\n" not in said[0]
 
 
 def test_guidance_reaches_models_that_know_a_null_class(tmp_path, caplog, monkeypatch):
@@ -106,7 +110,9 @@ def test_guidance_reaches_models_that_know_a_null_class(tmp_path, caplog, monkey
     complete = type(model).complete
     monkeypatch.setattr(type(model), "complete", lambda self, *a, **k: seen.append(k) or complete(self, *a, **k))
     run(tmp_path, model, [Samples(1, max_classes=1, completions=0, guidance=1.5)], max_steps=2)
-    assert seen and all(options["guidance"] == 1.5 for options in seen) and "without guidance" not in caplog.text
+    assert seen
+    assert all(options["guidance"] == 1.5 for options in seen)
+    assert "without guidance" not in caplog.text
 
 
 def test_refusals(tmp_path):

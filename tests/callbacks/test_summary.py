@@ -25,7 +25,8 @@ def test_without_checkpoint_and_pictures(tmp_path, capsys):
     )
     line = capsys.readouterr().out.strip().splitlines()[-1]
     assert line.startswith("1 step: train/loss ")
-    assert "checkpoint" not in line and "pictures" not in line
+    assert "checkpoint" not in line
+    assert "pictures" not in line
 
 
 def test_values_of_an_earlier_validation_say_so(tmp_path, capsys):

@@ -56,7 +56,9 @@ def test_an_address_is_refused_by_every_way_of_python(tmp_path, nothing_opens, a
 def test_a_command_takes_no_address_unless_asked(run_cli, recipe, nothing_opens, address):
     code, _, err = run_cli("test", "--config", recipe, f"--ckpt_path={address}")
     last = err.strip().splitlines()[-1]
-    assert code == 1 and last.startswith(f"error: {address} is an address") and "--fetch_checkpoint" in last
+    assert code == 1
+    assert last.startswith(f"error: {address} is an address")
+    assert "--fetch_checkpoint" in last
 
 
 def test_a_weights_setting_takes_no_address_either(run_cli, nothing_opens):
@@ -64,7 +66,9 @@ def test_a_weights_setting_takes_no_address_either(run_cli, nothing_opens):
     for address in ("https://e.org/x.pt", "s3://b/x"):
         code, _, err = run_cli("fit", "--model=DVAE", f"--model.weights={address}", *data)
         last = err.strip().splitlines()[-1]
-        assert code != 0 and last.startswith("error: ") and f"{address} is an address" in last
+        assert code != 0
+        assert last.startswith("error: ")
+        assert f"{address} is an address" in last
 
 
 def test_names_with_paths_of_their_own_and_file_addresses_are_paths(tmp_path):
@@ -120,14 +124,16 @@ def test_an_address_that_is_asked_for_is_downloaded_and_read_as_any_file(run_cli
     )  # fmt: skip
     assert code == 0, err
     found = list((in_tmp / "cache" / "checkpoints").iterdir())
-    assert [file.stat().st_size for file in found] == [size] and found[0].name.endswith("-last.ckpt")
+    assert [file.stat().st_size for file in found] == [size]
+    assert found[0].name.endswith("-last.ckpt")
 
 
 def test_what_was_downloaded_is_not_executed_either(run_cli, recipe, served, marker):
     folder, address = served
     torch.save(run_content(Payload(marker)), folder / "x.ckpt")
     code, _, err = run_cli("fit", "--config", recipe, f"--ckpt_path={address}/x.ckpt", "--fetch_checkpoint")
-    assert code == 1 and ASKS in err.strip().splitlines()[-1]
+    assert code == 1
+    assert ASKS in err.strip().splitlines()[-1]
 
 
 def test_a_download_that_fails_leaves_a_sentence_and_no_file(run_cli, recipe, served, in_tmp):
@@ -135,7 +141,9 @@ def test_a_download_that_fails_leaves_a_sentence_and_no_file(run_cli, recipe, se
     for place in (f"{address}/none.ckpt", "http://127.0.0.1:9/x.ckpt", "nosuch://x/y"):
         code, _, err = run_cli("fit", "--config", recipe, f"--ckpt_path={place}", "--fetch_checkpoint")
         last = err.strip().splitlines()[-1]
-        assert code == 1 and last.startswith(f"error: {place} was not downloaded: ") and "Traceback" not in err
+        assert code == 1
+        assert last.startswith(f"error: {place} was not downloaded: ")
+        assert "Traceback" not in err
     with contextlib.suppress(FileNotFoundError):
         assert not list((in_tmp / "cache" / "checkpoints").iterdir())
 

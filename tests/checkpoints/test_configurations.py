@@ -166,7 +166,8 @@ def test_what_a_configuration_said_is_in_the_checkpoint(plain_llava, tmp_path):
 
     folder = edited(plain_llava, tmp_path / "f", vision_feature_select_strategy="full", vision_feature_layer=-1)
     model = zoo.create_model("llava_tiny", language_model=str(folder), weights=folder)
-    assert model.init_args()["select"] == "cls_patch" and model.init_args()["vision_layer"] == 3
+    assert model.init_args()["select"] == "cls_patch"
+    assert model.init_args()["vision_layer"] == 3
     path = save_weights(model, tmp_path / "a.safetensors")
     again = from_checkpoint(path)
     torch.testing.assert_close(again.eval().language_inputs(IMAGES), model.eval().language_inputs(IMAGES))
@@ -210,13 +211,15 @@ def test_every_single_field_of_llava_is_used_or_refused(plain_llava, tmp_path, p
         folder = edited(plain_llava, tmp_path / str(i), part, **{name: value})
         ours, sentence = ours_or_sentence(folder)
         if ours is None:
-            assert sentence and "\n" not in sentence, name
+            assert sentence, name
+            assert "\n" not in sentence, name
             refused += 1
             continue
         for one, other in zip(ours, theirs_of(folder), strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=5e-5, msg=f"{part} {name} {value}")
         same += 1
-    assert same > 3 and refused > 1
+    assert same > 3
+    assert refused > 1
 
 
 # ---------------------------------------------------------------- LLaVA of haotian-liu
@@ -443,7 +446,8 @@ def test_pixels_are_normalised_as_the_folder_says(plain_llava, tmp_path):
 def test_the_size_of_any_clip_is_known_without_its_weights(plain_llava):
     with torch.device("meta"):
         tower = vision_tower(f"clip:{plain_llava}", 64)
-    assert tower.width == 32 and tower.num_tokens == 65
+    assert tower.width == 32
+    assert tower.num_tokens == 65
     with pytest.raises(ValueError, match="random says nothing of a CLIP"):
         vision_tower("clip:random", 64)
 

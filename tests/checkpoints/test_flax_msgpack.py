@@ -24,7 +24,9 @@ def test_arrays_keep_names_shapes_types_and_values(tmp_path):
     state = files.read(write(tmp_path / "checkpoint", tree)).state
     assert set(state) == {"encoder/Conv_0/kernel", "step"}
     assert torch.equal(state["encoder/Conv_0/kernel"], torch.from_numpy(kernel))
-    assert state["step"].dtype == torch.int32 and state["step"].shape == () and state["step"] == 7
+    assert state["step"].dtype == torch.int32
+    assert state["step"].shape == ()
+    assert state["step"] == 7
 
 
 def test_a_chunked_array_is_joined(tmp_path):

@@ -67,7 +67,8 @@ def test_clip_names_what_it_leaves_out_and_compares_positions(tmp_path, said, pr
     folder = clip_folder(tmp_path / "clip", prefix, torch.arange(17)[None])
     read_clip(folder)
     message = said()
-    assert "not used from" in message and "position_ids" not in message  # the last block is left out
+    assert "not used from" in message
+    assert "position_ids" not in message
     assert f"{prefix}stray.weight" in message
     with pytest.raises(ValueError, match="position_ids holds other values than the positions"):
         read_clip(clip_folder(tmp_path / "clip", prefix, torch.zeros(1, 17)))
@@ -93,7 +94,8 @@ def test_a_teacher_names_what_it_leaves_out_and_compares_its_activation(tmp_path
         (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
         if act == "gelu":
             image_embedders.image_embedder(f"clip_vit_h14:{tmp_path}", 32)
-            assert "not used" in said() and "logit_scale" in said()
+            assert "not used" in said()
+            assert "logit_scale" in said()
         else:
             with pytest.raises(ValueError, match="says hidden_act 'quick_gelu', and this model has 'gelu'"):
                 image_embedders.image_embedder(f"clip_vit_h14:{tmp_path}", 32)
@@ -116,10 +118,13 @@ def test_bert_names_what_it_leaves_out(tmp_path, said):
     model = bert_folder(tmp_path, positions | {"bert.stray": torch.ones(2)})
     message = said()
     assert all(name in message for name in ("bert.pooler.dense.weight", "cls.seq_relationship.weight", "bert.stray"))
-    assert "position_ids" not in message and "word_embeddings" not in message and "token_type" not in message
+    assert "position_ids" not in message
+    assert "word_embeddings" not in message
+    assert "token_type" not in message
     rows = model.Qformer.bert.embeddings.word_embeddings.weight
     stored = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)["bert.embeddings.word_embeddings.weight"]
-    assert torch.equal(rows[:30], stored) and type(rows.data) is torch.Tensor
+    assert torch.equal(rows[:30], stored)
+    assert type(rows.data) is torch.Tensor
     with pytest.raises(ValueError, match="position_ids holds other values"):
         bert_folder(tmp_path, {"bert.embeddings.position_ids": torch.ones(1, 30)})
 
@@ -144,8 +149,10 @@ def test_the_language_model_inside_a_llava_is_taken_and_the_rest_named(tmp_path,
     torch.save(network.state_dict() | old | others, tmp_path / "pytorch_model.bin")
     found, _, _ = read_language_folder(tmp_path, torch.float32)
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in found.state_dict().items())
-    assert "model.mm_projector.0.weight" in said() and "model.vision_tower.quux" in said()
-    assert "inv_freq" not in said() and "up_proj" not in said()
+    assert "model.mm_projector.0.weight" in said()
+    assert "model.vision_tower.quux" in said()
+    assert "inv_freq" not in said()
+    assert "up_proj" not in said()
     wrong = {name: value * 2 for name, value in old.items()}
     torch.save(network.state_dict() | wrong | others, tmp_path / "pytorch_model.bin")
     with pytest.raises(ValueError, match="inv_freq holds other frequencies than this language model"):

@@ -143,7 +143,9 @@ def test_a_loaded_checkpoint_can_be_trained_saved_and_loaded_again(files, tmp_pa
 def test_overrides_change_the_arguments_and_nothing_else(files):
     model, path = files["python"]
     again = from_checkpoint(path, {"tau": (0.9, 0.1, 3), "optim": Optim(lr=0.5)})
-    assert again.tau == (0.9, 0.1, 3) and again.optim_settings.lr == 0.5 and again.beta == (0.0, 0.1, 7)
+    assert again.tau == (0.9, 0.1, 3)
+    assert again.optim_settings.lr == 0.5
+    assert again.beta == (0.0, 0.1, 7)
     assert torch.equal(again.decoder.blocks.input.w, model.decoder.blocks.input.w)
     with pytest.raises(TypeError, match="did you mean width"):
         from_checkpoint(path, {"widht": 8})
@@ -189,7 +191,8 @@ def test_export_describes_the_model_and_leaves_frozen_towers_out(tmp_path):
     with safe_open(save_weights(model, tmp_path / "m.safetensors"), "pt") as file:
         block = json.loads(file.metadata()["zoo"])
         names = set(file.keys())
-    assert block["class"] == "zoo.models.dvae.DVAE" and block["init_args"]["tau"] == [1.0, 0.5, 20]
+    assert block["class"] == "zoo.models.dvae.DVAE"
+    assert block["init_args"]["tau"] == [1.0, 0.5, 20]
     assert names == set(model.encoder.state_dict(prefix="encoder.")) | set(model.decoder.state_dict(prefix="decoder."))
     with pytest.raises(ValueError, match=r"ends in \.safetensors, not .*m\.ckpt"):
         save_weights(model, tmp_path / "m.ckpt")
@@ -202,8 +205,10 @@ def test_export_of_a_part_stays_a_part(tmp_path):
     path = save_weights(model, tmp_path / "part.safetensors")
     assert path.stat().st_size < 4 * sum(p.numel() for p in model.encoder.parameters()) + 8192
     again = create_model(f"ckpt:{path}")
-    assert again.not_in_file == model.not_in_file and "encoder only" in again.not_in_file["decoder."]
-    assert again.spec.decodes is None and again.spec == model.spec
+    assert again.not_in_file == model.not_in_file
+    assert "encoder only" in again.not_in_file["decoder."]
+    assert again.spec.decodes is None
+    assert again.spec == model.spec
     assert fingerprint(again) == fingerprint(model)  # the decoder of each is random
     assert torch.equal(again.encoder.blocks.input.w, model.encoder.blocks.input.w)
 

@@ -82,7 +82,8 @@ def test_a_trainer_from_python_saves_beside_and_keeps_the_old_file_on_a_full_dis
     fill(small_disk)
     with pytest.raises(OSError, match=r"a\.ckpt was not written: No space left on device; what was there"):
         run.save_checkpoint(path)
-    assert path.read_bytes() == old and pickles.load(path)["global_step"] == 1
+    assert path.read_bytes() == old
+    assert pickles.load(path)["global_step"] == 1
 
 
 class Sharded(SingleDeviceStrategy):
@@ -111,7 +112,9 @@ def test_a_sharded_checkpoint_is_replaced_as_a_whole(tmp_path):
             parameter.zero_()
     with pytest.raises(RuntimeError, match="killed"):
         run.save_checkpoint(path)
-    assert (path / "shard.pt").read_bytes() == old and os.listdir(tmp_path) == ["last.ckpt"]
+    assert (path / "shard.pt").read_bytes() == old
+    assert os.listdir(tmp_path) == ["last.ckpt"]
     strategy.dies = False
     run.save_checkpoint(path)
-    assert (path / "shard.pt").read_bytes() != old and pickles.load(path / "meta.pt") == 1
+    assert (path / "shard.pt").read_bytes() != old
+    assert pickles.load(path / "meta.pt") == 1

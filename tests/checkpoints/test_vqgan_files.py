@@ -319,7 +319,8 @@ def llamagen_name(name, levels):
 def test_llamagen_checkpoint(tmp_path):
     model = stirred("vqgan_tiny", quantizer="l2", legacy=False)
     state = {llamagen_name(name, 3): v for name, v in tokenizer_state(model).items()}
-    assert "decoder.conv_blocks.0.res.1.conv1.weight" in state and "encoder.mid.1.proj_out.bias" in state
+    assert "decoder.conv_blocks.0.res.1.conv1.weight" in state
+    assert "encoder.mid.1.proj_out.bias" in state
     state["quantize.codebook_used"] = torch.zeros(65536)
     content = {"model": state, "steps": 5, "args": argparse.Namespace(vq_model="VQ-16")}
     torch.save(content, tmp_path / "vq_ds16_c2i.pt")
@@ -375,7 +376,8 @@ def test_gumbel_and_ldm_configurations(tmp_path):
         " lr_min: 1.0e-06, lr_max: 0.9, lr_start: 0.9, max_decay_steps: 1000001, verbosity_interval: 0}\n",
     )
     model = read_config(tmp_path, gumbel)
-    assert model.hparams["quantizer"] == "gumbel" and model.tau == (0.9, 1e-6, 1_000_001)
+    assert model.hparams["quantizer"] == "gumbel"
+    assert model.tau == (0.9, 1e-6, 1_000_001)
     noattn = CONFIG.replace("dropout: 0.0", "dropout: 0.0, attn_type: none").replace(
         "taming.models.vqgan.VQModel", "ldm.models.autoencoder.VQModelInterface"
     )

@@ -48,7 +48,8 @@ def test_the_first_line_comes_before_the_libraries(tmp_path):
 
 def test_without_a_command_the_help_says_which_there_are(run_cli):
     code, out, err = run_cli()
-    assert (code, out) == (2, "") and err == run_cli("--help")[1] == cli.HELP
+    assert (code, out) == (2, "")
+    assert err == run_cli("--help")[1] == cli.HELP
     for command in ("fit", "validate", "test", "predict", "list", "recipes", "copy"):
         assert f" {command} " in err.replace("\n", " ")
 
@@ -75,12 +76,14 @@ def test_the_table_that_travels_is_that_of_the_registry():
 def test_presets_that_a_program_registered_are_in_the_table(monkeypatch):
     monkeypatch.setattr(presets, "_PRESETS", dict(presets.presets()))
     zoo.register("toy_of_mine", Toy, paper="none", image_size=4, width=2)
-    assert "toy_of_mine" in catalog.models_table("*of_mine") and "toy_of_mine" in catalog.models_table()
+    assert "toy_of_mine" in catalog.models_table("*of_mine")
+    assert "toy_of_mine" in catalog.models_table()
 
 
 def test_a_paper_that_changed_its_presets_is_built_anew(monkeypatch):
     monkeypatch.setattr(catalog, "_digest", lambda path: "another")
-    assert set(catalog._known_rows()) == set(zoo.list_models()) and not any(catalog._known_rows().values())
+    assert set(catalog._known_rows()) == set(zoo.list_models())
+    assert not any(catalog._known_rows().values())
 
 
 ROWS = [("a", "x" * 30, "y" * 60), ("bbb", "x", "y")]
@@ -108,10 +111,12 @@ def test_tables_fit_the_terminal(width, second):
 def test_the_commands_ask_the_terminal_and_pipes_get_everything(command, run_cli, monkeypatch):
     monkeypatch.setenv("COLUMNS", "70")
     _, whole, said = run_cli(command)
-    assert max(map(len, whole.splitlines())) > 120 and said == ""
+    assert max(map(len, whole.splitlines())) > 120
+    assert said == ""
     monkeypatch.setattr(entry, "terminal_width", lambda: 70)
     narrow = run_cli(command)[1]
-    assert max(map(len, narrow.splitlines())) <= 70 and len(narrow.splitlines()) == len(whole.splitlines())
+    assert max(map(len, narrow.splitlines())) <= 70
+    assert len(narrow.splitlines()) == len(whole.splitlines())
 
 
 @pytest.mark.parametrize(
@@ -147,5 +152,6 @@ def test_errors_of_the_quick_commands_are_quick_sentences(arguments):
     code = f"import sys; sys.argv[1:] = {arguments}; import zoo.cli as c\ntry: c.main()\n"
     end = f"finally: sys.stdout.write(' '.join(m for m in {HEAVY!r} if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code + end], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (1, "") and done.stderr.startswith("error: ")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1

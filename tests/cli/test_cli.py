@@ -83,7 +83,8 @@ def test_both_spellings_of_an_override_and_nested_ones(parsed):
     )
     model = parsed(*args)["model"]["init_args"]
     assert (model["tokenizer"], model["width"], model["optim"]["lr"]) == ("dvae_emoji", 7, 0.5)
-    assert model["optim"]["betas"] == [0.5, 0.6] and model["optim"]["weight_decay"] == zoo.Optim().weight_decay
+    assert model["optim"]["betas"] == [0.5, 0.6]
+    assert model["optim"]["weight_decay"] == zoo.Optim().weight_decay
 
 
 def test_several_files_merge_and_lists_can_grow(parsed):
@@ -93,10 +94,12 @@ def test_several_files_merge_and_lists_can_grow(parsed):
     config = parsed(
         "--config", "more.yaml", "--trainer.callbacks+=DeviceStatsMonitor", "--compile", "--matmul_precision=highest"
     )
-    assert config["model"]["init_args"]["width"] == 9 and config["model"]["init_args"]["optim"]["lr"] == 1e-3
+    assert config["model"]["init_args"]["width"] == 9
+    assert config["model"]["init_args"]["optim"]["lr"] == 1e-3
     kinds = [c["class_path"].rpartition(".")[2] for c in config["trainer"]["callbacks"]]
     assert kinds == ["RichModelSummary", "DeviceStatsMonitor"]
-    assert config["compile"] is True and config["matmul_precision"] == "highest"
+    assert config["compile"] is True
+    assert config["matmul_precision"] == "highest"
 
 
 # ---------------------------------------------------------------- runs
@@ -109,7 +112,8 @@ def test_a_run_leaves_checkpoint_logs_and_configuration(run_cli, recipe):
     run = Path("runs/toy")
     assert {"last.ckpt", "metrics.csv", "config.yaml"} <= {p.name for p in run.iterdir()}
     assert list(run.glob("events.out.tfevents*"))
-    assert not list(run.glob("*-v1.ckpt")) and not list(run.glob("epoch=*"))
+    assert not list(run.glob("*-v1.ckpt"))
+    assert not list(run.glob("epoch=*"))
     assert {"train/loss", "val/loss"} <= set(rows(run / "metrics.csv")[0])
     assert torch.load(run / "last.ckpt", weights_only=True)["global_step"] == 2
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["image_size"] == 16
@@ -123,8 +127,10 @@ def test_the_command_that_a_run_prints_works_after_flags(run_cli, recipe, own_fo
     command = line.partition("next: lightning ")[2].split()
     assert command[:2] == ["test", "--config"]
     code, out, err = run_cli(*command)
-    assert code == 0 and "test/loss" in out, err
-    assert Path("runs/toy/test/metrics.csv").exists() and sorted(p.name for p in Path("runs").iterdir()) == ["toy"]
+    assert code == 0, err
+    assert "test/loss" in out, err
+    assert Path("runs/toy/test/metrics.csv").exists()
+    assert sorted(p.name for p in Path("runs").iterdir()) == ["toy"]
 
 
 def test_resume_restores_state_and_flags_decide(run_cli, recipe):
@@ -143,7 +149,8 @@ def test_hyper_parameters_in_a_checkpoint_never_win(run_cli, recipe):
     """Stock Lightning lets them override even explicit flags; ZooCLI makes its hook a no-op."""
     fit(run_cli)
     said = message(run_cli, "validate", "--config", recipe, "--ckpt_path=runs/toy/last.ckpt", "--model.width=5", code=1)
-    assert "not of this Toy" in said and "size mismatch for net.0.weight" in said
+    assert "not of this Toy" in said
+    assert "size mismatch for net.0.weight" in said
 
 
 def test_upstream_still_calls_the_checkpoint_hook():
@@ -167,7 +174,8 @@ def test_own_logger_and_checkpoint_replace_the_defaults(run_cli, recipe):
     Path("own.yaml").write_text(text)
     fit(run_cli, "--config", "own.yaml")
     found = {p.name for p in Path("runs").rglob("*.*")}
-    assert "mine.ckpt" in found and not {"last.ckpt", "metrics.csv"} & found
+    assert "mine.ckpt" in found
+    assert not {"last.ckpt", "metrics.csv"} & found
 
 
 def test_a_run_without_directory_takes_the_name_of_the_recipe(run_cli, recipe):
@@ -186,7 +194,8 @@ def test_compile_in_place(run_cli, recipe, monkeypatch):
 def test_no_advertising(run_cli, recipe, caplog):
     caplog.set_level(logging.INFO)
     out = fit(run_cli)
-    assert "Tip" not in out + caplog.text and "litlogger" not in out + caplog.text
+    assert "Tip" not in out + caplog.text
+    assert "litlogger" not in out + caplog.text
 
 
 # ---------------------------------------------------------------- errors
@@ -243,7 +252,8 @@ def test_typo_in_a_flag(run_cli, recipe, flag, named):
 def test_unknown_command_and_nothing_to_do(run_cli):
     assert "'fit'" in message(run_cli, "fitt")
     said = message(run_cli, "fit")
-    assert "data and model" in said and "--config recipes/" in said
+    assert "data and model" in said
+    assert "--config recipes/" in said
 
 
 @pytest.mark.parametrize(
@@ -251,7 +261,9 @@ def test_unknown_command_and_nothing_to_do(run_cli):
 )
 def test_options_before_the_command_are_told_where_they_belong(run_cli, recipe, early):
     said = message(run_cli, *early, "fit")
-    assert said.startswith("error: 'lightning' takes no 'model") and "after fit" in said and len(said) < 200
+    assert said.startswith("error: 'lightning' takes no 'model")
+    assert "after fit" in said
+    assert len(said) < 200
     assert said.endswith("as in lightning fit --config recipes/beit.yaml")
 
 
@@ -288,7 +300,8 @@ def test_broken_images_are_one_line_with_and_without_workers(run_cli, recipe, wo
         Path(f"images/{i}.png").write_text("no image")
     data = ("--data=ImageFolderData", "--data.root=images", "--data.val_fraction=0.2", f"--data.num_workers={workers}")
     said = message(run_cli, "fit", "--config", recipe, "--trainer.num_sanity_val_steps=0", *data, code=1)
-    assert "images cannot be used, more than max_broken=0.01 allows: 1" in said and "Caught" not in said
+    assert "images cannot be used, more than max_broken=0.01 allows: 1" in said
+    assert "Caught" not in said
     assert said.endswith("repair or remove them, or raise max_broken")
 
 
@@ -307,9 +320,11 @@ def test_bugs_keep_their_traceback(recipe):
 def test_divergence_ends_the_run_and_keeps_the_last_good_checkpoint(run_cli, recipe):
     Path(recipe).write_text(RECIPE.replace("toys.Toy\n", "toys.Exploding\n"))
     said = message(run_cli, "fit", "--config", recipe, "--trainer.max_steps=8", code=1)
-    assert "no longer finite at step 3" in said and "runs/toy" in said
+    assert "no longer finite at step 3" in said
+    assert "runs/toy" in said
     saved = torch.load("runs/toy/last.ckpt", weights_only=True)
-    assert saved["global_step"] == 2 and all(v.isfinite().all() for v in saved["state_dict"].values())
+    assert saved["global_step"] == 2
+    assert all(v.isfinite().all() for v in saved["state_dict"].values())
 
 
 # ---------------------------------------------------------------- recipes in the package
@@ -332,7 +347,8 @@ def package(in_tmp, monkeypatch):
 @pytest.mark.parametrize("flag", ["--config {}", "--config={}", "-c {}"])
 def test_packaged_recipe_is_found_and_said(run_cli, package, typed, width, flag):
     code, out, err = run_cli("fit", *flag.format(typed).split(), "--print_config")
-    assert code == 0 and yaml.safe_load(out)["model"]["init_args"]["width"] == width
+    assert code == 0
+    assert yaml.safe_load(out)["model"]["init_args"]["width"] == width
     assert err.strip().splitlines() == [f"{typed} is not here, using the packaged recipe {_found(package, typed)}"]
 
 
@@ -344,7 +360,9 @@ def test_local_recipe_wins_silently(run_cli, package):
     Path("recipes").mkdir()
     Path("recipes/toy.yaml").write_text(RECIPE.replace("width: 3", "width: 4"))
     code, out, err = run_cli("fit", "--config", "recipes/toy.yaml", "--print_config")
-    assert code == 0 and err == "" and yaml.safe_load(out)["model"]["init_args"]["width"] == 4
+    assert code == 0
+    assert err == ""
+    assert yaml.safe_load(out)["model"]["init_args"]["width"] == 4
 
 
 def test_unknown_recipe(run_cli, package):
@@ -359,9 +377,11 @@ def test_recipes_and_copy(run_cli, package):
         "recipes/paper/toy_big.yaml",
         "recipes/toy.yaml",
     ]
-    assert run_cli("copy", "toy")[1] == "copied to toy.yaml\n" and Path("toy.yaml").read_text() == RECIPE
+    assert run_cli("copy", "toy")[1] == "copied to toy.yaml\n"
+    assert Path("toy.yaml").read_text() == RECIPE
     assert "toy.yaml exists" in message(run_cli, "copy", "recipes/toy.yaml", code=1)
-    assert run_cli("copy", "paper/toy_big", "big.yaml")[0] == 0 and Path("big.yaml").exists()
+    assert run_cli("copy", "paper/toy_big", "big.yaml")[0] == 0
+    assert Path("big.yaml").exists()
     assert "copy RECIPE" in message(run_cli, "copy")
 
 
@@ -388,7 +408,8 @@ def test_header_values_may_take_several_lines(tmp_path):
 def test_list(run_cli):
     code, out, _ = run_cli("list")
     lines = out.splitlines()
-    assert code == 0 and [line.split()[0] for line in lines[1:]] == zoo.list_models()
+    assert code == 0
+    assert [line.split()[0] for line in lines[1:]] == zoo.list_models()
     row = next(line for line in lines if line.startswith("dvae_openai "))
     for value in ("DVAE", "97.62 M", "1024 x 8192", "pixels", "to download", "arXiv:2102.12092"):
         assert value in row
@@ -407,14 +428,17 @@ def test_three_doors_lead_to_the_same_command():
 
 def test_help_of_a_model_shows_its_docstring(run_cli):
     code, out, _ = run_cli("fit", "--model.help=zoo.DVAE")
-    assert code == 0 and "--model.vocab_size" in out and "temperature of the relaxation" in out
+    assert code == 0
+    assert "--model.vocab_size" in out
+    assert "temperature of the relaxation" in out
 
 
 def test_a_module_in_the_working_directory_is_found_but_shadows_nothing(run_cli, recipe):
     Path("mine.py").write_text("import toys\n\n\nclass Mine(toys.Toy):\n    pass\n")
     Path("yaml.py").write_text("raise RuntimeError('shadowed')\n")
     code, out, err = run_cli("fit", "--config", recipe, "--model=mine.Mine", "--print_config")
-    assert code == 0 and yaml.safe_load(out)["model"]["class_path"] == "mine.Mine", err
+    assert code == 0, err
+    assert yaml.safe_load(out)["model"]["class_path"] == "mine.Mine", err
     sys.modules.pop("mine")
 
 
@@ -429,7 +453,9 @@ def test_checkpoint_of_another_model_in_one_short_line(run_cli, recipe):
         torch.load("runs/toy/last.ckpt") | {"state_dict": {f"key{i}": torch.ones(1) for i in range(99)}}, "a.ckpt"
     )
     out = message(run_cli, "fit", "--config", recipe, "--trainer.max_steps=9", "--ckpt_path=a.ckpt", code=1)
-    assert "is not of this" in out and "use the recipe and flags that made it" in out and len(out) < 400
+    assert "is not of this" in out
+    assert "use the recipe and flags that made it" in out
+    assert len(out) < 400
 
 
 @pytest.mark.slow
@@ -452,7 +478,8 @@ def test_importing_the_zoo_costs_little_more_than_lightning():
 def test_arguments_that_are_no_text_are_refused_in_a_sentence(run_cli):
     """A configuration file could not hold them, and the parser fails on them without naming one."""
     code, out, err = run_cli("fit", "--config", "toy.yaml", "--data.root=d\udce9ta")
-    assert code == 2 and err.splitlines()[-1] == (
+    assert code == 2
+    assert err.splitlines()[-1] == (
         "error: '--data.root=d\\udce9ta' holds bytes that are no UTF-8, which no configuration can: rename what it "
         "names, or give it a second name by ln -s"
     )

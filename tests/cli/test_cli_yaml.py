@@ -64,14 +64,16 @@ def test_a_folder_that_is_called_like_a_number(run_cli, recipe, data):
     code, out, err = run_cli("fit", "--config", "toy.yaml", f"--data={data}", *flags, "--print_config")
     assert code == 0, err
     found = yaml.safe_load(out)["data"]["init_args"]
-    assert found["root"] == "1e3" and found.get("annotations", "1e-4") == "1e-4"
+    assert found["root"] == "1e3"
+    assert found.get("annotations", "1e-4") == "1e-4"
 
 
 def test_a_run_in_a_folder_that_is_called_like_a_number(run_cli, recipe):
     fit(run_cli, "--trainer.default_root_dir=1e-4")
     assert yaml.safe_load(Path("1e-4/config.yaml").read_text())["trainer"]["default_root_dir"] == "1e-4"
     code, _, err = run_cli("test", "--config", "1e-4/config.yaml", "--ckpt_path=1e-4/last.ckpt")
-    assert code == 0 and Path("1e-4/test/metrics.csv").exists(), err
+    assert code == 0, err
+    assert Path("1e-4/test/metrics.csv").exists(), err
 
 
 # ---------------------------------------------------------------- short names of classes
@@ -108,7 +110,8 @@ def test_every_callback_of_ours_has_a_short_name(recipe):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     codes = dict(line.split()[1:] for line in done.stdout.splitlines() if line.startswith("EXIT"))
     needs = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert set(codes) == set(names) and set(codes.values()) <= {"0", "2"}, done.stderr
+    assert set(codes) == set(names), done.stderr
+    assert set(codes.values()) <= {"0", "2"}, done.stderr
     assert all(" needs " in line for line in needs), done.stderr  # TokenDump needs out_dir
     assert list(codes.values()).count("2") == len(needs) < len(names) / 2
 

@@ -59,8 +59,10 @@ def test_what_is_said_of_a_precision(hardware):
     hardware(AVX2, "AVX2")
     assert remark("32-true", "auto", True) == "32-true, since the hardware lacks instructions for bfloat16"
     slow = "which is emulated here, slower than float32: --trainer.precision=32-true"
-    assert remark("bf16-mixed", "auto", True) == f"bf16-mixed, {slow}" and slow in remark("bf16-true", "cpu", False)
-    assert remark("32-true", "auto", False) is None and remark("16-mixed", "auto", True) is None
+    assert remark("bf16-mixed", "auto", True) == f"bf16-mixed, {slow}"
+    assert slow in remark("bf16-true", "cpu", False)
+    assert remark("32-true", "auto", False) is None
+    assert remark("16-mixed", "auto", True) is None
     hardware({"bf16": True}, "DEFAULT")
     assert remark("bf16-mixed", "auto", True) == "bf16-mixed, since the hardware has instructions for bfloat16"
     assert remark("bf16-mixed", "auto", False) is None
@@ -104,7 +106,8 @@ def test_language_models_of_recipes_have_the_type_that_is_fast_and_it_is_said(mo
         had = "has" if fast else "lacks"
         said = f"language model in {expected}, since the hardware {had} instructions for bfloat16"
         assert remark_on_language(expected, "auto", True) == said
-        assert remark_on_language(None, "auto", True) is None and remark_on_language("float32", "auto", False) is None
+        assert remark_on_language(None, "auto", True) is None
+        assert remark_on_language("float32", "auto", False) is None
     monkeypatch.setattr("zoo.cli.precision.computes_in_bfloat16", lambda kind: False)
     assert "emulated here, slower: --model.language_dtype=float32" in remark_on_language("bfloat16", "cpu", False)
     code, out, _ = run_cli(*args, "--model.language_dtype=float16")

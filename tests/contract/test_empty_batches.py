@@ -23,9 +23,11 @@ def test_no_images_have_no_tokens(name, dtype):
     model, images = model_and_images(name, 0, dtype)
     with torch.no_grad():
         tokens = model.encode(images)
-    assert len(tokens) == 0 and tokens.spec == model.spec
+    assert len(tokens) == 0
+    assert tokens.spec == model.spec
     if model.spec.vocab_size:
-        assert tokens.ids.shape == (0, model.spec.num_tokens) and tokens.ids.dtype == torch.int64
+        assert tokens.ids.shape == (0, model.spec.num_tokens)
+        assert tokens.ids.dtype == torch.int64
     else:
         assert tokens.embeddings.shape == (0, model.spec.num_tokens, model.spec.dim)
 
@@ -45,7 +47,8 @@ def test_no_tokens_are_decoded_to_nothing_of_the_right_shape(name):
         whole = model.decode(tokens)
         parts = (None if part is None else part[:0] for part in (tokens.ids, tokens.embeddings))
         nothing = model.decode(zoo.Tokens(*parts, tokens.spec))
-    assert nothing.shape == (0, *whole.shape[1:]) and nothing.dtype == whole.dtype
+    assert nothing.shape == (0, *whole.shape[1:])
+    assert nothing.dtype == whole.dtype
     if model.spec.decodes == "pixels":
         assert zoo.reconstruct(model, images[:0]).shape == nothing.shape
 

@@ -50,7 +50,10 @@ def made(model):
 
 
 def test_the_matrix_is_not_empty():
-    assert len(STAGES) >= 4 and len(TOKENIZERS) >= 7 and len(BRIDGES) >= 1 and len(CONTINUOUS) >= 4
+    assert len(STAGES) >= 4
+    assert len(TOKENIZERS) >= 7
+    assert len(BRIDGES) >= 1
+    assert len(CONTINUOUS) >= 4
     assert any(TINY[name].spec.order == "causal" for name in TOKENIZERS), "one whose tokens are a causal sequence"
     assert any(TINY[name].spec.grid_shape is None for name in TOKENIZERS), "one without a single grid"
 
@@ -71,9 +74,11 @@ def test_pair_trains_one_step_and_decodes(stage, tokenizer):
     optimizer = torch.optim.SGD(parameters.values(), lr=0.1)
     loss = model.losses(batch_for(model))["loss"]
     loss.backward()
-    assert loss.isfinite() and loss.item() > 0
+    assert loss.isfinite()
+    assert loss.item() > 0
     for name, parameter in parameters.items():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
     optimizer.step()
     moved = [name for name, p in parameters.items() if not torch.equal(p, before[name])]
     assert len(moved) > 0.9 * len(parameters), sorted(set(parameters) - set(moved))  # stochastic depth skips some
@@ -81,13 +86,19 @@ def test_pair_trains_one_step_and_decodes(stage, tokenizer):
 
     with torch.no_grad():
         tokens, images = made(model.eval())
-    assert tokens.spec == model.spec and tokens.ids.shape == (2, model.spec.num_tokens)
+    assert tokens.spec == model.spec
+    assert tokens.ids.shape == (2, model.spec.num_tokens)
     for segment in model.spec.segments:
         ids = tokens.ids[:, model.spec.span(segment.name)]
-        assert ids.min() >= segment.offset and ids.max() < segment.offset + segment.size
+        assert ids.min() >= segment.offset
+        assert ids.max() < segment.offset + segment.size
     if spec.decodes == "pixels":
-        assert images.shape[:2] == (2, 3) and images.min() >= 0 and images.max() <= 1
-    assert images.isfinite().all() and images.std() > 0 and not torch.equal(images[0], images[1])
+        assert images.shape[:2] == (2, 3)
+        assert images.min() >= 0
+        assert images.max() <= 1
+    assert images.isfinite().all()
+    assert images.std() > 0
+    assert not torch.equal(images[0], images[1])
 
 
 @pytest.mark.parametrize("tokenizer", CONTINUOUS)
@@ -98,7 +109,8 @@ def test_bridges_take_every_model_with_vectors(bridge, tokenizer):
     tower = {name: t.clone() for name, t in model.frozen["tokenizer"].state_dict().items()}
     loss = model.losses(batch_for(model))["loss"]
     loss.backward()
-    assert loss.isfinite() and all(p.grad.abs().sum() > 0 for p in model.parameters())
+    assert loss.isfinite()
+    assert all(p.grad.abs().sum() > 0 for p in model.parameters())
     torch.testing.assert_close(model.frozen["tokenizer"].state_dict(), tower, rtol=0, atol=0)
     tokens = model.eval().encode(batch_for(model)["image"])
     assert tokens.embeddings.shape[1] == TINY[tokenizer].spec.num_tokens
@@ -132,9 +144,11 @@ def test_thirty_two_causal_tokens_as_published(stage, thirty_two):
     model = combine(stage, thirty_two).train()
     loss = model.losses(batch_for(model))["loss"]
     loss.backward()
-    assert loss.isfinite() and model.spec.order == "causal"
+    assert loss.isfinite()
+    assert model.spec.order == "causal"
     tokens, embeddings = made(model.eval())
-    assert tokens.ids.shape == (2, 32) and not torch.equal(embeddings[0], embeddings[1])
+    assert tokens.ids.shape == (2, 32)
+    assert not torch.equal(embeddings[0], embeddings[1])
 
 
 @pytest.mark.parametrize("tokenizer", ["vqgan_tiny", "vqvae2_tiny", "seed_stage2_tiny"])
@@ -145,4 +159,5 @@ def test_codes_stand_before_the_language_model_too(tokenizer):
     projection = model.language_model.network.get_input_embeddings().visual_proj
     assert projection.weight.grad.abs().sum() > 0
     tokens, images = made(model.eval())
-    assert tokens.spec == model.spec and images.isfinite().all()
+    assert tokens.spec == model.spec
+    assert images.isfinite().all()

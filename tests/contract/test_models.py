@@ -58,10 +58,13 @@ def tokens(model, batch):
 def test_encode_gives_what_the_spec_says(model):
     batch = batch_for(model)
     found = tokens(model, batch)
-    assert found.spec == model.spec and len(found) == len(batch["image"])
+    assert found.spec == model.spec
+    assert len(found) == len(batch["image"])
     if model.spec.vocab_size:
-        assert found.ids.shape == (4, model.spec.num_tokens) and found.ids.dtype == torch.int64
-        assert found.ids.min() >= 0 and found.ids.max() < model.spec.vocab_size
+        assert found.ids.shape == (4, model.spec.num_tokens)
+        assert found.ids.dtype == torch.int64
+        assert found.ids.min() >= 0
+        assert found.ids.max() < model.spec.vocab_size
     else:
         assert found.embeddings.shape == (4, model.spec.num_tokens, model.spec.dim)
     for segment in model.spec.segments:
@@ -107,8 +110,12 @@ def test_decode_gives_what_the_spec_says(model):
         assert len(str(caught.value)) > 30, "the reason of the paper"
     elif model.spec.decodes == "pixels":
         images = zoo.reconstruct(model, batch["image"])
-        assert images.ndim == 4 and images.shape[:2] == (4, 3) and images.dtype == torch.float32
-        assert images.min() >= 0 and images.max() <= 1 and images.std() > 0
+        assert images.ndim == 4
+        assert images.shape[:2] == (4, 3)
+        assert images.dtype == torch.float32
+        assert images.min() >= 0
+        assert images.max() <= 1
+        assert images.std() > 0
     else:
         assert model.decode(found).isfinite().all()
 
@@ -167,7 +174,8 @@ def test_arrays_instead_of_tensors_end_with_one_sentence(model, monkeypatch):
 
 def test_losses_are_scalars_with_one_to_minimise(model):
     terms = model.train().losses(batch_for(model))
-    assert "loss" in terms and all(t.ndim == 0 and t.isfinite() for t in terms.values())
+    assert "loss" in terms
+    assert all(t.ndim == 0 and t.isfinite() for t in terms.values())
 
 
 def test_trainable_parameters_get_gradients_and_frozen_ones_none(model):
@@ -202,7 +210,8 @@ def test_bfloat16_autocast_stays_close(model):
         exact = model.losses(batch)["loss"]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             rough = model.losses(batch)["loss"]
-    assert rough.dtype == torch.float32 and rough.isfinite()
+    assert rough.dtype == torch.float32
+    assert rough.isfinite()
     torch.testing.assert_close(rough, exact, rtol=0.05, atol=0.05)
 
 
@@ -295,9 +304,11 @@ def test_checkpoints_of_both_kinds_reload_in_all_three_ways(name, checkpoint, ru
     by_class = cls.load_from_checkpoint(path, map_location="cpu", weights_only=True)
     by_name = zoo.create_model(f"ckpt:{path}")
     for again in (by_class, by_name):
-        assert type(again) is cls and again.init_args() == zoo.create_model(name).init_args()
+        assert type(again) is cls
+        assert again.init_args() == zoo.create_model(name).init_args()
         assert again.state_dict().keys() == stored["state_dict"].keys()
         torch.testing.assert_close(dict(again.state_dict()), dict(stored["state_dict"]), rtol=0, atol=0)
     code, out, err = run_cli("validate", "--config", recipe, "--ckpt_path", path)
     assert code == 0, err
-    assert "val/loss" in out and re.search(r"\d\.\d", out)
+    assert "val/loss" in out
+    assert re.search(r"\d\.\d", out)

@@ -23,7 +23,7 @@ def test_two_processes_go_on_where_they_stopped(accumulated, tmp_path):
 
 def main(folder, accumulated):
     import torch
-    from test_resuming import NoisyData, Plain, assert_goes_on, run
+    from resumed_runs import NoisyData, Plain, assert_goes_on, run
 
     torch.set_num_threads(1)
     options = OPTIONS | {"accumulate_grad_batches": accumulated, "devices": 2, "strategy": "ddp"}

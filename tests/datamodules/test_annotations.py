@@ -79,7 +79,8 @@ def test_other_encodings_are_refused_with_file_record_and_byte(kind, encoding, t
     wanted = rf"record 1 of .*a\.{kind}.*1\.png, holds the byte 0x{byte:02x}, which is not UTF-8, at .*save the file as"
     with pytest.raises(ValueError, match=wanted) as error:
         read_captions(path)
-    assert "\n" not in str(error.value) and str(error.value).encode()
+    assert "\n" not in str(error.value)
+    assert str(error.value).encode()
 
 
 def test_a_torn_file_of_wide_characters_is_refused(tmp_path):
@@ -116,7 +117,8 @@ def test_a_torn_file_of_wide_characters_is_refused(tmp_path):
 def test_tables_that_lose_something_are_refused_with_their_line(content, sentence, tmp_path):
     with pytest.raises(ValueError, match=sentence) as error:
         read_captions(save(tmp_path, content, "a.csv"))
-    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 500
 
 
 def test_what_is_harmless_in_tables_is_read(tmp_path):
@@ -170,7 +172,8 @@ def test_captions_that_are_no_text_are_refused_with_their_record(caption, senten
             continue
         with pytest.raises(ValueError, match=sentence if listed else sentence.rpartition("or ")[2]) as error:
             read_captions(save(tmp_path, json.dumps(content), "a.json"))
-        assert ("record 1 of" if listed else " 0 of") in str(error.value) and "a.json" in str(error.value)
+        assert ("record 1 of" if listed else " 0 of") in str(error.value)
+        assert "a.json" in str(error.value)
         assert "\n" not in str(error.value)
 
 
@@ -217,7 +220,8 @@ def test_odd_records_are_named(content, sentence, tmp_path):
 def test_broken_json_is_one_sentence(content, name, sentence, tmp_path):
     with pytest.raises(ValueError, match=sentence) as error:
         read_captions(save(tmp_path, content, name))
-    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 400
 
 
 # ------------------------------------------------------------------ images
@@ -242,7 +246,8 @@ def test_two_images_of_one_id_are_refused_and_nothing_is_dropped(tmp_path):
             read_captions(save(tmp_path, json.dumps(content), name))
         same = json.dumps(content).replace("b.png", "./a.png")
         (found,) = read_captions(save(tmp_path, same, name))
-        assert found.path == "a.png" and found.captions in (["x"], ["x", "y"], ["x", "x"])
+        assert found.path == "a.png"
+        assert found.captions in (["x"], ["x", "y"], ["x", "x"])
     split = [{"image": "a.png", "image_id": 1, "caption": "x", "split": split} for split in ("train", "val")]
     with pytest.raises(ValueError, match=r"record 1 of .* puts a\.png into the split val, and an earlier one: train"):
         read_captions(save(tmp_path, json.dumps(split), "a.json"))
@@ -255,7 +260,8 @@ def test_images_of_coco_without_captions_are_told(tmp_path, caplog):
     }
     with caplog.at_level("INFO"):
         (found,) = read_captions(save(tmp_path, json.dumps(content), "a.json"))
-    assert found.path == "1.png" and "2 of 3 images have no caption and are left out" in caplog.text
+    assert found.path == "1.png"
+    assert "2 of 3 images have no caption and are left out" in caplog.text
 
 
 @pytest.fixture
@@ -282,7 +288,8 @@ def test_records_of_one_image_are_on_one_side(images):
     ]
     data = make(images, content, cls=ConversationData)
     sides = [{entry.file for entry in side.entries} for side in (data.train, data.val)]
-    assert sum(len(side.entries) for side in (data.train, data.val)) == 40 and all(sides)
+    assert sum(len(side.entries) for side in (data.train, data.val)) == 40
+    assert all(sides)
     assert not sides[0] & sides[1]
 
 
@@ -293,7 +300,9 @@ def test_links_to_one_image_are_on_one_side(images):
     content = [{"image": f"{name}{i}.png", "caption": "x"} for i in range(8) for name in ("", "link", "again/link")]
     data = make(images, content)
     sides = [{os.path.realpath(data.root / e.path) for e in d.entries} for d in (data.train, data.val)]
-    assert len(data.train) + len(data.val) == 24 and all(sides) and not sides[0] & sides[1]
+    assert len(data.train) + len(data.val) == 24
+    assert all(sides)
+    assert not sides[0] & sides[1]
 
 
 def test_images_that_are_validated_on_and_trained_on_are_told(images, caplog):
@@ -310,7 +319,8 @@ def test_images_that_are_validated_on_and_trained_on_are_told(images, caplog):
             caplog.clear()
             data = make(images, content, **{f"{split}_annotations": str(file)}, val_fraction=0.0)
             assert len(data.train) == 6
-            assert "2 of 3 images of" in caplog.text and "v.json are trained on, too, such as link.png" in caplog.text
+            assert "2 of 3 images of" in caplog.text
+            assert "v.json are trained on, too, such as link.png" in caplog.text
 
 
 def test_text_alone_is_not_trained_on_as_a_caption_of_grey(images):
@@ -448,7 +458,9 @@ def test_conversations_that_would_be_trained_on_wrongly_are_refused(record, sent
     records = [{"id": "fine", "conversations": talk("what?", "a word")}, record]
     with pytest.raises(ValueError, match=sentence) as error:
         read_conversations(save(tmp_path, json.dumps(records), "a.json"))
-    assert "record 1 of" in str(error.value) and "a.json" in str(error.value) and "\n" not in str(error.value)
+    assert "record 1 of" in str(error.value)
+    assert "a.json" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_bytes_of_another_encoding_in_a_turn_are_named(tmp_path):

@@ -78,9 +78,11 @@ def test_karpathys_file_brings_its_splits(root):
 
 def test_every_caption_is_a_training_sample_and_every_image_an_evaluation_sample(root):
     data = make(root, write(root, RECORDS))
-    assert len(data.train) == 2 * (12 - len(data.val)) and len(data.val) >= 1
+    assert len(data.train) == 2 * (12 - len(data.val))
+    assert len(data.val) >= 1
     batch = next(iter(data.train_dataloader()))
-    assert batch["image"].shape == (2, 3, 16, 16) and batch["image"].dtype == torch.uint8
+    assert batch["image"].shape == (2, 3, 16, 16)
+    assert batch["image"].dtype == torch.uint8
     seen = {(s["image_id"], s["caption"]) for s in (data.train[i] for i in range(len(data.train)))}
     assert len(seen) == len(data.train)
     for image_id, caption in seen:
@@ -98,7 +100,8 @@ def test_a_broken_image_is_replaced_together_with_its_caption(root):
         if data.train.entries[data.train.samples[i][0]].path == "3.png":
             with pytest.warns(UserWarning, match="3.png") if not data.train.images.broken else _nothing():
                 sample = data.train[i]
-            assert sample["image_id"] == "4.png" and sample["caption"].endswith(" 4")
+            assert sample["image_id"] == "4.png"
+            assert sample["caption"].endswith(" 4")
 
 
 class _nothing:
@@ -132,9 +135,11 @@ def test_conversations_with_and_without_images(root):
     data = make(root, write(root, TALK), ConversationData, val_fraction=0)
     assert len(data.train) == 9
     words = next(s for s in (data.train[i] for i in range(9)) if s["image_id"] == "words")
-    assert words["image"].shape == (3, 16, 16) and words["conversation"][1]["value"] == "ho"
+    assert words["image"].shape == (3, 16, 16)
+    assert words["conversation"][1]["value"] == "ho"
     batch = next(iter(data.train_dataloader()))
-    assert len(batch["conversation"]) == 2 and batch["conversation"][0][0]["from"] == "human"
+    assert len(batch["conversation"]) == 2
+    assert batch["conversation"][0][0]["from"] == "human"
 
 
 def test_other_names_of_splits_and_minigpt4s_layout(root):

@@ -91,7 +91,8 @@ def test_the_command_line_finds_classes_by_name():
 def test_collate_stacks_lists_and_leaves_broken_out():
     batch = collate([Numbers(3)[2], None, Numbers(3)[0]])
     assert batch["image"][:, 0, 0, 0].tolist() == [2, 0]
-    assert batch["index"].tolist() == [2, 0] and batch["index"].dtype == torch.int64
+    assert batch["index"].tolist() == [2, 0]
+    assert batch["index"].dtype == torch.int64
     assert batch["caption"] == ["2", "0"]
     with pytest.raises(RuntimeError, match="every image of a batch is broken"):
         collate([None])
@@ -107,7 +108,8 @@ def places(samples):
 @pytest.mark.parametrize("data", [Holes(5), Joined([Holes(2), Holes(0), Holes(3)])], ids=["one", "joined"])
 def test_a_data_set_is_used_as_a_list_is(data):
     numbers = [0, 1, 2, 3, 4] if isinstance(data, Holes) else [0, 1, 0, 1, 2]
-    assert places(data) == numbers and len(data) == 5  # the loop ends
+    assert places(data) == numbers
+    assert len(data) == 5
     for cut in (slice(None), slice(1, 3), slice(-2, None), slice(None, None, -1), slice(3, 99), slice(4, 1)):
         assert places(data[cut]) == numbers[cut]
     for i in range(-5, 5):
@@ -122,7 +124,8 @@ def test_a_data_set_is_used_as_a_list_is(data):
 def test_a_loop_leaves_broken_images_out():
     assert places(Holes(5, {0, 3, 4})) == [1, 2]
     assert places(Holes(5, {0, 3})[:]) == [None, 1, 2, None, 4]
-    assert list(Joined([])) == [] and list(Holes(2, {0, 1})) == []
+    assert list(Joined([])) == []
+    assert list(Holes(2, {0, 1})) == []
 
 
 # ---------------------------------------------------------------- batches without an image
@@ -194,7 +197,9 @@ def test_order_follows_the_seed_and_changes_with_the_epoch():
         return [next(iter(loader))["index"].tolist() for _ in range(2)]
 
     first, second = epochs(1)
-    assert epochs(1) == [first, second] and first != second and epochs(2) != [first, second]
+    assert epochs(1) == [first, second]
+    assert first != second
+    assert epochs(2) != [first, second]
 
 
 def test_order_does_not_depend_on_what_the_model_draws():
@@ -231,7 +236,8 @@ def test_fit_predict_and_hyperparameters(tmp_path):
     )  # fmt: skip
     model = Model()
     trainer.fit(model, datamodule=data)
-    assert trainer.global_step == 2 and model.seen == [0, 1, 2, 3, 4]
+    assert trainer.global_step == 2
+    assert model.seen == [0, 1, 2, 3, 4]
     assert torch.cat(trainer.predict(Model(), datamodule=data)).tolist() == list(range(10))
     assert dict(data.hparams) == {
         "batch_size": 5, "eval_batch_size": None, "num_workers": 0, "predict_split": "train", "seed": None,

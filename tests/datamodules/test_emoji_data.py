@@ -98,7 +98,8 @@ def test_skin_tones_stay_with_their_concept():
 
 def test_labels_of_the_nine_categories():
     counts = Counter(e.category for e in catalogue())
-    assert len(class_names("category")) == 9 and len(class_names("subcategory")) == 98
+    assert len(class_names("category")) == 9
+    assert len(class_names("subcategory")) == 98
     assert sum(counts.values()) == 1873
     # the specification lists 1,906: 386 people and 270 flags, of which 26 and 7 look like another one
     assert counts == {
@@ -146,7 +147,8 @@ def test_caption_template():
 
 def test_batches_keep_the_contract(data):
     batch = next(iter(data.train_dataloader()))
-    assert batch["image"].dtype == torch.uint8 and batch["image"].shape == (32, 3, 64, 64)
+    assert batch["image"].dtype == torch.uint8
+    assert batch["image"].shape == (32, 3, 64, 64)
     assert batch["label"].dtype == batch["index"].dtype == torch.int64
     assert len(batch["caption"]) == 32
     order = torch.cat([b["index"] for b in data.val_dataloader()])
@@ -162,7 +164,8 @@ def _first_batch(run_seed, **options):
 
 def test_the_seed_decides_order_and_augmentation():
     one, same, other = _first_batch(1), _first_batch(1), _first_batch(2)
-    assert torch.equal(one["index"], same["index"]) and torch.equal(one["image"], same["image"])
+    assert torch.equal(one["index"], same["index"])
+    assert torch.equal(one["image"], same["image"])
     assert not torch.equal(one["index"], other["index"])
     fixed, again = _first_batch(1, seed=7), _first_batch(2, seed=7)
     assert torch.equal(fixed["index"], again["index"])  # the argument wins over the run
@@ -193,7 +196,8 @@ def test_token_image_in_training_and_evaluation():
     data.setup()
     for loader in (data.train_dataloader(), data.val_dataloader()):
         batch = next(iter(loader))
-        assert batch["image"].shape == (4, 3, 32, 32) and batch["token_image"].shape == (4, 3, 16, 16)
+        assert batch["image"].shape == (4, 3, 32, 32)
+        assert batch["token_image"].shape == (4, 3, 16, 16)
     image = Image.fromarray(data.val[0]["image"].permute(1, 2, 0).numpy())
     expected = np.asarray(image.resize((16, 16), Image.Resampling.LANCZOS))
     assert np.array_equal(data.val[0]["token_image"].permute(1, 2, 0).numpy(), expected)

@@ -94,16 +94,16 @@ def test_a_folder_of_links_alone(six, tmp_path):
         place.parent.mkdir(parents=True, exist_ok=True)
         place.symlink_to(six / name)
     found = find_images(tmp_path / "subset")
-    assert len(found) == 6 and {os.path.realpath(tmp_path / "subset" / name) for name in found} == {
-        str(six / name) for name in OWN
-    }
+    assert len(found) == 6
+    assert {os.path.realpath(tmp_path / "subset" / name) for name in found} == {str(six / name) for name in OWN}
 
 
 def test_what_is_validated_on_is_not_trained_on(six, tmp_path):
     for i in range(4):
         paint(six / "held" / f"{i}.png", (0, 0, 60 * i))
     data = make(six, val_root=str(six / "held"), labels=False)
-    assert sorted(data.train.paths) == OWN and len(data.val) == 4
+    assert sorted(data.train.paths) == OWN
+    assert len(data.val) == 4
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "linked").symlink_to(six / "a")
     paint(tmp_path / "other" / "new.png")
@@ -155,7 +155,8 @@ def test_every_name_that_a_file_can_have_works(named, workers):
     data = make(named, val_fraction=0.3, num_workers=workers)
     assert data.class_names == sorted(["deep" * 40, os.fsdecode(b"\xe9t\xe9")])
     paths = [*data.train.paths, *data.val.paths]
-    assert len(paths) == len(set(paths)) == 2 * len(NAMES) and 4 <= len(data.val) <= 18
+    assert len(paths) == len(set(paths)) == 2 * len(NAMES)
+    assert 4 <= len(data.val) <= 18
     seen = [batch["image"][:, 0, 0, 0] for batch in data._eval_loader(data.view("all"))]
     assert sorted(torch.cat(seen).tolist()) == sorted(10 * i for i in range(len(NAMES)) for _ in range(2))
     assert make(named, val_fraction=0.3).val.paths == data.val.paths
@@ -180,7 +181,9 @@ def test_messages_name_such_files_in_one_printable_line(named):
         list(data._eval_loader(data.view("train")))
     said = str(error.value)
     said.encode()  # printable anywhere
-    assert "\n" not in said and "\x1b" not in said and "\u2028" not in said
+    assert "\n" not in said
+    assert "\x1b" not in said
+    assert "\u2028" not in said
     for part in (r"\xe9t\xe9/caf\xe9.png", r"two\nlines.png", r"\xff\xfe.png", "\U0001f431\u200d\U0001f464", "aaa..."):
         assert part in said, part
 

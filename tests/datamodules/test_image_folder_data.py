@@ -34,10 +34,13 @@ def make(root, **options):
 
 def test_sub_folders_are_classes_at_any_depth(classes):
     data = make(classes, val_fraction=0.2)
-    assert data.class_names == ["cat", "dog"] and data.num_classes == 2
-    assert len(data.train) + len(data.val) == 60 and 4 <= len(data.val) <= 22
+    assert data.class_names == ["cat", "dog"]
+    assert data.num_classes == 2
+    assert len(data.train) + len(data.val) == 60
+    assert 4 <= len(data.val) <= 22
     batch = next(iter(data.train_dataloader()))
-    assert batch["image"].shape == (4, 3, 16, 16) and batch["image"].dtype == torch.uint8
+    assert batch["image"].shape == (4, 3, 16, 16)
+    assert batch["image"].dtype == torch.uint8
     red = batch["image"][:, 0].float().mean((1, 2)) > batch["image"][:, 1].float().mean((1, 2)) + 0.5
     assert not batch["label"][red].any()  # cats are red
 
@@ -63,7 +66,8 @@ def test_a_flat_folder_has_no_labels(tmp_path):
     for i in range(8):
         paint(tmp_path / f"{i}.webp")
     data = make(tmp_path)
-    assert data.class_names is None and data.num_classes is None
+    assert data.class_names is None
+    assert data.num_classes is None
     assert set(next(iter(data.train_dataloader()))) == {"image", "index", "file"}
     with pytest.raises(ValueError, match=r"0.webp and 7 more images lie directly in .* set labels to false"):
         make(tmp_path, labels=True)
@@ -76,7 +80,10 @@ def test_folders_of_splits_are_not_taken_for_classes(tmp_path):
     with pytest.raises(ValueError, match=r"splits, not classes \(train, val\): set root, val_root"):
         make(tmp_path)
     data = make(tmp_path / "train", val_root=str(tmp_path / "val"))
-    assert data.class_names == ["a"] and len(data.train) == 4 and len(data.val) == 4 and data.test is data.val
+    assert data.class_names == ["a"]
+    assert len(data.train) == 4
+    assert len(data.val) == 4
+    assert data.test is data.val
 
 
 def test_a_class_that_only_validation_knows_is_named(classes, tmp_path_factory):
@@ -111,7 +118,8 @@ def test_a_broken_image_is_skipped_counted_and_named(classes):
     data = make(classes, val_fraction=0, max_broken=0.05)
     with pytest.warns(UserWarning, match=r"skipping .*7\.png: .*1 broken so far"):
         batches = list(data.train_dataloader())
-    assert all(len(b["image"]) == 4 for b in batches) and len(batches) == 15  # another image stands in
+    assert all(len(b["image"]) == 4 for b in batches)
+    assert len(batches) == 15
     assert data.broken == [broken]
     with pytest.warns(UserWarning, match=r"skipping .*7\.png"):
         order = torch.cat([b["index"] for b in data._eval_loader(data.view("train"))])
@@ -175,7 +183,8 @@ def test_all_broken_images_are_named_at_once(classes):
     data = make(classes, val_fraction=0)
     with pytest.raises(TooManyBroken, match=r"^32 of 60 images cannot be used, more than max_broken=0\.01") as error:
         data.train[0]
-    assert all(f" {path.relative_to(classes)}" in str(error.value) for path in broken) and "\n" not in str(error.value)
+    assert all(f" {path.relative_to(classes)}" in str(error.value) for path in broken)
+    assert "\n" not in str(error.value)
     assert data.broken == sorted(broken)
 
 
@@ -195,7 +204,8 @@ def test_the_broken_images_of_the_other_splits_are_named_too(classes, workers, t
         list(data.val_dataloader())
     said = str(error.value)
     assert f"{count} of {len(data.val)} images cannot be used" in said
-    assert f", and {21 - count} in the other splits: " in said and str(test / "cat" / "3.png") in said
+    assert f", and {21 - count} in the other splits: " in said
+    assert str(test / "cat" / "3.png") in said
     assert all(re.search(rf"[ :]cat/{i}\.png", said) for i in range(20))
     assert data.broken == sorted(broken)
 

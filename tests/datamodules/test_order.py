@@ -25,7 +25,8 @@ def test_an_epoch_holds_every_image_once_in_whole_batches_on_all_ranks():
         seen = [indices(order) for order in orders]
         assert {len(s) for s in seen} == {size // (batch * ranks) * batch}
         every = list(chain.from_iterable(seen))
-        assert len(set(every)) == len(every) and set(every) <= set(range(size))
+        assert len(set(every)) == len(every)
+        assert set(every) <= set(range(size))
 
 
 def test_order_and_seeds_depend_on_seed_and_epoch_alone():
@@ -48,7 +49,8 @@ def test_an_epoch_that_is_entered_goes_on_with_the_rest(ranks):
         for rank in range(ranks):
             order = TrainOrder(22, 2, 5, ranks, rank)
             order.go_on(0, batches * 2 * ranks, 5)
-            assert order.skipped(0) == batches and len(order) == len(whole[rank])
+            assert order.skipped(0) == batches
+            assert len(order) == len(whole[rank])
             assert order.seen(0, batches + 1) == (batches + 1) * 2 * ranks
             assert list(order) == whole[rank][batches * 2 :]
             assert len(list(order)) == len(whole[rank])  # the next epoch is a whole one
@@ -84,7 +86,8 @@ def test_augmentation_leaves_the_generators_alone_and_follows_its_seed():
     with noise_aside():
         random.random()
     assert state == random.getstate()
-    assert data[(3, 12)] == second and data[(4, 11)] == first != second
+    assert data[(3, 12)] == second
+    assert data[(4, 11)] == first != second
     assert all(a != b for a, b in zip(first, second, strict=True))
     assert data[0] == data[0] != data[1]  # a place without a seed is augmented alike each time
 
@@ -140,7 +143,8 @@ KINDS = [*TrainTransform.__args__, "captions", "conversations", "photos", "emoji
 def test_every_data_module_goes_on_within_an_epoch_as_if_it_had_not_stopped(kind, folder):
     loader = make(kind, folder, batch_size=3, seed=4).train_dataloader()
     first, second = list(loader), list(loader)
-    assert len(second) > 3 and not same(first[0], second[0])
+    assert len(second) > 3
+    assert not same(first[0], second[0])
     for workers in (0, 2) if kind in ("finetune", "emoji") else (0,):
         torch.manual_seed(9)
         data = make(kind, folder, batch_size=3, num_workers=workers)

@@ -24,7 +24,8 @@ def test_grid_crops_cover_without_overlap():
     values = torch.cat(
         [(g["image"][0].long() + 256 * g["image"][1].long()).flatten() for g in map(grid.__getitem__, range(len(grid)))]
     )
-    assert len(grid) == 2 * 2 and len(values.unique()) == len(values)
+    assert len(grid) == 2 * 2
+    assert len(values.unique()) == len(values)
     assert [grid[i]["index"] for i in range(4)] == [5, 6, 7, 8]
     assert int(values.min()) == 3 * 90 + 13  # centred: 6 rows and 26 columns are left over
 
@@ -33,15 +34,18 @@ def test_random_crops_are_pieces_of_the_photographs():
     photos = [torch.full((3, 40, 50), v, dtype=torch.uint8) for v in (10, 200)]
     crops = RandomCrops(photos, 16, 300, lambda image: {"image": image})
     values = [int(crops[i]["image"].unique()) for i in range(300)]
-    assert len(crops) == 300 and 110 < values.count(10) < 190
+    assert len(crops) == 300
+    assert 110 < values.count(10) < 190
 
 
 def test_photo_data_end_to_end():
     data = PhotoData(image_size=64, batch_size=8, crops_per_epoch=64, token_image_size=32)
     data.setup()
     batch = next(iter(data.train_dataloader()))
-    assert batch["image"].shape == (8, 3, 64, 64) and batch["token_image"].shape == (8, 3, 32, 32)
-    assert len(data.val) == 4 * 7 and len(data.test) == 6 * 9 + 6 * 10  # 451x300; 600x400 and 640x427
+    assert batch["image"].shape == (8, 3, 64, 64)
+    assert batch["token_image"].shape == (8, 3, 32, 32)
+    assert len(data.val) == 4 * 7
+    assert len(data.test) == 6 * 9 + 6 * 10
     coffee = read_image(photo_path("skimage/coffee.png"))
     assert torch.equal(data.test[0]["image"], coffee[:, 8:72, 12:76])
     numbers = [data.view("all")[i]["index"] for i in range(len(data.view("all")))]

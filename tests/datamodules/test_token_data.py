@@ -49,10 +49,13 @@ def test_round_trip(shards):
         "header.json", "tokens-0-00000.safetensors", "tokens-0-00001.safetensors", "tokens-1-00000.safetensors",
     ]  # fmt: skip
     stored = read_shards(shards.root / "train")
-    assert stored[0]["ids"].dtype == torch.int32 and stored[0]["index"].dtype == torch.int64
+    assert stored[0]["ids"].dtype == torch.int32
+    assert stored[0]["index"].dtype == torch.int64
     data = TokenData(str(shards.root), batch_size=5)
     data.setup()
-    assert len(data.train) == 10 and len(data.val) == 4 and data.test is data.val
+    assert len(data.train) == 10
+    assert len(data.val) == 4
+    assert data.test is data.val
     seen = 0
     for batch in data.train_dataloader():
         index = batch["index"]
@@ -67,9 +70,13 @@ def test_round_trip(shards):
 
 def test_header_says_what_the_tokens_are(shards, tokenizer):
     header = read_header(shards.root / "train")
-    assert header["vocab_size"] == 50 and header["num_tokens"] == 4 and header["count"] == 10
+    assert header["vocab_size"] == 50
+    assert header["num_tokens"] == 4
+    assert header["count"] == 10
     assert header["segments"] == [{"name": "grid", "shape": [2, 2], "offset": 0, "size": 50}]
-    assert header["model"] == "toy" and header["class"].endswith("ToyTokenizer") and header["split"] == "train"
+    assert header["model"] == "toy"
+    assert header["class"].endswith("ToyTokenizer")
+    assert header["split"] == "train"
     assert header["fingerprint"] == fingerprint(tokenizer)
 
 
@@ -114,7 +121,8 @@ def test_a_tower_leaves_its_discriminator_behind(tmp_path):
     whole = zoo.create_model("vqgan_tiny")
     save_weights(whole, tmp_path / "whole.safetensors")
     tower = zoo.create_model("maskgit_tiny", tokenizer=f"ckpt:{tmp_path / 'whole.safetensors'}").tokenizer
-    assert tower.discriminator is None and not any("discriminator" in name for name in tower.state_dict())
+    assert tower.discriminator is None
+    assert not any("discriminator" in name for name in tower.state_dict())
     check_header(make_header(whole, split="train", count=1), tower)
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(tower.encode(images).ids, whole.eval().encode(images).ids)

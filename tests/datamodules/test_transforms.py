@@ -53,7 +53,8 @@ def test_listing_1_draws_every_side_and_reduces_to_it(monkeypatch):
     monkeypatch.setattr("datamodules.transforms.area_resize", spy)
     for _ in range(200):
         view = DalleCrop(16)(noise(40, 30))["image"]
-        assert view.shape == (3, 16, 16) and view.dtype == torch.uint8
+        assert view.shape == (3, 16, 16)
+        assert view.dtype == torch.uint8
     assert {shape for shape, _ in seen} == {(3, 30, 30)}  # the whole shorter side
     assert {side for _, side in seen} == set(range(18, 25))  # both ends of [round(9/8 16), round(12/8 16)]
 
@@ -123,7 +124,8 @@ def test_two_views_share_the_jitter():
         views = TwoViews(32, 16)(image)
         assert torch.equal(views["image"].unique(), views["token_image"].unique())
         values.add(int(views["image"][0, 0, 0]))
-    assert min(values) < 90 and max(values) > 140  # brightness 0.4: 72 to 168
+    assert min(values) < 90
+    assert max(values) > 140
 
 
 def test_views_are_pillows_filters_on_the_same_pixels(monkeypatch):
@@ -154,7 +156,8 @@ def test_finetune_gives_uint8_and_erases_a_quarter():
     rough = 0
     for _ in range(200):
         view = transform(image)["image"]
-        assert view.dtype == torch.uint8 and view.shape == (3, 64, 64)
+        assert view.dtype == torch.uint8
+        assert view.shape == (3, 64, 64)
         rough += len(view.unique()) > 20
         assert len(view.unique()) == 1 or (view == 128).float().mean() > 0.6  # one box, at most a third
     assert 25 <= rough <= 80
@@ -177,7 +180,10 @@ def test_posterize_takes_no_bits_as_black():
 
 
 def test_beit_side_has_crop_pct_below_384_only():
-    assert beit_side(224) == 256 and beit_side(64) == 73 and beit_side(384) == 384 and beit_side(512) == 512
+    assert beit_side(224) == 256
+    assert beit_side(64) == 73
+    assert beit_side(384) == 384
+    assert beit_side(512) == 512
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 451), (451, 300), (100, 101)])
@@ -216,7 +222,8 @@ def test_every_training_transform_travels_to_a_worker_and_adds_a_token_view(name
     transform = make_train_transform(name, 32, token_size=16)
     transform(noise(48, 40))  # builds what is built on first use
     views = pickle.loads(pickle.dumps(transform))(noise(48, 40))
-    assert views["image"].shape == (3, 32, 32) and views["token_image"].shape == (3, 16, 16)
+    assert views["image"].shape == (3, 32, 32)
+    assert views["token_image"].shape == (3, 16, 16)
 
 
 def test_flip_mirrors_half_and_none_never():

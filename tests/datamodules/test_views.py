@@ -69,14 +69,16 @@ def test_views_and_training_sets_are_used_as_lists_are(name, tmp_path):
         size = len(view)
         first = [int(s["index"]) for s in itertools.islice(view, size + 1)]
         assert len(first) == size > 0, "the loop ends where the data ends"
-        assert int(view[-1]["index"]) == first[-1] and int(view[-size]["index"]) == first[0]
+        assert int(view[-1]["index"]) == first[-1]
+        assert int(view[-size]["index"]) == first[0]
         assert [int(s["index"]) for s in view[-2:]] == first[-2:]
         assert [int(s["index"]) for s in view[: size + 5 : max(1, size // 3)]] == first[:: max(1, size // 3)]
         for beyond in (size, size + 1, -size - 1):
             with pytest.raises(IndexError, match=f"the data set has {size}"):
                 view[beyond]
     for dataset in (data.train, data.val, data.test):
-        assert isinstance(dataset, Samples) and sum(1 for _ in itertools.islice(dataset, 10_000)) == len(dataset)
+        assert isinstance(dataset, Samples)
+        assert sum(1 for _ in itertools.islice(dataset, 10_000)) == len(dataset)
 
 
 @pytest.mark.parametrize("name", MAKERS)

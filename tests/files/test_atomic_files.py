@@ -29,7 +29,8 @@ def test_text_is_replaced_and_nothing_else_is_left(tmp_path):
     path = tmp_path / "new" / "a.json"
     assert write_text_whole(path, "one") == path
     write_text_whole(path, "zwö")
-    assert path.read_text(encoding="utf-8") == "zwö" and os.listdir(path.parent) == ["a.json"]
+    assert path.read_text(encoding="utf-8") == "zwö"
+    assert os.listdir(path.parent) == ["a.json"]
 
 
 def test_an_error_in_the_middle_leaves_the_old_file(tmp_path):
@@ -43,7 +44,8 @@ def test_an_error_in_the_middle_leaves_the_old_file(tmp_path):
     for error in (ValueError, KeyboardInterrupt):
         with pytest.raises(error):
             write(error)
-        assert path.read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]
+        assert path.read_text() == "old"
+        assert os.listdir(tmp_path) == ["a.txt"]
 
 
 def test_new_files_have_the_permissions_that_the_user_wants(tmp_path):
@@ -61,7 +63,8 @@ def test_a_picture_takes_its_format_from_the_name(tmp_path):
 
     path = write_picture_whole(tmp_path / "a.png", Image.new("RGB", (2, 3)))
     with Image.open(path) as picture:
-        assert picture.format == "PNG" and picture.size == (2, 3)
+        assert picture.format == "PNG"
+        assert picture.size == (2, 3)
 
 
 def test_leftovers_of_a_kill_are_removed_by_the_next_write_and_those_of_the_living_are_not(tmp_path):
@@ -72,7 +75,8 @@ def test_leftovers_of_a_kill_are_removed_by_the_next_write_and_those_of_the_livi
             part.write_text("half")
             os._exit(9)  # as a kill does, nothing is tidied up
     os.waitpid(pid, 0)
-    assert len(leftovers(tmp_path)) == 1 and not path.exists()
+    assert len(leftovers(tmp_path)) == 1
+    assert not path.exists()
     forget_sweeps()
     with write_whole(path) as part:
         assert leftovers(tmp_path) == [part.parent.name]
@@ -80,7 +84,8 @@ def test_leftovers_of_a_kill_are_removed_by_the_next_write_and_those_of_the_livi
         write_text_whole(path, "of another process")
         assert leftovers(tmp_path) == [part.parent.name]
         part.write_text("of this one")
-    assert path.read_text() == "of this one" and not leftovers(tmp_path)
+    assert path.read_text() == "of this one"
+    assert not leftovers(tmp_path)
 
 
 @pytest.mark.parametrize("at_once", [True, False])
@@ -93,9 +98,11 @@ def test_a_folder_is_replaced_as_a_whole(tmp_path, monkeypatch, at_once):
             part.mkdir()
             for name in names:
                 (part / name).write_text(name)
-        assert sorted(os.listdir(path)) == names and os.listdir(tmp_path) == ["last.ckpt"]
+        assert sorted(os.listdir(path)) == names
+        assert os.listdir(tmp_path) == ["last.ckpt"]
     write_text_whole(path, "a file in its place")
-    assert path.read_text() == "a file in its place" and os.listdir(tmp_path) == ["last.ckpt"]
+    assert path.read_text() == "a file in its place"
+    assert os.listdir(tmp_path) == ["last.ckpt"]
 
 
 def test_a_folder_that_was_moved_away_when_the_process_was_killed_comes_back(tmp_path, monkeypatch):
@@ -114,7 +121,8 @@ def test_a_folder_that_was_moved_away_when_the_process_was_killed_comes_back(tmp
     forget_sweeps()
     with pytest.raises(ValueError), write_whole(path) as part:
         raise ValueError
-    assert (path / "a").read_text() == "old" and not leftovers(tmp_path)
+    assert (path / "a").read_text() == "old"
+    assert not leftovers(tmp_path)
 
 
 def test_a_full_disk_is_one_sentence_and_the_old_file_stays(small_disk):  # noqa: F811
@@ -134,7 +142,8 @@ def test_a_full_disk_is_one_sentence_and_the_old_file_stays(small_disk):  # noqa
             write(large, part)
         said = str(caught.value)
         assert said == f"{path} was not written: No space left on device; what was there before is unchanged"
-        assert path.read_bytes() == old and not leftovers(small_disk)
+        assert path.read_bytes() == old
+        assert not leftovers(small_disk)
 
 
 def test_a_place_that_cannot_be_written_to_is_one_sentence(tmp_path):

@@ -52,9 +52,11 @@ def block(tmp_path, monkeypatch, where):
 
 @pytest.mark.parametrize("where", BLOCKED)
 def test_the_problem_names_the_folder_and_the_variable(tmp_path, monkeypatch, where):
-    assert cache.cache_problem() is None and list((tmp_path / "cache").iterdir()) == []
+    assert cache.cache_problem() is None
+    assert list((tmp_path / "cache").iterdir()) == []
     block(tmp_path, monkeypatch, where)
-    assert str(tmp_path / where) in cache.cache_problem() and "set TOKENZOO_CACHE" in cache.cache_problem()
+    assert str(tmp_path / where) in cache.cache_problem()
+    assert "set TOKENZOO_CACHE" in cache.cache_problem()
 
 
 @pytest.mark.parametrize("where", BLOCKED)
@@ -63,9 +65,12 @@ def test_drawings_go_on_without_a_cache_and_say_so_first(tmp_path, monkeypatch, 
     said = []
     monkeypatch.setattr(emoji_drawings, "rank_zero_warn", lambda text: said.append((text, len(drawings))))
     pixels = load_rgba(FILES, "openmoji", 8)
-    assert pixels.shape == (2, 4, 8, 8) and len(drawings) == 2
+    assert pixels.shape == (2, 4, 8, 8)
+    assert len(drawings) == 2
     ((text, drawn_before),) = said
-    assert drawn_before == 0 and "TOKENZOO_CACHE" in text and "this run alone" in text
+    assert drawn_before == 0
+    assert "TOKENZOO_CACHE" in text
+    assert "this run alone" in text
 
 
 def test_a_disk_that_fills_up_loses_no_drawing(monkeypatch, drawings):
@@ -92,9 +97,11 @@ def test_a_damaged_file_is_drawn_anew(own_cache, drawings, damage):
     else:
         np.savez(file, rgba=np.zeros(3) if damage == "other array" else np.array([{}], dtype=object))
     load_rgba.cache_clear()
-    assert torch.equal(load_rgba(FILES, "openmoji", 8), pixels) and len(drawings) == 4
+    assert torch.equal(load_rgba(FILES, "openmoji", 8), pixels)
+    assert len(drawings) == 4
     load_rgba.cache_clear()
-    assert torch.equal(load_rgba(FILES, "openmoji", 8), pixels) and len(drawings) == 4  # the file is good again
+    assert torch.equal(load_rgba(FILES, "openmoji", 8), pixels)
+    assert len(drawings) == 4
 
 
 def fill(barrier, queue, value):
@@ -118,7 +125,8 @@ def test_two_processes_fill_one_cache(own_cache):
     assert [queue.get(timeout=60) for _ in both] == [7, 7]
     for process in both:
         process.join(60)
-    assert [p.exitcode for p in both] == [0, 0] and [f.suffix for f in own_cache.iterdir()] == [".npz"]
+    assert [p.exitcode for p in both] == [0, 0]
+    assert [f.suffix for f in own_cache.iterdir()] == [".npz"]
 
 
 # ---------------------------------------------------------------- dequantised weights, which have to be on a disk
@@ -151,7 +159,8 @@ def test_weights_are_not_dequantised_into_nothing(tmp_path, monkeypatch, gguf, w
     block(tmp_path, monkeypatch, where)
     with pytest.raises(OSError, match=r"model\.gguf have to be written .* set TOKENZOO_CACHE") as caught:
         gguf_llama.dequantised(path, "model")
-    assert made == [] and "\n" not in str(caught.value)
+    assert made == []
+    assert "\n" not in str(caught.value)
 
 
 def test_a_disk_that_fills_up_names_the_variable(monkeypatch, gguf):
@@ -169,7 +178,8 @@ def test_a_disk_that_fills_up_names_the_variable(monkeypatch, gguf):
 def test_damaged_weights_are_dequantised_anew(gguf, file):
     path, made = gguf
     folder = gguf_llama.dequantised(path, "model")
-    assert gguf_llama.dequantised(path, "model") == folder and len(made) == 1
+    assert gguf_llama.dequantised(path, "model") == folder
+    assert len(made) == 1
     content = (folder / file).read_bytes()
     for spoiled in (content[: len(content) // 2], b"", None):
         (folder / file).write_bytes(spoiled) if spoiled is not None else (folder / file).unlink()

@@ -272,7 +272,8 @@ def test_answers_that_are_cut_off_are_counted_at_every_length(template, rounds, 
         assert (found.answers, found.cut, found.partly_cut) == (rounds, lost, partly), (template, most)
         assert found.cut_share == (lost + partly) / rounds
         seen.add((lost, partly))
-    assert {(rounds, 0), (0, 0)} <= seen and any(partly for _, partly in seen)
+    assert {(rounds, 0), (0, 0)} <= seen
+    assert any(partly for _, partly in seen)
     assert len({lost for lost, _ in seen}) == rounds + 1
 
 
@@ -295,7 +296,8 @@ def test_likelihoods_are_of_whole_captions_or_refused(template):
             refused += 1
         else:
             scored.append(model.log_likelihood(tokens, captions))
-    assert refused and scored
+    assert refused
+    assert scored
     for found in scored:
         torch.testing.assert_close(found, scored[-1])
         assert (found[0] - found[1]).abs() > 1e-3, "two captions are not equally likely"
@@ -316,7 +318,9 @@ def test_a_batch_without_any_answer_left_is_refused(template):
         else:
             with pytest.raises(ValueError, match="all answers are cut off; raise max_length"):
                 model.losses(batch)
-    assert shares[0] > shares[-1] == 0 and len(set(shares)) > 2 and sorted(shares, reverse=True) == shares
+    assert shares[0] > shares[-1] == 0
+    assert len(set(shares)) > 2
+    assert sorted(shares, reverse=True) == shares
 
 
 def test_questions_are_never_cut_off():

@@ -26,10 +26,14 @@ def batch_of(model, texts=("a cat", "two dogs", "i"), side="right", seed=0):
 def test_characters_and_back():
     codec = language_model("tiny_llama").text
     text = 'Ab c!\n"?'
-    assert codec.text(codec.ids(text)) == text and len(codec.ids(text)) == len(text)
-    assert codec.start == (1,) and codec.end == 2 and codec.pad == 0
+    assert codec.text(codec.ids(text)) == text
+    assert len(codec.ids(text)) == len(text)
+    assert codec.start == (1,)
+    assert codec.end == 2
+    assert codec.pad == 0
     ids, spans = codec.ids_and_spans("ab")
-    assert len(ids) == 2 and spans == [(0, 1), (1, 2)]
+    assert len(ids) == 2
+    assert spans == [(0, 1), (1, 2)]
     assert language_model("tiny_t5").text.start == ()
 
 
@@ -50,7 +54,8 @@ def test_loss_is_that_of_transformers_at_half_the_logits(name):
     torch.testing.assert_close(model.loss(batch), expected)
     terms = model.score(batch)
     wanted = (batch.labels[:, 1:] != IGNORED).any(0).sum()
-    assert terms.shape == (3, wanted) and wanted < batch.labels.shape[1] - 1, "the image needs no logits"
+    assert terms.shape == (3, wanted)
+    assert wanted < batch.labels.shape[1] - 1, "the image needs no logits"
     assert terms[2].count_nonzero() == 1
 
 
@@ -133,7 +138,9 @@ def test_lora_starts_as_the_identity_and_trains_little():
     add_lora(model, 4, 8, 0.0)
     torch.testing.assert_close(model.loss(batch_of(model)), before)
     trained = {name for name, p in model.network.named_parameters() if p.requires_grad}
-    assert trained and all(".lora_" in name for name in trained) and not any("lm_head" in name for name in trained)
+    assert trained
+    assert all(".lora_" in name for name in trained)
+    assert not any("lm_head" in name for name in trained)
     assert len(trained) == 2 * 2 * 7, "two layers with seven linear maps"
     with torch.no_grad():
         for name, p in model.network.named_parameters():
@@ -158,7 +165,8 @@ def test_folders_in_transformers_layout(tmp_path):
         model.network.save_pretrained(folder)
         model.text.tokenizer.save_pretrained(folder)
         again = language_model(str(folder))
-        assert again.width == 32 and again.encoder_decoder == (name == "tiny_t5")
+        assert again.width == 32
+        assert again.encoder_decoder == (name == "tiny_t5")
         torch.testing.assert_close(again.network.state_dict(), model.network.state_dict())
         half = language_model(str(folder), "bfloat16")
         assert half.network.get_input_embeddings().weight.dtype == torch.bfloat16

@@ -34,14 +34,16 @@ def test_pieces_stand_in_their_order(side):
         assert found.embeds[i, :, 0].tolist() == expected
         wanted = label + [IGNORED] * fill if side == "right" else [IGNORED] * fill + label
         assert found.labels[i].tolist() == wanted
-        assert found.mask[i].sum() == len(row) and found.mask[i, 0 if side == "right" else -1]
+        assert found.mask[i].sum() == len(row)
+        assert found.mask[i, 0 if side == "right" else -1]
         positions = found.positions[i][found.mask[i]]
         assert positions.tolist() == list(range(len(row))), "positions do not depend on the padding"
 
 
 def test_truncation_counts_what_loses_all_its_answer():
     found = splice(SAMPLES, images(), embed, max_length=3)
-    assert found.embeds.shape == (3, 3, 3) and found.cut == 2
+    assert found.embeds.shape == (3, 3, 3)
+    assert found.cut == 2
     assert found.labels.tolist() == [[IGNORED] * 3, [IGNORED] * 3, [3, 4, IGNORED]]
     assert splice(SAMPLES, images(), embed, max_length=4).cut == 1
 
@@ -50,14 +52,17 @@ def test_images_that_nobody_shows_stay_in_the_graph():
     seen = images().requires_grad_()
     found = splice([[Text((3, 4), True)]], seen, embed)
     found.embeds.sum().backward()
-    assert seen.grad is not None and seen.grad.abs().sum() == 0
+    assert seen.grad is not None
+    assert seen.grad.abs().sum() == 0
     seen.grad = None
     splice([[Image(1)]], seen, embed).embeds.sum().backward()
-    assert seen.grad[1].eq(1).all() and seen.grad[0].eq(0).all()
+    assert seen.grad[1].eq(1).all()
+    assert seen.grad[0].eq(0).all()
 
 
 def test_without_images():
     found = splice([[Text((3,)), Text((4,), True)]], None, embed)
-    assert found.embeds[0, :, 0].tolist() == [3, 4] and found.labels.tolist() == [[IGNORED, 4]]
+    assert found.embeds[0, :, 0].tolist() == [3, 4]
+    assert found.labels.tolist() == [[IGNORED, 4]]
     with pytest.raises(ValueError, match="shows image 2, and there are 2"):
         splice([[Image(2)]], images(), embed)

@@ -45,7 +45,8 @@ def test_kernel_distance_is_the_one_of_torchmetrics():
 def test_kernel_distance_is_unbiased():
     generator = torch.Generator().manual_seed(0)
     values = [kernel_distance(*torch.randn(2, 10, 4, generator=generator)).item() for _ in range(400)]
-    assert min(values) < 0 and abs(np.mean(values)) < 4 * np.std(values) / 20
+    assert min(values) < 0
+    assert abs(np.mean(values)) < 4 * np.std(values) / 20
 
 
 def test_subsets_of_large_sets_have_nearly_the_distance_of_the_whole(monkeypatch):
@@ -53,7 +54,8 @@ def test_subsets_of_large_sets_have_nearly_the_distance_of_the_whole(monkeypatch
     whole = kernel_distance(x, y).item()
     monkeypatch.setattr(module, "SUBSET_SIZE", 100)
     parts = kernel_distance(x, y, full=200).item()
-    assert parts != whole and parts == pytest.approx(whole, rel=0.1)
+    assert parts != whole
+    assert parts == pytest.approx(whole, rel=0.1)
     assert kernel_distance(x, y, full=200).item() == parts
     assert kernel_distance(x, y, full=200, seed=1).item() != parts
 
@@ -75,7 +77,9 @@ def test_precision_and_recall_by_brute_force(k, chunk, monkeypatch):
     real, generated = pair(40, 30, d=2, shift=1.5)
     precision, recall = precision_recall(generated, real, k)
     expected = coverage_by_loops(generated, real, k)
-    assert 0 < expected[0] < 1 and 0 < expected[1] < 1 and expected[0] != expected[1]
+    assert 0 < expected[0] < 1
+    assert 0 < expected[1] < 1
+    assert expected[0] != expected[1]
     assert (precision.item(), recall.item()) == pytest.approx(expected)
 
 
@@ -85,7 +89,8 @@ def test_precision_and_recall_of_what_is_known():
     assert [v.item() for v in precision_recall(real + 100, real)] == [0, 0]
     one_place = real[:1].expand(20, -1)  # all samples are the same good image
     precision, recall = precision_recall(one_place, real)
-    assert precision == 1 and recall == pytest.approx(1 / 50)
+    assert precision == 1
+    assert recall == pytest.approx(1 / 50)
 
 
 def test_inception_score_is_the_one_of_torchmetrics(monkeypatch):

@@ -87,9 +87,12 @@ def test_distances_are_those_of_the_single_metrics():
             "precision_colours": precision.item(), "recall_colours": recall.item(),
         }, rel=1e-5
     )  # fmt: skip
-    assert found["colours"] > 0.1 and facts["num_images"] == 40 and facts["image_shape"] == [4, 4]
+    assert found["colours"] > 0.1
+    assert facts["num_images"] == 40
+    assert facts["image_shape"] == [4, 4]
     again, same = report.features(iter(quantise(fake).split(40)))
-    assert torch.equal(again, features) and same == facts, "uint8 once; batches do not matter"
+    assert torch.equal(again, features), "uint8 once; batches do not matter"
+    assert same == facts
 
 
 def test_lite0_metrics_have_names_of_their_own(monkeypatch, tmp_path):
@@ -99,7 +102,8 @@ def test_lite0_metrics_have_names_of_their_own(monkeypatch, tmp_path):
     found = report.compare(report.features(iter([images(12, 1, 32)]))[0])
     assert list(found) == ["fd_lite0", "kd_lite0", "precision_lite0", "recall_lite0"]
     protocol = report.protocol()
-    assert protocol["extractor"]["sha256"] and protocol["reference"]["num_images"] == 12
+    assert protocol["extractor"]["sha256"]
+    assert protocol["reference"]["num_images"] == 12
     assert {"torch", "tokenzoo"} <= set(protocol["packages"])
 
 
@@ -122,7 +126,8 @@ def test_inception_metrics_have_the_published_names_and_logits(random_inception)
     theirs = FeatureExtractorInceptionV3("inception-v3-compat", ["logits_unbiased"])
     patch.undo()
     expected = theirs(quantise(images(12, 1, 32)))[0]
-    assert isinstance(report.extractor, InceptionFeatures) and expected.std() > 0
+    assert isinstance(report.extractor, InceptionFeatures)
+    assert expected.std() > 0
     torch.testing.assert_close(
         report.extractor.logits(features), expected, rtol=1e-4, atol=1e-4 * expected.std().item()
     )
@@ -139,12 +144,14 @@ def test_labels_keep_the_proportions():
 def test_random_tokens_keep_segments_and_frequencies():
     ids = torch.tensor([[0, 2, 3, 3, 7, 4], [0, 0, 3, 4, 7, 7]])
     weights = token_frequencies(ids, LEVELS)
-    assert weights["top"].tolist() == [3, 0, 1] and weights["bottom"].tolist() == [3, 2, 0, 0, 3]
+    assert weights["top"].tolist() == [3, 0, 1]
+    assert weights["bottom"].tolist() == [3, 2, 0, 0, 3]
     generator = torch.Generator().manual_seed(0)
     drawn = random_tokens(LEVELS, 4000, weights, generator)
     assert drawn.shape == (4000, 6)
     assert (drawn[:, :2] == 0).float().mean().item() == pytest.approx(0.75, abs=0.02)
-    assert set(drawn[:, :2].unique().tolist()) == {0, 2} and set(drawn[:, 2:].unique().tolist()) == {3, 4, 7}
+    assert set(drawn[:, :2].unique().tolist()) == {0, 2}
+    assert set(drawn[:, 2:].unique().tolist()) == {3, 4, 7}
     even = random_tokens(LEVELS, 4000, None, generator)
     assert torch.bincount(even[:, 2:].flatten()) / 16000 == pytest.approx(np.array([0] * 3 + [0.2] * 5), abs=0.02)
     assert set(even[:, :2].unique().tolist()) == {0, 1, 2}
@@ -153,8 +160,11 @@ def test_random_tokens_keep_segments_and_frequencies():
 def test_settings_of_the_sampler_are_written_down_with_their_defaults():
     assert sampler_settings(Stub(), {"steps": 3}) == {"steps": 3, "heat": 1.5}
     found = sampler_settings(zoo.create_model("maskgit_tiny"), {"choice_temperature": 2.0})
-    assert found["steps"] == 8 and found["choice_temperature"] == 2.0 and found["sampling_temperature"] == 1.0
-    assert "generator" not in found and "labels" not in found
+    assert found["steps"] == 8
+    assert found["choice_temperature"] == 2.0
+    assert found["sampling_temperature"] == 1.0
+    assert "generator" not in found
+    assert "labels" not in found
     with pytest.raises(ValueError, match="generate takes no colour: it takes steps, heat"):
         sampler_settings(Stub(), {"colour": 1})
 
@@ -164,14 +174,19 @@ def test_all_together():
     result = evaluate_generation(
         model, data(), num_images=30, batch_size=8, sampling={"steps": 2}, extractor=MeanColours()
     )
-    assert [count for _, count, _ in model.asked] == [8, 8, 8, 6] and {s for _, _, s in model.asked} == {2}
+    assert [count for _, count, _ in model.asked] == [8, 8, 8, 6]
+    assert {s for _, _, s in model.asked} == {2}
     labels = [label for batch, _, _ in model.asked for label in batch]
     assert np.bincount(labels).tolist() == [10, 10, 10]  # of 14, 13 and 13 in 40: 10.5, 9.75 and 9.75
     protocol = result["protocol"]
-    assert protocol["generated"]["num_images"] == 30 and protocol["generated"]["sampler"] == {"steps": 2, "heat": 1.5}
-    assert protocol["generated"]["seed"] == 0 and protocol["generated"]["batch_size"] == 8
-    assert protocol["reference"]["num_images"] == 40 and protocol["reference"]["split"] == "test"
-    assert protocol["data"]["class"] == "ToyData" and protocol["data"]["batch_size"] == 4
+    assert protocol["generated"]["num_images"] == 30
+    assert protocol["generated"]["sampler"] == {"steps": 2, "heat": 1.5}
+    assert protocol["generated"]["seed"] == 0
+    assert protocol["generated"]["batch_size"] == 8
+    assert protocol["reference"]["num_images"] == 40
+    assert protocol["reference"]["split"] == "test"
+    assert protocol["data"]["class"] == "ToyData"
+    assert protocol["data"]["batch_size"] == 4
     rows = result["baselines"]
     assert set(rows) == {"uniform_tokens", "unigram_tokens", "reconstructions", "train_images"}
     assert all(set(row) == set(result["metrics"]) for row in rows.values())
@@ -211,7 +226,8 @@ def test_a_seed_gives_the_same_images_again_and_another_one_others():
 def test_an_unconditional_model_gets_no_labels():
     model = Stub(num_classes=0)
     result = evaluate_generation(model, data(), num_images=9, baselines=False, extractor=MeanColours())
-    assert model.asked == [(None, 9, 5)] and result["baselines"] == {}
+    assert model.asked == [(None, 9, 5)]
+    assert result["baselines"] == {}
     assert result["protocol"]["generated"]["labels"] == "none"
 
 
@@ -222,7 +238,8 @@ def test_second_stages_of_the_registry(name, tokenizer):
     module = data(image_size=32, count=12, num_classes=9)
     result = evaluate_generation(model, module, num_images=6, batch_size=4, extractor=MeanColours())
     assert set(result["metrics"]) == {"colours", "kd_colours", "precision_colours", "recall_colours"}
-    assert result["metrics"]["colours"] > 0 and len(result["baselines"]) == 4
+    assert result["metrics"]["colours"] > 0
+    assert len(result["baselines"]) == 4
 
 
 @pytest.mark.parametrize(

@@ -101,10 +101,12 @@ def test_lpips_lite0_grows_with_distortion_and_is_a_loss(lite0):
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     distances = [lite0(x, x + s * noise).item() for s in (0, 0.02, 0.1, 0.4)]
     assert distances[0] == 0
-    assert distances == sorted(distances) and distances[1] > 0.005
+    assert distances == sorted(distances)
+    assert distances[1] > 0.005
     y = (x + 0.5).requires_grad_()  # unclamped, as a decoder's output during training
     lite0(x, y).sum().backward()
-    assert y.grad.isfinite().all() and y.grad.abs().sum() > 0
+    assert y.grad.isfinite().all()
+    assert y.grad.abs().sum() > 0
     assert not any(p.requires_grad for p in lite0.parameters())
     lite0.train()
     assert not any(m.training for m in lite0.modules())

@@ -50,7 +50,8 @@ def test_protocol_knows_images_and_weights(pair):
     report = ReconstructionReport(model.spec)
     report.update(images, decoded, ids)
     facts = report.protocol()
-    assert facts["num_images"] == 6 and facts["image_shape"] == [16, 16]
+    assert facts["num_images"] == 6
+    assert facts["image_shape"] == [16, 16]
     assert facts["fd_lite0"]["sha256"].startswith("57934424")  # as the name of the file says
     assert facts["fd_lite0"]["resize"].startswith("112x112")
     other = ReconstructionReport(model.spec)

@@ -18,7 +18,9 @@ def test_each_pair_as_alone(name):
             p.add_(torch.randn_like(p) * 0.2)
     images = torch.rand(2, 3, 32, 32)
     found = likelihoods(model, images, TEXTS, batch_size=2)
-    assert found.shape == (2, 3) and (found < 0).all() and model.training
+    assert found.shape == (2, 3)
+    assert (found < 0).all()
+    assert model.training
     model.eval()
     for i in range(2):
         for j in range(3):
@@ -39,5 +41,7 @@ def test_frequent_texts_have_no_advantage():
 def test_recalls_in_both_directions():
     scores = torch.tensor([[3.0, 1.0, 2.0], [0.0, 1.0, 5.0], [0.0, 0.5, 6.0]])
     found = recalls(scores, scores, torch.eye(3, dtype=torch.bool))
-    assert found["i2t_r@1"] == pytest.approx(2 / 3) and found["t2i_r@1"] == pytest.approx(2 / 3)
-    assert found["i2t_r@5"] == 1 and found["mean_recall"] == pytest.approx((4 + 2 * 2 / 3) / 6)
+    assert found["i2t_r@1"] == pytest.approx(2 / 3)
+    assert found["t2i_r@1"] == pytest.approx(2 / 3)
+    assert found["i2t_r@5"] == 1
+    assert found["mean_recall"] == pytest.approx((4 + 2 * 2 / 3) / 6)

@@ -85,12 +85,16 @@ def test_cached_and_uncached_generation_give_equal_tokens(model, sampling):
     one, two = (
         model.generate([0, 3, 8], as_tokens=True, seed=1, use_cache=cache, **sampling).ids for cache in (True, False)
     )
-    assert torch.equal(one, two) and len(one.unique()) > 1
+    assert torch.equal(one, two)
+    assert len(one.unique()) > 1
 
 
 def test_images(model):
     images = model.generate(2, 2, seed=0)
-    assert images.shape == (2, 3, 32, 32) and images.min() >= 0 and images.max() <= 1 and not model.training
+    assert images.shape == (2, 3, 32, 32)
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert not model.training
 
 
 # ---------------------------------------------------------------- sampling
@@ -102,7 +106,8 @@ def test_top_k_and_top_p():
     assert keep_top_p(logits, 0.6).isfinite().tolist() == [[False, True, False, True, False]]
     assert keep_top_p(logits, 0.8).isfinite().tolist() == [[False, True, False, True, True]]
     assert keep_top_p(logits, 1e-6).isfinite().sum() == 1
-    assert keep_top_k(logits, 9).isfinite().all() and keep_top_p(logits, 1.0).isfinite().all()
+    assert keep_top_k(logits, 9).isfinite().all()
+    assert keep_top_p(logits, 1.0).isfinite().all()
 
 
 def test_draws_follow_the_distribution():
@@ -142,7 +147,8 @@ def test_no_token_sees_a_later_one(model):
     other[0, 17] = (ids[0, 17] + 1) % 64
     with torch.no_grad():
         before, after = model.transformer(ids), model.transformer(other)
-    assert torch.equal(before[:, :17], after[:, :17]) and not torch.allclose(before[:, 17], after[:, 17])
+    assert torch.equal(before[:, :17], after[:, :17])
+    assert not torch.allclose(before[:, 17], after[:, 17])
 
 
 def test_pkeep_replaces_inputs_in_training_only(monkeypatch):
@@ -152,7 +158,8 @@ def test_pkeep_replaces_inputs_in_training_only(monkeypatch):
     model.train().losses(batch)
     model.eval().losses(batch)
     replaced = (seen[0][:, 1:] != batch["ids"][:, :-1]).float().mean().item()
-    assert replaced == pytest.approx(0.3 * 63 / 64, abs=0.03) and torch.equal(seen[0][:, 0], batch["label"])
+    assert replaced == pytest.approx(0.3 * 63 / 64, abs=0.03)
+    assert torch.equal(seen[0][:, 0], batch["label"])
     assert torch.equal(seen[1][:, 1:], batch["ids"][:, :-1])
 
 
@@ -169,7 +176,8 @@ def test_only_weights_of_linear_layers_decay():
     groups = parameter_groups(model.named_parameters(), model.optim_settings, model.no_decay)
     decayed = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
     names = {n for n, p in model.named_parameters() if id(p) in decayed}
-    assert "transformer.head.weight" in names and "transformer.blocks.0.attn.key.weight" in names
+    assert "transformer.head.weight" in names
+    assert "transformer.blocks.0.attn.key.weight" in names
     assert not any("emb" in n or "ln" in n or n.endswith("bias") for n in names)
 
 
@@ -178,7 +186,8 @@ def test_segments_keep_to_their_ids():
     ids = model.generate([0, 1], as_tokens=True, seed=0, temperature=3.0).ids
     for segment in model.spec.segments:
         part = ids[:, model.spec.span(segment.name)]
-        assert part.min() >= segment.offset and part.max() < segment.offset + segment.size
+        assert part.min() >= segment.offset
+        assert part.max() < segment.offset + segment.size
 
 
 # ---------------------------------------------------------------- weights and refusals

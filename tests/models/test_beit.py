@@ -187,8 +187,9 @@ def test_is_a_quantizer_through_its_tokenizer(beit, batch):
     beit.eval()
     tokens = beit.encode(batch["image"])
     logits = beit.vit.token_logits(beit.network_view(batch["image"]))
-    assert torch.equal(tokens.ids, logits.argmax(-1)) and tokens.spec == beit.spec
-    assert beit.spec.grid_shape == (4, 4) and beit.spec.vocab_size == 64 and beit.spec.decodes == "pixels"
+    assert torch.equal(tokens.ids, logits.argmax(-1))
+    assert tokens.spec == beit.spec
+    assert (beit.spec.grid_shape, beit.spec.vocab_size, beit.spec.decodes) == ((4, 4), 64, "pixels")
     assert torch.equal(zoo.reconstruct(beit, batch["image"]), beit.tokenizer.decode(tokens))
     mask = torch.zeros(4, 4, 4, dtype=torch.bool)
     mask[:, 1:3, 1:3] = True
@@ -216,7 +217,8 @@ def test_trains_on_the_ids_of_an_encoder_alone(tmp_path):
     assert model.spec.decodes is None
     trainer = quiet_trainer(tmp_path, max_steps=3, callbacks=[Evaluation(), ImageGrids()])
     trainer.fit(model, RandomImageData(image_size=32))
-    assert model.global_step == 3 and "val/accuracy" in trainer.callback_metrics
+    assert model.global_step == 3
+    assert "val/accuracy" in trainer.callback_metrics
     assert "val/psnr" not in trainer.callback_metrics
     images = torch.rand(2, 3, 32, 32)
     assert list(model.picture_rows(images, {"index": torch.arange(2)})) == ["original", "masked_input"]
@@ -229,7 +231,8 @@ def test_tokenizer_is_frozen_and_not_saved(beit, batch):
     assert not any("tokenizer" in name for name in beit.state_dict())
     assert all(name.startswith("vit.") for name in beit.state_dict())
     beit.train().losses(batch)["loss"].backward()
-    assert not beit.tokenizer.training and all(p.grad is None for p in beit.tokenizer.parameters())
+    assert not beit.tokenizer.training
+    assert all(p.grad is None for p in beit.tokenizer.parameters())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in beit.parameters())
 
 
@@ -390,13 +393,15 @@ def test_mixed_targets_are_those_of_the_mixed_images(batch):
 def test_linear_probe_trains_one_head_per_block_and_nothing_else(batch):
     model = BEiTClassifier(**TINY, num_classes=9, linear_probe=True, relative_positions="shared")
     assert {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad} == {"probes"}
-    assert model.train().training and not model.vit.training
+    assert model.train().training
+    assert not model.vit.training
     outputs = model.vit.block_outputs(model.network_view(batch["image"]), [0, 1])
     features = [torch.cat([y[:, 0], y[:, 1:].mean(1)], -1) for y in outputs]
     each = [F.cross_entropy(p(f), batch["label"]) for p, f in zip(model.probes, features, strict=True)]
     terms = model.eval().losses(batch)
     torch.testing.assert_close(terms["loss"], each[0] + each[1])
-    assert model.probe_block == 2 and torch.equal(model(batch["image"]), model.probes[1](features[1]))
+    assert model.probe_block == 2
+    assert torch.equal(model(batch["image"]), model.probes[1](features[1]))
     assert {"accuracy_block1", "accuracy_block2"} <= set(terms)
 
 
@@ -404,7 +409,8 @@ def test_new_head_for_other_labels(batch):
     model = BEiTClassifier(**TINY, num_classes=9)
     trunk = model.vit.blocks[0].attn.qkv.weight.clone()
     model.reset_head(3)
-    assert model(batch["image"]).shape == (4, 3) and model.hparams["num_classes"] == 3
+    assert model(batch["image"]).shape == (4, 3)
+    assert model.hparams["num_classes"] == 3
     assert torch.equal(model.vit.blocks[0].attn.qkv.weight, trunk)
     assert model.init_args()["num_classes"] == 3
 

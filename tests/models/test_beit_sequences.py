@@ -64,7 +64,8 @@ def test_two_grids_keep_their_codebooks_and_are_drawn(batch):
         beit.vit.lm_head.bias.copy_(torch.linspace(-9, 9, beit.spec.vocab_size))  # wants the second codebook
     for segment in beit.spec.segments:
         ids = beit.encode(batch["image"]).ids[:, beit.spec.span(segment.name)]
-        assert ids.min() >= segment.offset and ids.max() < segment.offset + segment.size
+        assert ids.min() >= segment.offset
+        assert ids.max() < segment.offset + segment.size
     rows = beit.picture_rows(batch["image"], batch)
     assert list(rows) == ["original", "masked_input", "tokenizer", "predicted_under_mask", "predicted_from_all"]
     assert all(row.shape == (4, 3, 32, 32) for row in rows.values())

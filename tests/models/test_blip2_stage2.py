@@ -42,7 +42,8 @@ def test_published_numbers_of_trainable_parameters(name, vision, count):
     with torch.device("meta"):
         model = zoo.create_model(name, vision=vision)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
-    assert model.spec.num_tokens == 32 and model.spec.dim == 768
+    assert model.spec.num_tokens == 32
+    assert model.spec.dim == 768
 
 
 def test_without_a_language_model_it_is_a_tokenizer():
@@ -66,7 +67,8 @@ def test_labels_of_a_decoder_only_model():
             text = f"{prompt} {caption}\n" if prompt else f"{caption}\n"
             row = [*codec.start, *codec.ids(text)]
             kept = batch.labels[i][batch.mask[i]].tolist()
-            assert len(kept) == 4 + len(row) and kept[:4] == [IGNORED] * 4
+            assert len(kept) == 4 + len(row)
+            assert kept[:4] == [IGNORED] * 4
             learned = [t for t in kept if t != IGNORED]
             assert learned == (row if not prompt else list(codec.ids(f" {caption}\n")))
 
@@ -97,7 +99,8 @@ def test_prefix_of_an_encoder_decoder_model():
     torch.manual_seed(0)
     pairs = [model._texts({"caption": CAPTIONS}) for _ in range(20)]
     assert all(f"{given} {learned}".strip() == "the sun, at night" for _, _, (given, learned) in pairs)
-    assert len({given for _, _, (given, _) in pairs}) > 2 and all(learned for batch in pairs for _, learned in batch)
+    assert len({given for _, _, (given, _) in pairs}) > 2
+    assert all(learned for batch in pairs for _, learned in batch)
     assert model.eval()._texts({"caption": CAPTIONS})[0] == ("", "a red cat")
     codec = model.language.text
     batch, targets = model._read(model.language_inputs(images()), [("ab", "cd"), ("", "e"), ("x", "yz")])
@@ -121,7 +124,8 @@ def test_the_image_matters_and_the_language_model_does_not_learn():
     before = {n: p.clone() for n, p in model.language.network.named_parameters()}
     loss = model.losses({"image": images(), "caption": CAPTIONS})["loss"]
     loss.backward()
-    assert model.bridge.query_tokens.grad.abs().sum() > 0 and model.ln_vision.weight.grad.abs().sum() > 0
+    assert model.bridge.query_tokens.grad.abs().sum() > 0
+    assert model.ln_vision.weight.grad.abs().sum() > 0
     assert all(p.grad is None for p in model.language.network.parameters())
     for n, p in model.language.network.named_parameters():
         assert torch.equal(p, before[n])
@@ -156,7 +160,8 @@ def test_likelihood_of_a_text_is_the_sum_of_its_terms():
 def test_captions_and_answers(language):
     model = stirred(language_model=language).train()
     said = model.caption(images(), max_new_tokens=6)
-    assert len(said) == 3 and model.training, "the mode is restored"
+    assert len(said) == 3
+    assert model.training, "the mode is restored"
     together = model.caption(images(), max_new_tokens=6, num_beams=1)
     alone = [model.caption(images()[i : i + 1], max_new_tokens=6, num_beams=1)[0] for i in range(3)]
     assert together == alone

@@ -113,7 +113,8 @@ def test_row_gather_equals_the_dense_decoder_on_one_hot_codes(dvae, images):
 
 def test_other_image_sizes_give_their_own_grid(dvae):
     tokens = dvae.eval().encode(torch.rand(1, 3, 48, 16))
-    assert tokens.grid().shape == (1, 12, 4) and tokens.spec.num_tokens == 48
+    assert tokens.grid().shape == (1, 12, 4)
+    assert tokens.spec.num_tokens == 48
     assert dvae.decode(tokens).shape == (1, 3, 48, 16)
 
 
@@ -155,16 +156,19 @@ def test_encoder_waits_until_its_start(images, monkeypatch):
 def test_published_size_has_the_published_number_of_parameters():
     info = zoo.model_info("dvae_openai")
     assert info.num_parameters == 97_616_006
-    assert info.spec.grid_shape == (32, 32) and info.spec.vocab_size == 8192
+    assert info.spec.grid_shape == (32, 32)
+    assert info.spec.vocab_size == 8192
     with torch.device("meta"):
         model = zoo.create_model("dvae_openai")
     assert sum(p.numel() for p in model.encoder.parameters()) == 53_786_240
-    assert len(model.encoder.state_dict()) == 74 and len(model.decoder.state_dict()) == 76
+    assert len(model.encoder.state_dict()) == 74
+    assert len(model.decoder.state_dict()) == 76
 
 
 def test_published_schedules_are_the_defaults():
     model = zoo.create_model("dvae_openai", width=8, blocks=1, vocab_size=16, code_width=8)
-    assert model.tau == (1.0, 1 / 16, 150_000) and model.beta == (0.0, 6.6, 5_000)
+    assert model.tau == (1.0, 1 / 16, 150_000)
+    assert model.beta == (0.0, 6.6, 5_000)
     assert model.optim_settings == Optim(
         lr=1e-4, min_lr=1.25e-6, total_steps=1_200_000, weight_decay=1e-4, decay="all", betas=(0.9, 0.999), eps=1e-8
     )
@@ -228,4 +232,5 @@ def test_kmeans_sees_few_images_at_once(dvae, monkeypatch):
     seen = []
     dvae.encoder.blocks.input.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
     dvae.initialise_codebook(torch.rand(70, 3, 32, 32))
-    assert max(seen) <= 32 and sum(seen) == 70
+    assert max(seen) <= 32
+    assert sum(seen) == 70

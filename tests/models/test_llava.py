@@ -39,7 +39,8 @@ def tiny(**settings):
 )
 def test_published_numbers_of_trainable_parameters(name, count, tokens):
     info = zoo.model_info(name)
-    assert info.num_parameters == count and info.spec.num_tokens == tokens
+    assert info.num_parameters == count
+    assert info.spec.num_tokens == tokens
 
 
 def test_what_is_trained():
@@ -70,7 +71,9 @@ def test_class_token_and_last_block():
     one, two = tiny().eval(), tiny(select="cls_patch").eval()
     tower = one.frozen["vision"]
     hidden = tower(images())
-    assert hidden.shape == (2, 17, 32) and one.spec.num_tokens == 16 and two.spec.num_tokens == 17
+    assert hidden.shape == (2, 17, 32)
+    assert one.spec.num_tokens == 16
+    assert two.spec.num_tokens == 17
     torch.testing.assert_close(one.language_inputs(images()), one.mm_projector(hidden[:, 1:]))
     torch.testing.assert_close(two.language_inputs(images()), two.mm_projector(hidden))
 
@@ -105,9 +108,8 @@ def test_layouts():
     )
     assert learned == ["### ", "### ", "Assistant: a cat\n", "### ", "### ", "Assistant: who knows\n", "### "]
     text, learned = text_and_learned(TURNS, "llama_2", "S.")
-    assert text == "[INST] <<SYS>>\nS.\n<</SYS>>\n\n<image>\nwhat is this? [/INST] a cat </s>" and learned == [
-        "a cat </s>"
-    ]
+    assert text == "[INST] <<SYS>>\nS.\n<</SYS>>\n\n<image>\nwhat is this? [/INST] a cat </s>"
+    assert learned == ["a cat </s>"]
     text, learned = text_and_learned(MORE, "chatml")
     assert text.startswith(
         "<|im_start|>user\n<image>\nwhat is this?<|im_end|>\n<|im_start|>assistant\na cat<|im_end|>\n"
@@ -119,16 +121,20 @@ def test_layouts():
 def test_an_open_question_is_the_beginning_of_its_answer(template):
     whole = "".join(p.text for p in render(image_first(MORE), template, "</s>"))
     opened = "".join(p.text for p in render(image_first(MORE[:3]), template, "</s>"))
-    assert whole.startswith(opened) and (template == "plain" or "who" in whole[len(opened) :])
+    assert whole.startswith(opened)
+    assert template == "plain" or "who" in whole[len(opened) :]
 
 
 def test_ids_and_labels_of_a_conversation():
     codec = language_model("tiny_llama").text
     found = pieces(render(image_first(MORE), "v1", "</s>", "S."), codec, 1)
-    assert found[0].ids == codec.start and found[2] == Image(1)
-    assert found[1].ids == codec.ids("S. USER: ") and not any(found[1].flags())
+    assert found[0].ids == codec.start
+    assert found[2] == Image(1)
+    assert found[1].ids == codec.ids("S. USER: ")
+    assert not any(found[1].flags())
     text = "\nwhat is this? ASSISTANT: a cat</s>USER: why? ASSISTANT: who knows</s>"
-    assert found[3].ids == codec.ids(text) and codec.end in found[3].ids
+    assert found[3].ids == codec.ids(text)
+    assert codec.end in found[3].ids
     learned = [i for i, flag in zip(found[3].ids, found[3].flags(), strict=True) if flag]
     assert learned == [*codec.ids("a cat</s>"), *codec.ids("who knows</s>")]
     with pytest.raises(ValueError, match="has <image> and no image"):
@@ -143,7 +149,8 @@ def test_text_alone_keeps_the_projector_in_the_graph():
     words = [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "you"}]
     terms = model.losses({"image": images(), "conversation": [words, words]})
     terms["loss"].backward()
-    assert model.mm_projector[0].weight.grad is not None and model.mm_projector[0].weight.grad.abs().sum() == 0
+    assert model.mm_projector[0].weight.grad is not None
+    assert model.mm_projector[0].weight.grad.abs().sum() == 0
     both = model.losses({"image": images(), "conversation": [words, TURNS]})
     both["loss"].backward()
     assert model.mm_projector[0].weight.grad.abs().sum() > 0
@@ -153,7 +160,8 @@ def test_answers_that_are_cut_off_are_counted():
     model = tiny(conversation="v1", system="", max_length=90)
     long = [{"from": "human", "value": "<image>\n" + "x" * 90}, {"from": "gpt", "value": "y"}]
     terms = model.losses({"image": images(), "conversation": [TURNS, long]})
-    assert terms["answers_cut_off"] == 0.5 and terms["loss"].isfinite()
+    assert terms["answers_cut_off"] == 0.5
+    assert terms["loss"].isfinite()
     with pytest.raises(ValueError, match="all answers are cut off; raise max_length"):
         model.losses({"image": images(), "conversation": [long, long]})
 
@@ -175,9 +183,11 @@ def test_answers(template):
     questions = ["what?", "how many are there?"]
     together = model.answer(images(), questions, max_new_tokens=5)
     alone = [model.answer(images()[i : i + 1], questions[i : i + 1], max_new_tokens=5)[0] for i in range(2)]
-    assert together == alone and model.training
+    assert together == alone
+    assert model.training
     talk = model.answer(images(), [MORE[:3], MORE[:1]], max_new_tokens=5)
-    assert len(talk) == 2 and len(model.caption(images(), max_new_tokens=3)) == 2
+    assert len(talk) == 2
+    assert len(model.caption(images(), max_new_tokens=3)) == 2
     with pytest.raises(ValueError, match="1 questions for 2 images"):
         model.answer(images(), questions[:1])
 
@@ -292,4 +302,5 @@ def test_bad_settings_and_batches():
         tiny().losses({"image": images(), "caption": ["a", ""]})
     with pytest.raises(zoo.NotInvertible, match="no way back to pixels"):
         tiny().decode(tiny().encode(images()))
-    assert zoo.LLaVA is LLaVA and IGNORED == -100
+    assert zoo.LLaVA is LLaVA
+    assert IGNORED == -100

@@ -50,10 +50,12 @@ def images():
 def test_published_sizes():
     with torch.device("meta"):
         google, valeoai = MaskGITTransformer(1024, 256, 1000), PreNormMaskGIT(1024, 256, 1000)
-    assert google.word_embeddings.num_embeddings == 2025 and google.mask_id == 2024
+    assert google.word_embeddings.num_embeddings == 2025
+    assert google.mask_id == 2024
     assert google.position_embeddings.num_embeddings == 257
     assert sum(p.numel() for p in google.parameters()) == 172_457_193
-    assert valeoai.tok_emb.num_embeddings == 2026 and (valeoai.mask_id, valeoai.null_id) == (1024, 2025)
+    assert valeoai.tok_emb.num_embeddings == 2026
+    assert (valeoai.mask_id, valeoai.null_id) == (1024, 2025)
     assert sum(p.numel() for p in valeoai.parameters()) == 174_160_874
 
 
@@ -70,7 +72,8 @@ def test_class_token_stands_first_and_matters(model):
         sequence = torch.cat([torch.tensor([[64 + 3], [64 + 9]]), ids], 1)
         torch.testing.assert_close(logits, model.network.sequence_logits(sequence)[:, 1:], rtol=0, atol=0)
         other = model.network(ids, torch.tensor([4, -1]))
-    assert not torch.allclose(logits[0], other[0]) and torch.equal(logits[1], other[1])
+    assert not torch.allclose(logits[0], other[0])
+    assert torch.equal(logits[1], other[1])
 
 
 def test_network_of_valeoai_by_pytorchs_own_layers():
@@ -93,7 +96,8 @@ def test_network_of_valeoai_by_pytorchs_own_layers():
 def test_weights_of_valeoai_round_trip(tmp_path):
     model = stirred(layout="valeoai")
     state = {name.removeprefix("network."): v for name, v in model.state_dict().items()}
-    assert "transformer.layers.0.0.fn.mha.in_proj_weight" in state and "transformer.layers.1.1.fn.net.3.bias" in state
+    assert "transformer.layers.0.0.fn.mha.in_proj_weight" in state
+    assert "transformer.layers.1.1.fn.net.3.bias" in state
     torch.save({"iter": 7, "global_epoch": 1, "model_state_dict": state}, tmp_path / "MaskGIT.pth")
     other = tiny(layout="valeoai", weights=str(tmp_path / "MaskGIT.pth"))
     torch.testing.assert_close(dict(other.state_dict()), dict(model.state_dict()), rtol=0, atol=0)
@@ -140,12 +144,14 @@ def test_masks_follow_the_schedule_and_belong_to_the_image():
     ids = torch.zeros(2000, 64, dtype=torch.long)
     model.train()
     share = model.masks({}, ids).float().mean(1)
-    assert share.min() >= 1 / 64 and share.max() == 1
+    assert share.min() >= 1 / 64
+    assert share.max() == 1
     assert share.mean().item() == pytest.approx(2 / math.pi, abs=0.03)  # E cos(pi r / 2), and rounding up
     model.eval()
     index = torch.tensor([7, 3, 7])
     masks = model.masks({"index": index}, ids[:3])
-    assert torch.equal(masks[0], masks[2]) and not torch.equal(masks[0], masks[1])
+    assert torch.equal(masks[0], masks[2])
+    assert not torch.equal(masks[0], masks[1])
     r = torch.rand(65, generator=torch.Generator().manual_seed(3))[0]
     assert masks[1].sum() == math.ceil(64 * math.cos(math.pi / 2 * r))
 
@@ -215,9 +221,11 @@ def test_known_tokens_stay_and_counts_are_per_image():
     ids[0, :4] = ids[1, 2:] = 8
     logits = torch.randn(2, 16, 8)
     decoding = parallel_decode(ids, lambda ids, step: logits, 8, steps=4)
-    assert torch.equal(decoding.ids[ids != 8], ids[ids != 8]) and decoding.ids.max() < 8
+    assert torch.equal(decoding.ids[ids != 8], ids[ids != 8])
+    assert decoding.ids.max() < 8
     hidden = (decoding.after == 8).sum(-1)
-    assert hidden[0].tolist() == [3, 2, 1, 1] and hidden[1].tolist() == [12, 9, 5, 1]
+    assert hidden[0].tolist() == [3, 2, 1, 1]
+    assert hidden[1].tolist() == [12, 9, 5, 1]
     whole = parallel_decode(decoding.ids, lambda ids, step: logits, 8, steps=4)  # nothing to do
     assert torch.equal(whole.ids, decoding.ids)
 
@@ -235,15 +243,18 @@ def test_one_step_samples_the_distribution():
 
 def test_halton_order_visits_all_cells_and_keeps_in_order():
     order = halton_order((4, 6))
-    assert sorted(order.tolist()) == list(range(24)) and order[:2].tolist() == [2 * 6 + 2, 1 * 6 + 4]
+    assert sorted(order.tolist()) == list(range(24))
+    assert order[:2].tolist() == [2 * 6 + 2, 1 * 6 + 4]
     hidden = torch.ones(1, 24, dtype=torch.bool)
     hidden[0, order[0]] = False
-    assert places_in(order, hidden)[0, order[1]] == 0 and places_in(order, hidden)[0, order[23]] == 22
+    assert places_in(order, hidden)[0, order[1]] == 0
+    assert places_in(order, hidden)[0, order[23]] == 22
     decoding = parallel_decode(
         torch.where(hidden, 9, 1), lambda ids, step: torch.randn(1, 24, 9), 9, 5, "arccos", order=order
     )
     kept_first = (decoding.after[0, 0] != 9).nonzero().flatten()
-    assert set(kept_first.tolist()) == set(order[: len(kept_first)].tolist()) and len(kept_first) > 1
+    assert set(kept_first.tolist()) == set(order[: len(kept_first)].tolist())
+    assert len(kept_first) > 1
     for before, after in zip(decoding.inputs[0], decoding.after[0], strict=True):
         assert torch.equal(after[before != 9], before[before != 9])
     assert sorted(spread_order([(2, 2), (8,)]).tolist()) == list(range(12))
@@ -260,15 +271,15 @@ def test_guidance(model):
 
 def test_generation_is_repeatable_and_decodes(model):
     one, two = (model.generate([0, 5], seed=4) for _ in range(2))
-    assert (
-        one.shape == (2, 3, SIZE, SIZE)
-        and torch.equal(one, two)
-        and not torch.equal(one, model.generate([0, 5], seed=5))
-    )
+    assert one.shape == (2, 3, SIZE, SIZE)
+    assert torch.equal(one, two)
+    assert not torch.equal(one, model.generate([0, 5], seed=5))
     tokens, steps = model.generate(
         7, 2, seed=4, steps=5, order="halton", guidance=1.0, as_tokens=True, return_steps=True
     )
-    assert tokens.ids.shape == (2, 64) and tokens.ids.max() < 64 and steps.sampled.shape == (2, 5, 64)
+    assert tokens.ids.shape == (2, 64)
+    assert tokens.ids.max() < 64
+    assert steps.sampled.shape == (2, 5, 64)
     cold = {"sampling_temperature": 0.0, "choice_temperature": 0.0, "as_tokens": True}
     assert torch.equal(model.generate(-1, **cold).ids, model.generate(-1, **cold).ids)
 
@@ -276,12 +287,14 @@ def test_generation_is_repeatable_and_decodes(model):
 def test_generation_leaves_the_model_as_it_was():
     model = tiny().train()
     model.generate(0, seed=0)
-    assert model.training and all(p.grad is None for p in model.parameters())
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_without_classes():
     model = tiny(num_classes=0, class_dropout=0.0)
-    assert model.network.mask_id == 64 and model.network.position_embeddings.num_embeddings == 64
+    assert model.network.mask_id == 64
+    assert model.network.position_embeddings.num_embeddings == 64
     assert model.generate(num_images=3, seed=0).shape == (3, 3, SIZE, SIZE)
     assert model.losses({"image": torch.rand(2, 3, SIZE, SIZE)})["loss"].isfinite()
 
@@ -289,11 +302,13 @@ def test_without_classes():
 @pytest.mark.parametrize("order", ["confidence", "halton"])
 def test_segments_keep_to_their_ids(order):
     model = tiny(tokenizer="vqvae2_tiny:random")
-    assert len(model.spec.segments) == 2 and model.allowed is not None
+    assert len(model.spec.segments) == 2
+    assert model.allowed is not None
     tokens = model.generate([0, 1, 2], as_tokens=True, seed=0, order=order, sampling_temperature=3.0)
     for segment in model.spec.segments:
         part = tokens.ids[:, model.spec.span(segment.name)]
-        assert part.min() >= segment.offset and part.max() < segment.offset + segment.size
+        assert part.min() >= segment.offset
+        assert part.max() < segment.offset + segment.size
     images = torch.rand(2, 3, SIZE, SIZE)
     hidden = torch.zeros(SIZE, SIZE, dtype=torch.bool)
     hidden[: SIZE // 2] = True

@@ -29,7 +29,8 @@ def tiny(**settings):
 )
 def test_published_numbers_of_trainable_parameters(name, count, tokens):
     info = zoo.model_info(name)
-    assert info.num_parameters == count and info.spec.num_tokens == tokens
+    assert info.num_parameters == count
+    assert info.spec.num_tokens == tokens
 
 
 def test_only_the_projection_is_trained():
@@ -57,7 +58,8 @@ def test_any_model_with_continuous_tokens_serves(tmp_path):
 
 def test_without_a_q_former_neighbours_are_merged():
     model = tiny(tokenizer=None, vision="tiny_eva", merge=4).eval()
-    assert model.spec.num_tokens == 4 and model.llama_proj.in_features == 4 * 32
+    assert model.spec.num_tokens == 4
+    assert model.llama_proj.in_features == 4 * 32
     patches = model.frozen["vision"](images())[:, 1:]  # no class token
     normed = (patches - patches.mean(-1, keepdim=True)) / (patches.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
     joined = normed.reshape(3, 4, 128)
@@ -91,7 +93,8 @@ def test_second_stage_draws_a_prompt_and_learns_the_answer():
         table = model.language.embed(torch.arange(100))
         ids = [int((table - e).abs().sum(1).argmin()) for e in batch.embeds[0][batch.mask[0]]]
         text = codec.text(ids)
-        assert text.startswith("###Human: <Img>") and "###Assistant: a red cat###" in text
+        assert text.startswith("###Human: <Img>")
+        assert "###Assistant: a red cat###" in text
         seen.add("one?" in text)
     assert seen == {True, False}
     model.eval()
@@ -99,7 +102,8 @@ def test_second_stage_draws_a_prompt_and_learns_the_answer():
 
 
 def test_prompts_hold_the_image_once():
-    assert len(PROMPTS) == 4 and all(p.count("<ImageHere>") == 1 for p in PROMPTS)
+    assert len(PROMPTS) == 4
+    assert all(p.count("<ImageHere>") == 1 for p in PROMPTS)
     with pytest.raises(ValueError, match="does not say once where the image stands"):
         tiny(prompts=("what?",))
     with pytest.raises(ValueError, match="does not say once where the instruction stands"):
@@ -111,7 +115,8 @@ def test_answers():
     questions = ["what?", "how many are there?", "x"]
     together = model.answer(images(), questions, max_new_tokens=5)
     alone = [model.answer(images()[i : i + 1], questions[i : i + 1], max_new_tokens=5)[0] for i in range(3)]
-    assert together == alone and model.training
+    assert together == alone
+    assert model.training
     assert len(model.caption(images(), max_new_tokens=3)) == 3
     with pytest.raises(ValueError, match="1 questions for 3 images"):
         model.answer(images(), questions[:1])

@@ -71,7 +71,8 @@ def test_the_tables_are_widened():
     assert network.get_output_embeddings().weight.shape[0] == model.words.size
     old = table[: model.words.offset].float()
     new = table[model.words.offset :].float()
-    assert (new.mean(0) - old.mean(0)).abs().max() < 0.3 * old.std() and new.std() > 0
+    assert (new.mean(0) - old.mean(0)).abs().max() < 0.3 * old.std()
+    assert new.std() > 0
 
 
 @pytest.mark.parametrize("tokenizer", ["seed_stage2_tiny:random", "vqvae2_tiny:random", "dvae_tiny:random"])
@@ -107,7 +108,8 @@ def test_samples_of_both_tasks():
     assert ids == [*text.start, *image, *text.ids(" this is"), *text.ids(" a cat"), *text.ids("\n")]
     assert learned == [*text.ids(" a cat"), *text.ids("\n")]
     ids, learned = labels_of(model, writes=True, learn="answer")
-    assert ids == [*text.start, *text.ids("a cat"), *text.ids(" draw"), *image] and learned == list(image)
+    assert ids == [*text.start, *text.ids("a cat"), *text.ids(" draw"), *image]
+    assert learned == list(image)
     for writes in (False, True):
         ids, learned = labels_of(model, writes, "all")
         assert learned == ids[len(text.start) :]
@@ -118,9 +120,11 @@ def test_tasks_are_mixed_by_weight():
     for share, silent in ((0.0, "image_loss"), (1.0, "text_loss")):
         model = tiny(generation_share=share, learn="answer").train()
         terms = model.losses(batch)
-        assert terms[silent] == 0 and terms["loss"] > 0
+        assert terms[silent] == 0
+        assert terms["loss"] > 0
     both = tiny(learn="answer").eval().losses(batch)
-    assert both["image_loss"] > 0 and both["text_loss"] > 0, "evaluation sees both directions"
+    assert both["image_loss"] > 0, "evaluation sees both directions"
+    assert both["text_loss"] > 0, "evaluation sees both directions"
 
 
 def test_the_image_matters():
@@ -128,7 +132,8 @@ def test_the_image_matters():
     with torch.no_grad():
         one = model.log_likelihood(zoo.Tokens(torch.tensor([[1, 2, 3, 4]]), None, model.spec), ["a cat"])
         two = model.log_likelihood(zoo.Tokens(torch.tensor([[9, 8, 7, 6]]), None, model.spec), ["a cat"])
-    assert one < 0 and (one - two).abs() > 1e-4
+    assert one < 0
+    assert (one - two).abs() > 1e-4
 
 
 @pytest.mark.parametrize("form", ["vocabulary", "embeddings"])
@@ -136,8 +141,10 @@ def test_what_is_trained(form):
     pytest.importorskip("peft")
     model = tiny(form=form).train()
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert any("lora_A" in n for n in trained) and any(n.endswith("lm_head.weight") for n in trained)
-    assert any("input_layernorm" in n for n in trained) and not any("q_proj.base_layer" in n for n in trained)
+    assert any("lora_A" in n for n in trained)
+    assert any(n.endswith("lm_head.weight") for n in trained)
+    assert any("input_layernorm" in n for n in trained)
+    assert not any("q_proj.base_layer" in n for n in trained)
     for part in ("visual_proj.weight", "visual_proj.bias"):  # as a whole, not by LoRA
         assert any(n.endswith(part) for n in trained) == (form == "embeddings")
     assert set(model.state_dict()) == trained
@@ -164,10 +171,12 @@ def test_codes_go_through_the_linear_layer():
 def test_images_have_exactly_their_ids(tokenizer, settings):
     model = tiny(tokenizer=f"{tokenizer}:random").train()
     tokens = model.generate_images(["a cat", "three red dogs"], as_tokens=True, **settings)
-    assert tokens.ids.shape == (2, model.spec.num_tokens) and model.training
+    assert tokens.ids.shape == (2, model.spec.num_tokens)
+    assert model.training
     for segment in model.spec.segments:
         ids = tokens.ids[:, model.spec.span(segment.name)]
-        assert ids.min() >= segment.offset and ids.max() < segment.offset + segment.size
+        assert ids.min() >= segment.offset
+        assert ids.max() < segment.offset + segment.size
 
 
 def test_greedy_ids_are_the_best_of_those_allowed():
@@ -189,13 +198,15 @@ def test_captions_hold_no_words_of_images():
     model = tiny().train()
     said = model.caption(images(), max_new_tokens=8)
     alone = [model.caption(images()[i : i + 1], max_new_tokens=8)[0] for i in range(3)]
-    assert said == alone and model.training
+    assert said == alone
+    assert model.training
     seen = []
     write = model.language_model.write
     model.language_model.write = lambda *args, **kwargs: seen.append(kwargs["constrain"]) or write(*args, **kwargs)
     model.caption(images(), max_new_tokens=2)
     scores = seen[0](torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, model.words.size))
-    assert (scores[:, model.words.offset :] == -torch.inf).all() and (scores[:, : model.words.offset] == 0).all()
+    assert (scores[:, model.words.offset :] == -torch.inf).all()
+    assert (scores[:, : model.words.offset] == 0).all()
     assert len(model.answer(images(), ["what?", "who is it?", "x"], max_new_tokens=3)) == 3
     with pytest.raises(ValueError, match="1 questions for 3 images"):
         model.answer(images(), ["what?"])
@@ -279,9 +290,11 @@ def test_any_decoder_learns_the_words_of_images(name, tmp_path):
     model.losses({"image": images(), "caption": CAPTIONS})["loss"].backward()
     network = model.language_model.network
     for table in (network.get_input_embeddings().weight, network.get_output_embeddings().weight):
-        assert table.requires_grad and table.grad[model.words.offset :].abs().sum() > 0
+        assert table.requires_grad
+        assert table.grad[model.words.offset :].abs().sum() > 0
     norms = [m for m in network.modules() if isinstance(m, torch.nn.LayerNorm)]
-    assert norms and all(p.requires_grad for m in norms for p in m.parameters())
+    assert norms
+    assert all(p.requires_grad for m in norms for p in m.parameters())
 
 
 def test_words_for_images_that_are_there_already_are_not_doubled(tmp_path):
@@ -331,7 +344,8 @@ def test_refusals():
         tiny(tokenizer="blip2_stage1_tiny:random")
     with pytest.raises(ValueError, match=r"generation_share must lie in \[0, 1\]"):
         tiny(generation_share=2.0)
-    assert zoo.SEEDLLM is SEEDLLM and IGNORED == -100
+    assert zoo.SEEDLLM is SEEDLLM
+    assert IGNORED == -100
 
 
 @pytest.mark.parametrize("form", ["vocabulary", "embeddings"])

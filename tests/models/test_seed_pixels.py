@@ -20,7 +20,9 @@ def tiny(**settings):
 def test_it_is_a_tokenizer_with_one_continuous_token():
     model = tiny().eval()
     tokens = model.encode(images())
-    assert tokens.ids is None and tokens.embeddings.shape == (4, 1, 16) and model.spec.decodes == "pixels"
+    assert tokens.ids is None
+    assert tokens.embeddings.shape == (4, 1, 16)
+    assert model.spec.decodes == "pixels"
     torch.testing.assert_close(tokens.embeddings[:, 0], model.frozen["teacher"].embed(images()))
     assert zoo.reconstruct(model, images()).shape == (4, 3, 32, 32)
 

@@ -86,13 +86,15 @@ def test_queries_that_repeat_each_other_are_counted_and_parted():
 
 def test_one_image_in_a_batch_is_no_trouble():
     terms = stirred().losses({"image": images(1), "caption": CAPTIONS[:1]})
-    assert terms["loss"].isfinite() and terms["i2t_recall"] == 1
+    assert terms["loss"].isfinite()
+    assert terms["i2t_recall"] == 1
 
 
 def test_retrieval_of_images_and_of_embeddings():
     model = stirred().train()
     scores = model.retrieve(images(), CAPTIONS[:3], batch_size=2)
-    assert scores.contrast.shape == (4, 3) and model.training
+    assert scores.contrast.shape == (4, 3)
+    assert model.training
     with torch.no_grad():
         given = model.eval().retrieve(None, CAPTIONS[:3], embeddings=model.causal_embeddings(images()))
     torch.testing.assert_close(given.contrast, scores.contrast, rtol=1e-4, atol=1e-5)
@@ -115,7 +117,8 @@ def test_from_blip2(tmp_path):
 def test_narrow_networks_of_the_queries():
     former = QFormer(24, 2, 2, 48, 20, vocab_size=30, query_mlp_width=12, word_head=False)
     layer = former.bert.encoder.layer[0]
-    assert layer.intermediate_query.dense.out_features == 12 and layer.intermediate.dense.out_features == 48
+    assert layer.intermediate_query.dense.out_features == 12
+    assert layer.intermediate.dense.out_features == 48
     same = QFormer(24, 2, 2, 48, 20, vocab_size=30)
     pair = same.bert.encoder.layer[0]
     torch.testing.assert_close(pair.intermediate_query.dense.weight, pair.intermediate.dense.weight)

@@ -35,14 +35,16 @@ def test_ids_are_causal(count):
     k = count // 2
     model.query_tokens[:, k] += 3 * torch.randn(24)
     after = model.encode(images()).ids
-    assert torch.equal(after[:, :k], before[:, :k]) and not torch.equal(after[:, k:], before[:, k:])
+    assert torch.equal(after[:, :k], before[:, :k])
+    assert not torch.equal(after[:, k:], before[:, k:])
 
 
 def test_what_is_trained():
     model = stirred().train()
     frozen = {n.partition(".")[0] for n, p in model.named_parameters() if not p.requires_grad}
     assert frozen == {"Qformer", "query_tokens", "ln_vision"}
-    assert not model.Qformer.training and model.blocks.training
+    assert not model.Qformer.training
+    assert model.blocks.training
     assert frozen <= {n.partition(".")[0] for n in model.state_dict()}, "a tokenizer is nothing without them"
     published = zoo.create_model("seed_stage2_tiny", frozen_eval=False, dropout=0.5).train()
     assert published.Qformer.training
@@ -84,7 +86,8 @@ def test_reverse_q_former(queries, shape):
     model = stirred(detokenizer="reverse_qformer", reverse_queries=queries).eval()
     tokens = model.encode(images())
     found = model.decode(tokens)
-    assert found.shape == shape and model.spec.decodes == "embedding"
+    assert found.shape == shape
+    assert model.spec.decodes == "embedding"
     other = Tokens(tokens.ids.roll(1, 0), None, model.spec)
     torch.testing.assert_close(model.decode(other), found.roll(1, 0))
 
@@ -97,7 +100,8 @@ def test_pixels_through_our_own_decoder(tmp_path):
     decoder = zoo.create_model("seed_pixels_tiny").eval()
     tokens = model.encode(images())
     found = model.decode_pixels(tokens, decoder)
-    assert found.shape == (4, 3, 32, 32) and 0 <= found.min() <= found.max() <= 1
+    assert found.shape == (4, 3, 32, 32)
+    assert 0 <= found.min() <= found.max() <= 1
     torch.testing.assert_close(found, decoder.images_of(model.decode(tokens)))
     torch.testing.assert_close(model.decode_pixels(tokens, f"ckpt:{save(decoder, tmp_path / 'd.safetensors')}"), found)
 
@@ -135,7 +139,9 @@ def test_pixels_through_unclip(tmp_path):
     settings = {"num_inference_steps": 2, "height": 32, "width": 32}
     torch.manual_seed(0)
     found = model.decode_pixels(tokens, pipeline, **settings)
-    assert found.shape == (2, 3, 32, 32) and found.isfinite().all() and 0 <= found.min() <= found.max() <= 1
+    assert found.shape == (2, 3, 32, 32)
+    assert found.isfinite().all()
+    assert 0 <= found.min() <= found.max() <= 1
     torch.manual_seed(0)
     other = pixels_of_embedding(model.decode(tokens) + 3, pipeline, **settings)
     assert (found - other).abs().max() > 1e-3, "the embedding matters"
@@ -256,7 +262,8 @@ def test_every_entry_of_a_file_is_demanded(kind, tmp_path):
         torch.save({other: value for other, value in state.items() if other != name}, path)
         with pytest.raises(ValueError) as caught:
             model.load_weights(str(path))
-        assert "\n" not in str(caught.value) and name in str(caught.value).replace("detokenizer.", "")
+        assert "\n" not in str(caught.value)
+        assert name in str(caught.value).replace("detokenizer.", "")
 
 
 def test_our_own_files_are_not_taken_for_a_first_stage(tmp_path):

@@ -33,7 +33,8 @@ def test_published_size_and_names():
     with torch.device("meta"):
         model = zoo.create_model("vqgan_imagenet_f16_1024")
     state = {name: v for name, v in model.state_dict().items() if not name.startswith("discriminator.")}
-    assert len(state) == 343 and round(sum(v.numel() for v in state.values()) / 1e6, 2) == 72.14
+    assert len(state) == 343
+    assert round(sum(v.numel() for v in state.values()) / 1e6, 2) == 72.14
     assert round(sum(p.numel() for p in model.encoder.parameters()) / 1e6, 2) == 29.30
     assert round(sum(p.numel() for p in model.decoder.parameters()) / 1e6, 2) == 42.45
 
@@ -94,7 +95,8 @@ SIZES = dict(model_info("vqgan_tiny").init_args)
 def test_steps_are_batches_and_survive_resuming(tmp_path):
     model = Clock(**SIZES | {"disc_start": 5, "disc_warmup": 2})
     trainer = fit(tmp_path, model, max_steps=4)
-    assert trainer.global_step == 4 and len(trainer.optimizers) == 1
+    assert trainer.global_step == 4
+    assert len(trainer.optimizers) == 1
     assert model.seen == [(0, False, False), (1, False, False), (2, False, False), (3, False, True)]
     trainer.save_checkpoint(tmp_path / "f.ckpt")
     again = Clock(**SIZES | {"disc_start": 5, "disc_warmup": 2})
@@ -106,7 +108,8 @@ def test_steps_are_batches_and_survive_resuming(tmp_path):
 def test_accumulated_batches_are_one_step(tmp_path):
     model = Clock(**SIZES | {"disc_start": 1})
     trainer = fit(tmp_path, model, max_steps=2, accumulate_grad_batches=2)
-    assert trainer.global_step == 2 and [step for step, _, _ in model.seen] == [0, 0, 1, 1]
+    assert trainer.global_step == 2
+    assert [step for step, _, _ in model.seen] == [0, 0, 1, 1]
     assert [on for _, on, _ in model.seen] == [False, False, True, True]
 
 
@@ -125,7 +128,8 @@ def test_resuming_is_exact(tmp_path):
     fit(tmp_path, first, count=2, max_steps=2).save_checkpoint(tmp_path / "f.ckpt")
     second = make()
     fit(tmp_path, second, ckpt=tmp_path / "f.ckpt", count=2, max_steps=4)
-    assert second.discriminator.main[3].num_batches_tracked == 2 * 3 and second.lecam_means.any()
+    assert second.discriminator.main[3].num_batches_tracked == 2 * 3
+    assert second.lecam_means.any()
     torch.testing.assert_close(dict(second.state_dict()), dict(whole.state_dict()), rtol=1e-4, atol=1e-6)
 
 
@@ -157,7 +161,8 @@ def test_ema_averages_once_per_step_and_copies_statistics(tmp_path):
     # updates after steps 1 and 3: the first copies, and running statistics are those of the latest
     expected = 0.5 * seen[0] + 0.5 * seen[2]
     torch.testing.assert_close(model.decoder.conv_out.weight.detach(), expected)
-    assert not torch.allclose(expected, before) and model.discriminator.main[3].num_batches_tracked == 2 * 3
+    assert not torch.allclose(expected, before)
+    assert model.discriminator.main[3].num_batches_tracked == 2 * 3
 
 
 def test_adaptive_weight_is_the_ratio_of_gradients():
@@ -177,7 +182,8 @@ def test_the_generator_term_reaches_pixels_but_no_discriminator_parameter():
     images = torch.rand(2, 3, 16, 16, requires_grad=True)
     logits = fixed_discriminator(network, images)
     logits.sum().backward()
-    assert images.grad.any() and all(p.grad is None for p in network.parameters())
+    assert images.grad.any()
+    assert all(p.grad is None for p in network.parameters())
     torch.testing.assert_close(dict(network.state_dict()), state, rtol=0, atol=0)
     torch.testing.assert_close(logits, network(images))  # batch statistics, as the reference in training mode
 
@@ -214,7 +220,8 @@ def test_perceptual_distance_is_in_the_loss_and_its_network_outside_the_state(ba
     terms = model.losses(batch)
     torch.testing.assert_close(terms["reconstruction"], terms["pixel"] + 2 * terms["perceptual"])
     torch.testing.assert_close(terms["loss"], terms["reconstruction"] + terms["codebook"])
-    assert not model.frozen["perceptual"].training and not any("perceptual" in name for name in model.state_dict())
+    assert not model.frozen["perceptual"].training
+    assert not any("perceptual" in name for name in model.state_dict())
 
 
 def test_a_missing_backbone_is_named_before_training_and_not_needed_for_tokens(tmp_path):
@@ -246,7 +253,8 @@ def test_every_quantizer_trains_and_decodes(batch, settings, tokens):
     model.losses(batch)["loss"].backward()
     assert model.encoder.conv_in.weight.grad.any()
     found = model.eval().encode(batch["image"])
-    assert found.ids.shape == (4, tokens) and model.decode(found).shape == batch["image"].shape
+    assert found.ids.shape == (4, tokens)
+    assert model.decode(found).shape == batch["image"].shape
 
 
 @pytest.mark.parametrize(
@@ -280,7 +288,8 @@ def test_published_sizes(name, millions, tensors):
     with torch.device("meta"):
         model = zoo.create_model(name)
     state = {key: v for key, v in model.state_dict().items() if not key.startswith("discriminator.")}
-    assert len(state) == tensors and round(sum(v.numel() for v in state.values()) / 1e6, 2) == millions
+    assert len(state) == tensors
+    assert round(sum(v.numel() for v in state.values()) / 1e6, 2) == millions
 
 
 @pytest.mark.parametrize("name", ["vqgan_tiny", "vqgan_maskgit_tiny"])
@@ -301,7 +310,9 @@ def test_a_depth_map_is_the_mean_of_three_channels_and_comes_out_in_all(name):
     assert all(p.grad is not None for p in model.parameters())
     model.eval()
     depth = model.decode(model.encode(images))
-    assert depth.shape == images.shape and torch.equal(depth[:, :1].expand(-1, 3, -1, -1), depth) and depth.std() > 0
+    assert depth.shape == images.shape
+    assert torch.equal(depth[:, :1].expand(-1, 3, -1, -1), depth)
+    assert depth.std() > 0
     with torch.no_grad():
         pixels = model.pixels(model.embed(model.encode(grey).grid()))
     expected = ((pixels + 1) / 2 if model.signed else pixels).clamp(0, 1)

@@ -79,7 +79,8 @@ CODES = {"code_width": 6, "beta": 0.35, "codebook_init": "kmeans", "restart_thre
 )
 def test_settings_reach_the_quantizer(settings, kind, expected):
     quantizer = zoo.create_model("vqgan_tiny", **settings).quantize
-    assert type(quantizer) is kind and quantizer.vocab_size == 64
+    assert type(quantizer) is kind
+    assert quantizer.vocab_size == 64
     renamed = {"codebook_init": "kmeans_init", "code_width": "dim", "codebook_decay": "decay"}
     found = {"dim": 16} if kind is GumbelQuantizer else {}
     for name, value in settings.items():
@@ -95,7 +96,9 @@ def test_settings_reach_the_quantizer(settings, kind, expected):
 @pytest.mark.parametrize("name", ["vq", "l2", "ema"])
 def test_by_default_codes_start_at_random_and_stay(name):
     quantizer = zoo.create_model("vqgan_tiny", quantizer=name).quantize
-    assert not quantizer.kmeans_init and quantizer.restart_threshold == 0 and quantizer.decay == 0.99
+    assert not quantizer.kmeans_init
+    assert quantizer.restart_threshold == 0
+    assert quantizer.decay == 0.99
 
 
 @pytest.mark.parametrize(("name", "bound"), [("vqgan_tiny", 1 / 64), ("vqgan_maskgit_tiny", math.sqrt(3 / 64))])
@@ -139,7 +142,8 @@ def test_the_loss_is_the_weighted_sum_of_all_terms(batch):
     hinge = ((1 - real).relu().mean() + (1 + fake).relu().mean()) / 2
     r1 = gradient.square().sum((1, 2, 3)).mean()
     lecam = (real + 1.0).relu().square().mean() + (0.5 - fake).relu().square().mean()
-    assert r1 > 0 and lecam > 0
+    assert r1 > 0
+    assert lecam > 0
     torch.testing.assert_close(terms["r1"], r1.detach())
     torch.testing.assert_close(terms["lecam"], lecam.detach())
     torch.testing.assert_close(terms["generator"], -fake.mean().detach())
@@ -188,7 +192,8 @@ def test_before_its_start_nothing_adversarial_is_logged_and_in_the_warm_up_the_d
     assert not {"generator", "generator_weight", "discriminator", "disc_factor"} & set(before.losses(batch))
     warm = zoo.create_model("vqgan_tiny", disc_factor=factor, disc_start=5, disc_warmup=5).train()
     terms = warm.losses(batch)
-    assert not {"generator", "generator_weight"} & set(terms) and terms["disc_factor"] == factor
+    assert not {"generator", "generator_weight"} & set(terms)
+    assert terms["disc_factor"] == factor
     torch.testing.assert_close(
         terms["loss"].detach(), terms["reconstruction"] + terms["codebook"] + terms["discriminator"]
     )

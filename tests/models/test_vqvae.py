@@ -65,7 +65,8 @@ def test_the_bottom_sees_what_the_top_has_kept(two, images):
 def test_gradients_reach_the_encoder_through_the_codes(two, images):
     output = two.train().pixels([q.vectors.permute(0, 3, 1, 2) for q in two.quantize(images)])
     output.square().mean().backward()
-    assert two.enc_b.blocks[0].weight.grad.abs().sum() > 0 and two.enc_t.blocks[0].weight.grad.abs().sum() > 0
+    assert two.enc_b.blocks[0].weight.grad.abs().sum() > 0
+    assert two.enc_t.blocks[0].weight.grad.abs().sum() > 0
     assert two.quantize_t.embedding.weight.grad is None  # codes learn from their own loss only
 
 
@@ -75,11 +76,15 @@ def test_gradients_reach_the_encoder_through_the_codes(two, images):
 def test_two_levels_are_two_segments_of_one_id_space(two, images):
     tokens = two.encode(images)
     top, bottom = tokens.spec.segments
-    assert (top.shape, top.offset, top.size) == ((4, 4), 0, 32) and (bottom.shape, bottom.offset) == ((8, 8), 32)
-    assert tokens.spec.vocab_size == 64 and tokens.spec.order == "pyramid" and tokens.ids.shape == (3, 80)
+    assert (top.shape, top.offset, top.size) == ((4, 4), 0, 32)
+    assert (bottom.shape, bottom.offset) == ((8, 8), 32)
+    assert tokens.spec.vocab_size == 64
+    assert tokens.spec.order == "pyramid"
+    assert tokens.ids.shape == (3, 80)
     assert tokens.grid("top").max() < 32 <= tokens.grid("bottom").min()
     found = two.quantize(images)
-    assert torch.equal(tokens.grid("top"), found[0].ids) and torch.equal(tokens.grid("bottom"), found[1].ids + 32)
+    assert torch.equal(tokens.grid("top"), found[0].ids)
+    assert torch.equal(tokens.grid("bottom"), found[1].ids + 32)
     vectors = two.embed(tokens.ids)
     torch.testing.assert_close(vectors[:, :16].reshape(3, 4, 4, -1), found[0].vectors, atol=1e-6, rtol=0)
     torch.testing.assert_close(vectors[:, 16:].reshape(3, 8, 8, -1), found[1].vectors, atol=1e-6, rtol=0)
@@ -94,7 +99,8 @@ def test_decoding_ids_equals_decoding_vectors(name, images):
 
 def test_other_image_sizes_give_their_own_grids(two):
     tokens = two.encode(torch.rand(1, 3, 48, 16))
-    assert tokens.grid("top").shape == (1, 6, 2) and tokens.grid("bottom").shape == (1, 12, 4)
+    assert tokens.grid("top").shape == (1, 6, 2)
+    assert tokens.grid("bottom").shape == (1, 12, 4)
     assert two.decode(tokens).shape == (1, 3, 48, 16)
     assert zoo.create_model("vqvae_tiny").encode(torch.rand(1, 3, 8, 12)).grid().shape == (1, 2, 3)
 
@@ -139,9 +145,11 @@ def test_published_names_and_shapes():
     published = json.loads((Path(__file__).parents[1] / "fixtures" / "vqvae2_rosinality_names.json").read_text())
     assert {name: list(value.shape) for name, value in state.items()} == published
     info = zoo.model_info("vqvae2_rosinality")
-    assert [s.shape for s in info.spec.segments] == [(32, 32), (64, 64)] and info.spec.vocab_size == 1024
+    assert [s.shape for s in info.spec.segments] == [(32, 32), (64, 64)]
+    assert info.spec.vocab_size == 1024
     one = zoo.model_info("vqvae_imagenet").spec
-    assert one.grid_shape == (32, 32) and one.vocab_size == 512
+    assert one.grid_shape == (32, 32)
+    assert one.vocab_size == 512
 
 
 @pytest.mark.parametrize(
@@ -159,7 +167,8 @@ def test_published_files_are_read(settings, prefix, tmp_path, images):
     assert torch.equal(model.encode(images).ids, source.encode(images).ids)
     torch.testing.assert_close(model.decode(model.encode(images)), source.decode(source.encode(images)))
     if "codebook_init" in settings:
-        assert model.quantize_t.initialised and model.quantize_t.updates > 0  # k-means would throw the codes away
+        assert model.quantize_t.initialised
+        assert model.quantize_t.updates > 0
 
 
 # ---------------------------------------------------------------- training
@@ -169,7 +178,8 @@ def test_published_files_are_read(settings, prefix, tmp_path, images):
 def test_codebooks_move_once_per_optimizer_step(accumulate):
     model = zoo.create_model("vqvae_tiny", restart_threshold=1e-6)
     trainer = fit(model, accumulate_grad_batches=accumulate, max_steps=3)
-    assert trainer.global_step == 3 and model.quantize_b.updates == 3
+    assert trainer.global_step == 3
+    assert model.quantize_b.updates == 3
     tokens = 4 * 64 * accumulate
     # ones at the start; every step adds (1 - decay) of the step's tokens
     expected = 32 * 0.9**3 + tokens * (1 - 0.9**3)
@@ -185,7 +195,8 @@ def test_resuming_continues_the_running_means(tmp_path):
     torch.testing.assert_close(dict(again.state_dict()), dict(first.state_dict()), rtol=0, atol=0)
     before = again.quantize_b.codebook.clone()
     again.losses({"image": torch.rand(4, 3, 32, 32)})
-    assert torch.equal(again.quantize_b.codebook, before) and again.quantize_b.updates == 4
+    assert torch.equal(again.quantize_b.codebook, before)
+    assert again.quantize_b.updates == 4
 
 
 def test_a_loss_that_is_no_number_stops_the_run():

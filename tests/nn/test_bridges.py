@@ -82,7 +82,8 @@ def test_every_query_reads_the_image(mixing, norm):
     assert out.shape == (2, bridge.num_tokens, bridge.width) == (2, 3, 16)
     for query in range(3):
         (grad,) = torch.autograd.grad(out[0, query].square().sum(), image, retain_graph=True)
-        assert (grad[0].abs().sum(1) > 0).all() and grad[1].abs().sum() == 0
+        assert (grad[0].abs().sum(1) > 0).all()
+        assert grad[1].abs().sum() == 0
     moved = bridge(image.flip(1))  # a set of image tokens: their order does not matter
     torch.testing.assert_close(moved, out, rtol=1e-4, atol=1e-5)
 
@@ -102,6 +103,7 @@ def test_projectors():
 def test_merged_tokens():
     x = torch.arange(2 * 8 * 3.0).view(2, 8, 3)
     merged = merge_tokens(x, 4)
-    assert merged.shape == (2, 2, 12) and torch.equal(merged[1, 1], x[1, 4:].flatten())
+    assert merged.shape == (2, 2, 12)
+    assert torch.equal(merged[1, 1], x[1, 4:].flatten())
     with pytest.raises(ValueError, match="8 image tokens cannot be merged by 3"):
         merge_tokens(x, 3)

@@ -70,7 +70,8 @@ def test_maskgit_discriminator_at_published_size():
     with torch.device("meta"):
         network = StyleGANDiscriminator(256)
     assert [b.conv2.out_channels for b in network.blocks] == [128, 256, 512, 512, 512, 512]
-    assert network.dense.in_features == 512 * 4 * 4 and network.dense.out_features == 512
+    assert network.dense.in_features == 512 * 4 * 4
+    assert network.dense.out_features == 512
     small = StyleGANDiscriminator(16, width=16)
     for module in small.modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
@@ -86,9 +87,11 @@ def test_patchgan_starts_as_published():
     for module in network.modules():
         if isinstance(module, torch.nn.Conv2d):
             # 4,096 numbers in the last convolution: their deviation is known to some percent
-            assert module.weight.std().item() == pytest.approx(0.02, rel=0.1) and module.weight.mean().abs() < 0.002
+            assert module.weight.std().item() == pytest.approx(0.02, rel=0.1)
+            assert module.weight.mean().abs() < 0.002
         elif isinstance(module, JointBatchNorm2d):
             assert module.weight.mean().item() == pytest.approx(1.0, abs=0.01)
-            assert module.weight.std().item() == pytest.approx(0.02, rel=0.3) and not module.bias.any()
+            assert module.weight.std().item() == pytest.approx(0.02, rel=0.3)
+            assert not module.bias.any()
     strides = [m.stride[0] for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
     assert strides == [2, 2, 2, 1, 1]

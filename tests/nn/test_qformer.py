@@ -37,7 +37,8 @@ def test_masks_by_definition():
         (itg_mask, lambda r, c: c < 2 or (r >= 2 and c <= r)),
     ):
         found = make(TEXT_MASK, 2)
-        assert found.shape == (3, 1, 6, 6) and found.dtype == torch.float32
+        assert found.shape == (3, 1, 6, 6)
+        assert found.dtype == torch.float32
         for b in range(3):
             for r in range(6):
                 for c in range(6):

@@ -27,7 +27,9 @@ def test_index_by_loops(grid):
             dy, dx = query // columns - key // columns, query % columns - key % columns
             assert index[query + 1, key + 1] == (dy + rows - 1) * (2 * columns - 1) + dx + columns - 1
     last = table_rows(grid)
-    assert (index[0, 1:] == last - 3).all() and (index[1:, 0] == last - 2).all() and index[0, 0] == last - 1
+    assert (index[0, 1:] == last - 3).all()
+    assert (index[1:, 0] == last - 2).all()
+    assert index[0, 0] == last - 1
 
 
 def test_bias_is_the_table_row_of_the_pair():
@@ -64,7 +66,8 @@ def test_cubic_equals_scipys_spline(src, dst):
 def test_ratio_of_the_published_resize():
     positions = geometric_positions(27, 47)
     assert positions[15] - positions[14] == pytest.approx(1.090307, abs=2e-6)  # 14 -> 24 patches
-    assert positions[-1] == pytest.approx(23, abs=1e-4) and positions[13] == 0
+    assert positions[-1] == pytest.approx(23, abs=1e-4)
+    assert positions[13] == 0
     assert positions.tolist() == (-positions[::-1]).tolist()
 
 

@@ -88,7 +88,8 @@ def test_hidden_states_against_transformers(hf, mode, dtype, atol):
     state = {n.replace("bert.layernorm.", "bert.embeddings.LayerNorm."): v for n, v in state.items()}
     state |= {f"bert.embeddings.{n}": v for n, v in embeddings.state_dict().items() if n != "position_ids"}
     missing, unexpected = ours.load_state_dict(state, strict=False)
-    assert not unexpected and all(name.startswith("cls.") for name in missing)
+    assert not unexpected
+    assert all(name.startswith("cls.") for name in missing)
     torch.manual_seed(6)
     queries, image = torch.randn(3, 5, 24, dtype=dtype), torch.randn(3, 7, 20, dtype=dtype)
     text, mask = torch.randint(1, 40, (3, 6)), torch.tensor([[1] * 6, [1] * 4 + [0] * 2, [1] + [0] * 5])
@@ -184,9 +185,11 @@ def test_matching_logits_and_drawn_negatives_against_lavis(recorded, stage1):
     torch.testing.assert_close(pairs, arrays["out.pair_itm_logits"], rtol=0, atol=5e-5)
     generator = torch.Generator().manual_seed(int(arrays["in.multinomial_seed"]))
     again = draw_negatives(arrays["out.sim_i2t"], arrays["out.sim_t2i"], torch.eye(len(ids)).bool(), generator)
-    assert torch.equal(again[0], drawn[0]) and torch.equal(again[1], drawn[1])
+    assert torch.equal(again[0], drawn[0])
+    assert torch.equal(again[1], drawn[1])
     c = config["constructor"]
-    assert model.Qformer.vocab_size == c["vocab_size"] and model.words.start_id == config["special_ids"]["dec_bos"]
+    assert model.Qformer.vocab_size == c["vocab_size"]
+    assert model.words.start_id == config["special_ids"]["dec_bos"]
 
 
 @torch.no_grad()

@@ -86,17 +86,20 @@ def test_encoder_alone_encodes_and_says_why_it_cannot_decode(reference, images, 
     with torch.no_grad():
         tokens = model.encode(images)
         assert torch.equal(tokens.grid(), reference[0](map_pixels(images)).argmax(1))
-    assert model.spec.decodes is None and tokens.spec.decodes is None
+    assert model.spec.decodes is None
+    assert tokens.spec.decodes is None
     with pytest.raises(NotInvertible, match=r"encoder only.*decoder\.pkl"):
         model.decode(tokens)
     model.load_weights(str(write(reference, tmp_path)))  # both files: the reason is gone
-    assert model.spec.decodes == "pixels" and model.decode(tokens).shape == images.shape
+    assert model.spec.decodes == "pixels"
+    assert model.decode(tokens).shape == images.shape
 
 
 def test_decoder_alone_is_told_from_an_encoder_by_its_shapes(reference, restored, tmp_path):
     torch.save(reference[1].state_dict(), tmp_path / "decoder.pt")
     model = dvae(weights=str(tmp_path / "decoder.pt"))
-    assert list(model.not_in_file) == ["encoder."] and model.spec.decodes == "pixels"
+    assert list(model.not_in_file) == ["encoder."]
+    assert model.spec.decodes == "pixels"
     ids = torch.arange(36)[None] * 7 % VOCAB
     with torch.no_grad():
         stats = restored[1](torch.nn.functional.one_hot(ids.view(1, 6, 6), VOCAB).permute(0, 3, 1, 2).float())
@@ -143,4 +146,5 @@ def test_openmmlab_encoder_gives_equal_logits(reference, images, tmp_path, prefi
     model = dvae(weights=str(tmp_path / "dalle_encoder.pth"))
     with torch.no_grad():
         torch.testing.assert_close(model.logits(images), reference[0](map_pixels(images)), atol=1e-5, rtol=0)
-    assert list(model.not_in_file) == ["decoder."] and model.spec.decodes is None
+    assert list(model.not_in_file) == ["decoder."]
+    assert model.spec.decodes is None

@@ -34,7 +34,8 @@ def test_against_transformers(tmp_path, select):
     model = drawn_anew(select=select)
     folder = save_llava(model, tmp_path / "hf")
     reference, report = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
-    assert not report["missing_keys"] and not report["unexpected_keys"], report
+    assert not report["missing_keys"], report
+    assert not report["unexpected_keys"], report
     reference = reference.eval()
     tower, codec = model.frozen["vision"], model.language.text
     tokens = model.language_inputs(IMAGES)
@@ -117,7 +118,8 @@ def searched(tokenizer, text, answer_sign, end):
 def test_vicunas_labels_are_those_of_the_published_search(llama, rounds):
     parts = render(TURNS[: 2 * rounds], "v1", "</s>")
     text = "".join(part.text for part in parts)
-    assert text.startswith("A chat between a curious user") and text.endswith("</s>")
+    assert text.startswith("A chat between a curious user")
+    assert text.endswith("</s>")
     assert " USER: What animal is this, and where? ASSISTANT: A cat; it sits on a mat.</s>" in text
     ids, labels = searched(llama.tokenizer, text, " ASSISTANT: ", "</s>")
     batch = splice([pieces(parts, llama, None)], None, lambda x: torch.zeros(*x.shape, 2))

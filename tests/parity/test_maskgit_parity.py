@@ -174,7 +174,8 @@ def test_replayed_generation_through_the_model(recorded, model):
         choice_temperature=settings["temperature"],
     )  # fmt: skip
     expected = arrays["out.run.model.ids_per_step"].long()[:, :, 1:]
-    assert torch.equal(decoding.sampled, expected) and torch.equal(tokens.ids, expected[:, -1])
+    assert torch.equal(decoding.sampled, expected)
+    assert torch.equal(tokens.ids, expected[:, -1])
 
 
 def test_other_heads_are_refused_and_nothing_is_loaded(recorded, model, tmp_path):

@@ -146,7 +146,8 @@ def test_fsq_of_vector_quantize_pytorch():
     mine = (2 * torch.randn(2, 50, 4)).requires_grad_()
     theirs = mine.detach().clone().requires_grad_()
     out, (vectors, ids) = ours(mine), reference(theirs)
-    assert torch.equal(out.ids, ids.long()) and len(out.ids.unique()) > 50
+    assert torch.equal(out.ids, ids.long())
+    assert len(out.ids.unique()) > 50
     torch.testing.assert_close(out.vectors, vectors, atol=1e-6, rtol=1e-6)
     every = torch.arange(600)
     torch.testing.assert_close(ours.embed(every), reference.indices_to_codes(every), atol=1e-6, rtol=1e-6)
@@ -167,7 +168,8 @@ def test_lfq_of_vector_quantize_pytorch():
     theirs = mine.detach().flip(-1).requires_grad_()
     out = ours(mine)
     (vectors, ids, loss), parts = reference(theirs, inv_temperature=2.0, return_loss_breakdown=True)
-    assert torch.equal(out.ids, ids.long()) and len(out.ids.unique()) > 50
+    assert torch.equal(out.ids, ids.long())
+    assert len(out.ids.unique()) > 50
     torch.testing.assert_close(out.vectors, vectors.flip(-1), atol=1e-6, rtol=1e-6)
     # its logarithms are clamped at 1e-5, ours are exact or shifted by it
     torch.testing.assert_close(out.terms["entropy_each"], parts.per_sample_entropy, atol=1e-3, rtol=1e-3)

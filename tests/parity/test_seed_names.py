@@ -95,9 +95,11 @@ def test_every_name_and_shape(preset, published):
     found = shapes(model.state_dict())
     assert found == {name: shape for name, shape in published.items() if name not in positions(published)}
     vision = shapes(model.frozen["vision"].network.state_dict())
-    assert vision == image_encoder() and len(vision) == 511
+    assert vision == image_encoder()
+    assert len(vision) == 511
     if preset == "seed2":
-        assert len(published) == 370 and len(published) + len(vision) == 881
+        assert len(published) == 370
+        assert len(published) + len(vision) == 881
 
 
 @pytest.mark.parametrize(

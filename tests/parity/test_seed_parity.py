@@ -71,7 +71,8 @@ def test_stage_by_stage(recorded):
         z = model.encode_task_layer(arrays["out.causal"])
         torch.testing.assert_close(z, arrays["out.z"], **CLOSE)
         ids = model.quantize.encode(model.encode_task_layer(causal))
-        assert torch.equal(ids, arrays["out.ids"]) and len(ids.unique()) > 20
+        assert torch.equal(ids, arrays["out.ids"])
+        assert len(ids.unique()) > 20
         tokens = Tokens(ids, None, model.spec)
         torch.testing.assert_close(model.embed(ids), arrays["out.zq"], **CLOSE)
         torch.testing.assert_close(model._up(ids), arrays["out.up"], **CLOSE)
@@ -127,13 +128,16 @@ def test_published_names_and_shapes():
         model = zoo.create_model("seed2")
         reverse = zoo.create_model("seed2_reverse")
     names = {n.removeprefix("detokenizer.") for n in model.state_dict()} | {"Qformer.bert.embeddings.position_ids"}
-    assert len(names) == 370 and len(model.frozen["vision"].network.state_dict()) == 511
+    assert len(names) == 370
+    assert len(model.frozen["vision"].network.state_dict()) == 511
     assert {"image_down.4.weight", "distill_image_proj.bias", "blocks_image.3.mlp.fc2.weight"} <= names
     shapes = {n: tuple(v.shape) for n, v in model.state_dict().items()}
-    assert shapes["quantize.embedding.weight"] == (8192, 32) and shapes["pos_embed"] == (1, 32, 768)
+    assert shapes["quantize.embedding.weight"] == (8192, 32)
+    assert shapes["pos_embed"] == (1, 32, 768)
     assert shapes["detokenizer.image_down.0.weight"] == (256, 768)
     assert shapes["detokenizer.distill_image_proj.weight"] == (1024, 1024)
-    assert shapes["encode_task_layer.2.weight"] == (32, 768) and shapes["decode_task_layer.0.weight"] == (32, 32)
+    assert shapes["encode_task_layer.2.weight"] == (32, 768)
+    assert shapes["decode_task_layer.0.weight"] == (32, 32)
     assert round(sum(p.numel() for p in model.parameters()) / 1e5) == 1641
     layers = {n.split(".")[5] for n in reverse.state_dict() if n.startswith("detokenizer.Reverse_Qformer.bert.enc")}
     assert layers == {"0", "1", "2", "3"}

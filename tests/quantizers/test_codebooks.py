@@ -50,7 +50,8 @@ def test_codes_that_kmeans_gave_no_vector_keep_their_place():
         if step == 0:
             placed = quantizer.codebook.clone()
             unused = torch.tensor([k for k in range(8) if k not in out.ids.unique()])
-            assert len(unused) == 5 and (quantizer.cluster_size[unused] == 1).all()
+            assert len(unused) == 5
+            assert (quantizer.cluster_size[unused] == 1).all()
         out.vectors.sum().backward()
         quantizer.update()
     torch.testing.assert_close(quantizer.codebook[unused], placed[unused], rtol=1e-3, atol=0)
@@ -85,6 +86,7 @@ def test_gumbel_logits_use_no_tf32(monkeypatch, setting):
         torch.set_float32_matmul_precision(setting)
         quantizer.encode(torch.randn(3, 2))
         quantizer.train()(torch.randn(3, 2))
-        assert seen == ["highest"] * 2 and torch.get_float32_matmul_precision() == setting
+        assert seen == ["highest"] * 2
+        assert torch.get_float32_matmul_precision() == setting
     finally:
         torch.set_float32_matmul_precision(before)

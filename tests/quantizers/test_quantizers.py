@@ -41,12 +41,16 @@ def test_any_layout_with_channels_last(name):
     quantizer = ALL[name]().eval()
     z = torch.randn(2, 3, 5, 4)
     out = quantizer(z)
-    assert out.vectors.shape == (2, 3, 5, quantizer.dim) and out.ids.shape == (2, 3, 5)
-    assert out.ids.dtype == torch.int64 and out.ids.min() >= 0 and out.ids.max() < quantizer.vocab_size
+    assert out.vectors.shape == (2, 3, 5, quantizer.dim)
+    assert out.ids.shape == (2, 3, 5)
+    assert out.ids.dtype == torch.int64
+    assert out.ids.min() >= 0
+    assert out.ids.max() < quantizer.vocab_size
     assert torch.equal(quantizer.encode(z), out.ids)
     torch.testing.assert_close(quantizer.embed(out.ids), out.vectors, atol=0, rtol=0)
     torch.testing.assert_close(quantizer(z.flatten(1, 2)).vectors.reshape(out.vectors.shape), out.vectors)
-    assert out.loss.shape == () and all(v.shape == () and not v.requires_grad for v in out.terms.values())
+    assert out.loss.shape == ()
+    assert all(v.shape == () and not v.requires_grad for v in out.terms.values())
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -58,7 +62,8 @@ def test_half_precision_neither_changes_ids_nor_their_type(name):
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(quantizer.encode(z), exact)
         out = quantizer(z)
-    assert out.ids.dtype == torch.int64 and out.vectors.dtype == out.loss.dtype == torch.float32
+    assert out.ids.dtype == torch.int64
+    assert out.vectors.dtype == out.loss.dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", ["vector", "ema", "fsq", "lfq"])
@@ -109,7 +114,8 @@ def test_nearest_code_at_the_init_of_taming():
         found = nearest_code(z, codebook).numpy()
     half = (z.square().sum(1, keepdim=True) + codebook.square().sum(1)).bfloat16() - 2 * (z @ codebook.t()).bfloat16()
     assert (half.argmin(1).numpy() == expected).mean() < 0.1  # the test can see the mistake
-    assert (found == expected).mean() > 0.998 and len(np.unique(found)) > 300
+    assert (found == expected).mean() > 0.998
+    assert len(np.unique(found)) > 300
 
 
 @pytest.mark.parametrize("setting", ["medium", "high", "highest"])
@@ -126,7 +132,8 @@ def test_nearest_code_uses_no_tf32(monkeypatch, setting):
     try:
         torch.set_float32_matmul_precision(setting)
         nearest_code(torch.randn(3, 2), torch.randn(5, 2))
-        assert seen == ["highest"] and torch.get_float32_matmul_precision() == setting
+        assert seen == ["highest"]
+        assert torch.get_float32_matmul_precision() == setting
     finally:
         torch.set_float32_matmul_precision(before)
 
@@ -302,7 +309,8 @@ def test_running_means_do_not_explode():
         norm = quantizer.codebook.norm(dim=1).max()
         run(quantizer, [z])
         ids[name] = quantizer.codebook.norm(dim=1).max() / norm
-    assert ids["ones"] < 1.1 and ids["zeros"] > 1e3
+    assert ids["ones"] < 1.1
+    assert ids["zeros"] > 1e3
 
 
 # ---------------------------------------------------------------- k-means and restarts
@@ -377,7 +385,8 @@ def test_gumbel_is_deterministic_in_eval_and_hard_in_training():
     z = torch.randn(2, 30, 6)
     logits = z.numpy() @ quantizer.proj.weight[:, :, 0, 0].detach().numpy().T + quantizer.proj.bias.detach().numpy()
     first, second = quantizer.eval()(z), quantizer(z)
-    assert torch.equal(first.ids, second.ids) and first.ids.tolist() == logits.argmax(-1).tolist()
+    assert torch.equal(first.ids, second.ids)
+    assert first.ids.tolist() == logits.argmax(-1).tolist()
     q = np.exp(logits - logits.max(-1, keepdims=True))
     q /= q.sum(-1, keepdims=True)
     assert first.loss.item() == pytest.approx(5e-4 * (q * np.log(q * 10 + 1e-10)).sum(-1).mean(), rel=1e-4)
@@ -431,7 +440,8 @@ def test_lfq_ids_are_whole_numbers_of_many_bits():
     z = torch.randn(100, 18).bfloat16()
     ids = quantizer.encode(z)
     assert ids.tolist() == [sum(2**i for i, x in enumerate(row) if x > 0) for row in z.tolist()]
-    assert torch.equal(quantizer.embed(ids) > 0, z > 0) and set(quantizer.embed(ids).unique().tolist()) == {-1.0, 1.0}
+    assert torch.equal(quantizer.embed(ids) > 0, z > 0)
+    assert set(quantizer.embed(ids).unique().tolist()) == {-1.0, 1.0}
     assert quantizer.encode(torch.zeros(1, 18)).item() == 0  # zero counts as negative
 
 

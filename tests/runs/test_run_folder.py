@@ -37,15 +37,18 @@ def test_a_second_run_keeps_the_record_of_the_first_under_one_number(run_cli, re
     second = contents(run)
     for name in ("last.ckpt", "config.yaml", "metrics.csv", "hparams.yaml"):
         kept = Path(f"{Path(name).stem}-1{Path(name).suffix}")
-        assert second[kept] == first[Path(name)] and second[Path(name)] != first[Path(name)]
+        assert second[kept] == first[Path(name)]
+        assert second[Path(name)] != first[Path(name)]
         assert f"runs/toy/{kept}" in caplog.text
     events = [name for name in first if "tfevents" in name.name]
-    assert len(events) == 1 and second[Path("tensorboard-1") / events[0]] == first[events[0]]
+    assert len(events) == 1
+    assert second[Path("tensorboard-1") / events[0]] == first[events[0]]
     assert len([name for name in second if "tfevents" in name.name and name.parent == Path()]) == 1
     fit(run_cli, "--trainer.logger=false", "--model.optim.lr=0.2")
     assert contents(run)[Path("last-2.ckpt")] == second[Path("last.ckpt")]
     assert contents(run)[Path("config-2.yaml")] == second[Path("config.yaml")]
-    assert b"lr: 0.2" in contents(run)[Path("config.yaml")] and not (run / "metrics.csv").exists()
+    assert b"lr: 0.2" in contents(run)[Path("config.yaml")]
+    assert not (run / "metrics.csv").exists()
 
 
 OWN = "{class_path: CSVLogger, init_args: {save_dir: runs/toy, name: '', version: ''}}"
@@ -134,7 +137,8 @@ def test_going_on_from_an_old_checkpoint_keeps_what_came_after_it(run_cli, recip
     assert after[Path("last-2.ckpt")] == four[Path("last.ckpt")]
     assert after[Path("metrics-2.csv")] == four[Path("metrics.csv")]
     steps = [r["step"] for r in rows("runs/toy/metrics.csv") if r["train/loss"]]
-    assert steps == list("012345") and old.exists()
+    assert steps == list("012345")
+    assert old.exists()
 
 
 def test_a_run_that_goes_on_but_fails_before_it_saves_leaves_configuration_and_checkpoint_together(run_cli, recipe):
@@ -250,7 +254,9 @@ def test_a_full_disk_that_the_loggers_meet_first_is_one_sentence_too(run_cli, re
         "--data.count=8", "--trainer.callbacks+=toys.FillsDisk", f"--trainer.callbacks.folder={small_disk}",
     )  # fmt: skip
     lines = [line for line in err.splitlines() if line and not line.startswith("Seed set")]
-    assert code == 1 and len(lines) == 1 and "No space left on device" in lines[0], err
+    assert code == 1, err
+    assert len(lines) == 1, err
+    assert "No space left on device" in lines[0], err
     assert pickles.load(small_disk / "run" / "last.ckpt")["global_step"] == 2
     steps = [row["step"] for row in rows(small_disk / "run" / "metrics.csv")]
     assert steps == sorted(steps, key=int)
@@ -268,7 +274,8 @@ def test_a_full_disk_ends_a_run_in_one_sentence_and_the_record_before_it_is_whol
 def test_missing_checkpoint_names_those_that_exist(run_cli, recipe):
     fit(run_cli)
     said = message(run_cli, "test", "--config", recipe, "--ckpt_path=runs/toy/lst.ckpt", code=1)
-    assert "runs/toy/lst.ckpt" in said and "runs/toy/last.ckpt" in said
+    assert "runs/toy/lst.ckpt" in said
+    assert "runs/toy/last.ckpt" in said
 
 
 @pytest.mark.parametrize(
@@ -313,7 +320,8 @@ def test_checkpoints_that_are_no_single_file_or_have_no_optimizer_are_let_throug
 def test_best_checkpoint_of_a_new_process_is_refused(run_cli, recipe):
     fit(run_cli)
     said = message(run_cli, "test", "--config", recipe, "--ckpt_path=best", code=1)
-    assert "best means nothing before a run has monitored a metric" in said and "runs/toy/last.ckpt" in said
+    assert "best means nothing before a run has monitored a metric" in said
+    assert "runs/toy/last.ckpt" in said
 
 
 @pytest.mark.parametrize(("folder", "there"), [("~/my run", "home/my run"), ("runs/$HOME", "runs/$HOME")])

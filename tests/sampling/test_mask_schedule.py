@@ -23,7 +23,8 @@ def test_in_an_order_every_step_keeps_one_more_at_least(schedule, ratio, steps):
         ]
         assert kept_after(schedule, step, steps, count).tolist() == expected
     if steps == 16 and schedule == "cosine":
-        assert math.floor(16 * (1 - ratio(1 / 16))) == 0 and kept_after("cosine", 0, 16, count)[0] == 1
+        assert math.floor(16 * (1 - ratio(1 / 16))) == 0
+        assert kept_after("cosine", 0, 16, count)[0] == 1
 
 
 def test_published_counts():

@@ -55,7 +55,8 @@ def starts(module, prefixes):
 
 
 def test_something_is_checked():
-    assert len(FILES) > 40 and {"dvae", "beit"} <= set(PAPERS)
+    assert len(FILES) > 40
+    assert {"dvae", "beit"} <= set(PAPERS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
@@ -63,7 +64,8 @@ def test_file(path):
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     assert len(text.splitlines()) < 500, "split the file"
-    assert path.stem not in FORBIDDEN_NAMES and path.parent.name not in FORBIDDEN_NAMES
+    assert path.stem not in FORBIDDEN_NAMES
+    assert path.parent.name not in FORBIDDEN_NAMES
     assert not re.search(r"^\s*from \S+ import \*", text, re.MULTILINE)
     if not name(path).startswith("tests/"):
         assert not text.strip() or ast.get_docstring(tree), "every module says in a docstring what it is"
@@ -139,4 +141,6 @@ def test_tools_find_nothing(tool, tmp_path):
 
 
 def test_typing_marker_and_licence_travel():
-    assert (ROOT / "zoo" / "py.typed").exists() and (ROOT / "NOTICE").exists() and (ROOT / "LICENSE").exists()
+    assert (ROOT / "zoo" / "py.typed").exists()
+    assert (ROOT / "NOTICE").exists()
+    assert (ROOT / "LICENSE").exists()

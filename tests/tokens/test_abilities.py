@@ -25,7 +25,9 @@ def test_settings_say_how_and_not_what_is_drawn():
 
 def test_an_ability_is_had_by_its_methods():
     model = zoo.create_model("maskgit_tiny")
-    assert isinstance(model, BuiltOnTokenizer) and isinstance(model, KnowsClasses) and not isinstance(model, Scorer)
+    assert isinstance(model, BuiltOnTokenizer)
+    assert isinstance(model, KnowsClasses)
+    assert not isinstance(model, Scorer)
     assert not isinstance(None, KnowsClasses)
 
 
@@ -45,7 +47,8 @@ def test_a_scorer_refuses_tokens_of_another_kind_in_one_sentence(name):
     for tokens, said in wrong[spec.vocab_size > 0]:
         with pytest.raises(ValueError, match=said) as caught:
             model.log_likelihood(tokens, texts)
-        assert str(caught.value).endswith("take those of its own encode") and type(model).__name__ in str(caught.value)
+        assert str(caught.value).endswith("take those of its own encode")
+        assert type(model).__name__ in str(caught.value)
 
 
 def test_rows_are_the_batch_again():
@@ -55,5 +58,6 @@ def test_rows_are_the_batch_again():
     torch.testing.assert_close(torch.cat([first.ids, second.ids]), tokens.ids)
     torch.testing.assert_close(torch.cat([first.embeddings, second.embeddings]), tokens.embeddings)
     three = repeated(second, 3)
-    assert three.ids.tolist() == [[3, 4, 5]] * 3 and three.embeddings.shape == (3, 3, 2)
+    assert three.ids.tolist() == [[3, 4, 5]] * 3
+    assert three.embeddings.shape == (3, 3, 2)
     assert [row.embeddings for row in rows_of(zoo.Tokens(tokens.ids, None, spec))] == [None, None]

@@ -19,7 +19,8 @@ def test_spec_counts():
     assert (PYRAMID.vocab_size, PYRAMID.num_tokens, PYRAMID.grid_shape) == (12, 5, None)
     assert PYRAMID.span("fine") == slice(1, 5)
     assert PYRAMID.segment("coarse").num_tokens == 1
-    assert GRID.with_grid((4, 4)).num_tokens == 16 and GRID.with_grid((2, 3)) is GRID
+    assert GRID.with_grid((4, 4)).num_tokens == 16
+    assert GRID.with_grid((2, 3)) is GRID
 
 
 def test_unknown_segment_names_those_that_exist():
@@ -62,12 +63,14 @@ def test_pixels_from_uint8_and_float():
     assert as_pixels(images) is images
     for dtype in (torch.float64, torch.float16, torch.bfloat16):
         pixels = as_pixels(images.to(dtype))
-        assert pixels.dtype == torch.float32 and torch.equal(pixels, images.to(dtype).float())
+        assert pixels.dtype == torch.float32
+        assert torch.equal(pixels, images.to(dtype).float())
     check = getattr(as_pixels, "__wrapped__", as_pixels)  # the shape annotations of the tests do not compile
     compiled = torch.compile(check, backend="eager", fullgraph=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         for given in (images, images.double()):
-            assert torch.equal(compiled(given), given.float()) and as_pixels(given).dtype == torch.float32
+            assert torch.equal(compiled(given), given.float())
+            assert as_pixels(given).dtype == torch.float32
         assert as_pixels(images) is images
 
 
@@ -101,7 +104,8 @@ class Inverter(nn.Module):
     spec = TokenSpec((Segment("all", (1,), 0, 0),), dim=12, vocabulary=None)
 
     def encode(self, images):
-        assert not self.training and not torch.is_grad_enabled()
+        assert not self.training
+        assert not torch.is_grad_enabled()
         return Tokens(None, images.flatten(1)[:, None], self.spec)
 
     def decode(self, tokens):
@@ -114,7 +118,8 @@ class Inverter(nn.Module):
 def test_reconstruct_runs_in_eval_mode_and_restores_training_mode():
     model = Inverter().train()
     images = torch.rand(2, 3, 2, 2, requires_grad=True)
-    assert torch.equal(reconstruct(model, images), images) and model.training
+    assert torch.equal(reconstruct(model, images), images)
+    assert model.training
     assert isinstance(model, Tokenizer)
 
 

@@ -3,168 +3,19 @@
 import copy
 import dataclasses
 import os
-import random
 import signal
 from pathlib import Path
 
 import lightning.pytorch as pl
-import numpy as np
 import pytest
 import torch
 from command_line import fit
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, TQDMProgressBar
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 from lightning.pytorch.tuner import Tuner
-from lightning.pytorch.utilities import rank_zero_only
-from torch import nn
-from toys import RandomImages, Toy, ToyData
+from resumed_runs import CONSTANT, Noisy, NoisyData, Plain, Rows, assert_goes_on, content, equal, run
 
-from zoo.callbacks.ema import EMA
 from zoo.callbacks.interrupt import StopOnSignal
 from zoo.optim import Optim, lr_factor, names_by_group
-
-CONSTANT = Optim(lr=1e-2, schedule="constant", warmup_steps=2)
-
-
-class Noisy(Toy):
-    """Draws from every generator in training, and keeps statistics in buffers."""
-
-    def __init__(self, image_size: int = 8, optim: Optim = CONSTANT):
-        super().__init__(image_size, optim=optim)
-        self.norm = nn.BatchNorm1d(4)
-        self.seen: list[int] = []
-
-    def losses(self, batch):
-        if self.training:
-            self.seen += batch["index"].tolist()
-        pixels = batch["image"].float().flatten(1) / 255
-        noise = torch.rand(()) + np.random.rand() + random.random()  # noqa: NPY002
-        hidden = nn.functional.dropout(self.norm(self.net[0](pixels)), 0.3, self.training)
-        return {"loss": (self.net[1](hidden)[:, 0] - pixels.mean(1) * noise).square().mean()}
-
-
-class Plain(Noisy):
-    """Takes batches of one image."""
-
-    def __init__(self, image_size: int = 8, optim: Optim = CONSTANT):
-        super().__init__(image_size, optim)
-        self.norm = nn.Identity()
-
-
-class Augmented(RandomImages):
-    def __getitem__(self, i):
-        sample = super().__getitem__(i)
-        roll = int(torch.randint(8, ())) + int(np.random.randint(8)) + random.randrange(8)  # noqa: NPY002
-        return sample | {"image": sample["image"].roll(roll, -1)}
-
-
-class NoisyData(ToyData):
-    def __init__(self, count: int = 22, batch_size: int = 4, num_workers: int = 0, seed: int | None = None):
-        super().__init__(8, batch_size, count)
-        self.num_workers, self.seed = num_workers, seed
-
-    def setup(self, stage):
-        self.train, self.val = Augmented(self.count, 8, 2), RandomImages(6, 8, 2)
-
-
-class Rows(Logger):
-    """Keeps what is logged."""
-
-    def __init__(self):
-        super().__init__()
-        self.rows = []
-
-    name = version = "rows"
-
-    @rank_zero_only
-    def log_metrics(self, metrics, step=None):
-        self.rows.append((step, metrics))
-
-    def log_hyperparams(self, params, *args, **kwargs):
-        pass
-
-
-class SaveEverywhere(Checkpoint):
-    """Writes a checkpoint in every hook where one may be written."""
-
-    def __init__(self, folder):
-        self.folder, self.saved = folder, []
-
-    def save(self, trainer, hook):
-        if self.folder is not None and not trainer.sanity_checking:
-            path = self.folder / f"{len(self.saved)}_{hook}.ckpt"
-            trainer.save_checkpoint(path)
-            self.saved.append((path, len(trainer.logger.rows), len(trainer.lightning_module.seen)))
-
-    def on_train_batch_end(self, trainer, *args):
-        self.save(trainer, f"batch{trainer.fit_loop.batch_idx}")
-
-    def on_validation_end(self, trainer, *args):
-        self.save(trainer, "validation")
-
-    def on_train_epoch_end(self, trainer, *args):
-        self.save(trainer, "epoch")
-
-
-def run(data, path=None, folder=None, seed=0, model=None, callbacks=(), averaged=True, **options):
-    """A run, its model and what it saved."""
-    pl.seed_everything(seed, verbose=False)
-    model = Noisy() if model is None else model
-    saver = SaveEverywhere(folder)
-    trainer = pl.Trainer(**({
-        "max_epochs": 3, "accelerator": "cpu", "devices": 1, "logger": Rows(), "log_every_n_steps": 1,
-        "enable_progress_bar": False, "enable_model_summary": False, "default_root_dir": folder,
-        "callbacks": [*([EMA(decay=0.5)] if averaged else []), *callbacks, saver],
-    } | options))  # fmt: skip
-    trainer.fit(model, data, ckpt_path=path)
-    return trainer, model, saver.saved
-
-
-def equal(a, b, where=""):
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            equal(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            equal(x, y, f"{where}.{i}")
-    elif isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    else:
-        assert a == b or (a != a and b != b), f"{where}: {a} {b}"
-
-
-def content(trainer, path):
-    trainer.save_checkpoint(path)
-    found = torch.load(path, weights_only=True)
-    assert {"zoo_run", "optimizer_states", "lr_schedulers"} <= found.keys()
-    found.pop("callbacks")
-    found["zoo_run"]["noise"].pop("python")  # to write a file draws its temporary name
-    if trainer.world_size > 1:
-        found["zoo_run"].pop("noise")  # what is left between two steps; each of them draws its own
-    for kind in ("batch_progress", "state_dict"):  # how far the last validation was is of no use
-        found["loops"]["fit_loop"].pop(f"epoch_loop.val_loop.{kind}")
-    found["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]["optimizer"].pop("zero_grad")
-    return found
-
-
-def assert_goes_on(whole, saved, tmp_path, make_data, every=1, **options):
-    """Each of the checkpoints leads to the run that wrote it."""
-    trainer, model, _ = whole
-    end = content(trainer, tmp_path / "end.ckpt")
-    for path, rows, seen in saved[::every]:
-        if len(model.seen) == seen and ("epoch" in path.name or options.get("max_steps")):
-            continue  # nothing is left to do
-        again, other, _ = run(make_data(), path, seed=99, **options)
-        try:
-            assert other.seen == model.seen[len(model.seen) - len(other.seen) :]
-            assert 0 <= len(other.seen) - (len(model.seen) - seen) < 4 * options.get("accumulate_grad_batches", 1)
-            equal(again.logger.rows, trainer.logger.rows[rows:], "rows")
-            equal(end, content(again, tmp_path / "again.ckpt"))
-        except AssertionError as error:
-            raise AssertionError(f"{path.name}: {error}") from error
-
 
 SETTINGS = {
     "epochs": {},
@@ -201,7 +52,8 @@ def test_parts_that_max_steps_ends_make_the_whole(parts, accumulated, tmp_path):
         again, other, saved = run(NoisyData(), path, tmp_path, seed=steps if path else 0, max_steps=steps, **options)
         path = saved[-1][0]  # at the end of the epoch, which is not its end
         seen, rows = seen + other.seen, rows + again.logger.rows
-    assert seen == model.seen and sorted(seen[:20]) == sorted(set(seen[:20]))
+    assert seen == model.seen
+    assert sorted(seen[:20]) == sorted(set(seen[:20]))
     equal(rows, trainer.logger.rows)
     equal(end, content(again, tmp_path / "again.ckpt"))
 
@@ -212,7 +64,8 @@ def test_what_trains_on_is_the_rest_of_the_images(tmp_path):
         options = {"max_epochs": -1, "max_steps": steps, "limit_val_batches": 0, "model": Plain()}
         _, model, saved = run(NoisyData(21, 1), path, tmp_path, seed=steps, **options)
         seen, path = seen + model.seen, saved[-1][0]
-    assert sorted(seen) == list(range(21)) and seen != sorted(seen)
+    assert sorted(seen) == list(range(21))
+    assert seen != sorted(seen)
 
 
 @pytest.mark.parametrize(("before", "after"), [(4, 2), (2, 4), (4, 8)])
@@ -220,7 +73,9 @@ def test_another_batch_size_goes_on_after_the_images_that_were_seen(before, afte
     options = {"max_epochs": -1, "limit_val_batches": 0}
     _, first, saved = run(NoisyData(22, before), folder=tmp_path, max_steps=12 // before, **options)
     trainer, second, _ = run(NoisyData(22, after), saved[-1][0], max_steps=12 // before + 8 // after, **options)
-    assert len(first.seen) == 12 and len(second.seen) == 8 and not set(first.seen) & set(second.seen)
+    assert len(first.seen) == 12
+    assert len(second.seen) == 8
+    assert not set(first.seen) & set(second.seen)
     assert trainer.current_epoch == 1
 
 
@@ -235,7 +90,8 @@ def test_a_changed_seed_of_the_data_waits_for_the_next_epoch(tmp_path):
     options = {"limit_val_batches": 0}
     trainer, model, saved = run(NoisyData(seed=1), folder=tmp_path, max_epochs=2, **options)
     _, other, _ = run(NoisyData(seed=2), saved[2][0], max_epochs=2, **options)
-    assert other.seen[:8] == model.seen[12:20] and other.seen[8:] != model.seen[20:]
+    assert other.seen[:8] == model.seen[12:20]
+    assert other.seen[8:] != model.seen[20:]
 
 
 def test_validation_in_between_changes_no_training(tmp_path):
@@ -289,7 +145,8 @@ def test_settings_of_the_optimizer_are_those_of_recipe_and_flags_and_moments_tho
             factor = lr_factor(changed, changed.total_steps or 6)(4)
             for group, said in zip(trainer.optimizers[0].param_groups, fresh, strict=True):
                 assert group["lr"] == pytest.approx(said["lr"] * factor, rel=1e-12)
-                assert group["weight_decay"] == said["weight_decay"] and group["name"] == said["name"]
+                assert group["weight_decay"] == said["weight_decay"]
+                assert group["name"] == said["name"]
                 assert (tuple(group["betas"]), group["eps"]) == (changed.betas, changed.eps)
             equal(moments, by_name(module, trainer.optimizers[0].state_dict()))
 
@@ -330,7 +187,8 @@ def test_what_changes_against_the_checkpoint_is_said_in_one_line(tmp_path, caplo
     options = {"max_epochs": -1, "limit_val_batches": 0}
     _, _, saved = run(NoisyData(), folder=tmp_path, max_steps=2, **options)
     run(NoisyData(), saved[-1][0], max_steps=3, **options)
-    assert "other settings" not in caplog.text and "seed_everything" not in caplog.text
+    assert "other settings" not in caplog.text
+    assert "seed_everything" not in caplog.text
     run(NoisyData(), saved[-1][0], max_steps=3, seed=7, **options)
     assert "the seed that it began with, 0: seed_everything 7 is left out" in caplog.text
     changed = Noisy(optim=dataclasses.replace(CONSTANT, lr=1e-5))
@@ -384,7 +242,8 @@ def test_the_search_for_a_batch_size_ends_at_the_number_of_images_and_leaves_no_
     assert list(tmp_path.iterdir()) == []
     equal(before, dict(model.state_dict()))
     trainer.fit(model, data)
-    assert trainer.global_step == 1 and sorted(model.seen[-count:]) == list(range(count))
+    assert trainer.global_step == 1
+    assert sorted(model.seen[-count:]) == list(range(count))
 
 
 def test_a_search_that_begins_above_the_number_of_images_ends_and_leaves_no_file(tmp_path):
@@ -394,7 +253,8 @@ def test_a_search_that_begins_above_the_number_of_images_ends_and_leaves_no_file
     )  # fmt: skip
     model, data = Noisy(), NoisyData()
     Tuner(trainer).scale_batch_size(model, datamodule=data, init_val=64)
-    assert data.batch_size == 22 and list(tmp_path.iterdir()) == []
+    assert data.batch_size == 22
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_search_for_a_learning_rate_sets_that_of_the_optimizer(tmp_path):
@@ -408,7 +268,8 @@ def test_the_search_for_a_learning_rate_sets_that_of_the_optimizer(tmp_path):
     assert model.lr == model.optim_settings.lr == model.init_args()["optim"]["lr"] == suggested != CONSTANT.lr
     assert list(tmp_path.iterdir()) == []
     trainer.fit(model, NoisyData())
-    assert trainer.optimizers[0].param_groups[0]["lr"] == suggested and trainer.global_step == 10
+    assert trainer.optimizers[0].param_groups[0]["lr"] == suggested
+    assert trainer.global_step == 10
 
 
 # ---------------------------------------------------------------- from the command line
@@ -466,7 +327,8 @@ def test_a_run_that_was_told_to_stop_goes_on_as_if_it_had_not(when, accumulated,
         run(NoisyData(), callbacks=[Tell(), StopOnSignal()], default_root_dir=tmp_path, logger=rows, **options)
     assert stopped.value.code == 128 + signal.SIGTERM
     again, other, _ = run(NoisyData(), tmp_path / "last.ckpt", seed=99, **options)
-    assert other.seen == model.seen[len(model.seen) - len(other.seen) :] and len(other.seen) < 20
+    assert other.seen == model.seen[len(model.seen) - len(other.seen) :]
+    assert len(other.seen) < 20
     equal(rows.rows + again.logger.rows, trainer.logger.rows)
     equal(end, content(again, tmp_path / "again.ckpt"))
 

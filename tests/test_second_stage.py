@@ -129,7 +129,7 @@ def test_a_model_is_named_by_a_string(reference):
     assert one_sentence(e)
 
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 OUTSIDE = """
 import warnings; warnings.simplefilter("ignore")
 import zoo

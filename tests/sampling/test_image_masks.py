@@ -40,7 +40,8 @@ def test_another_size_of_decoding_is_resized(on_beit, images):
     assert edited.shape == images.shape
     torch.testing.assert_close(edited[..., :4, :4], new[..., :4, :4], atol=0.02, rtol=0)
     torch.testing.assert_close(edited[..., 24:, 24:], images[..., 24:, 24:], atol=1e-4, rtol=0)
-    assert longer.shape == (2, 3, SIZE, SIZE + 8) and torch.equal(longer[..., :SIZE], images)
+    assert longer.shape == (2, 3, SIZE, SIZE + 8)
+    assert torch.equal(longer[..., :SIZE], images)
     assert torch.equal(longer[..., SIZE:], window[..., -8:])
 
 
@@ -48,8 +49,11 @@ def test_resizing_keeps_places_and_range():
     images = torch.zeros(1, 3, 4, 4)
     images[..., 2:] = 1
     larger = resized(images, (8, 8))
-    assert larger.shape == (1, 3, 8, 8) and larger.min() >= 0 and larger.max() <= 1
-    assert (larger[..., :3] < 0.1).all() and (larger[..., 5:] > 0.9).all()
+    assert larger.shape == (1, 3, 8, 8)
+    assert larger.min() >= 0
+    assert larger.max() <= 1
+    assert (larger[..., :3] < 0.1).all()
+    assert (larger[..., 5:] > 0.9).all()
     assert resized(images, (4, 4)) is images
 
 
