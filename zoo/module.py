@@ -164,9 +164,20 @@ class ZooModule(OptimisedModule):
     # ------------------------------------------------------------------ weights
 
     @_restricted_classmethod  # type: ignore[untyped-decorator]
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **overrides: Any) -> Any:
-        """Lightning's way to read a checkpoint of a run; see :func:`zoo.checkpoints.io.load_from_checkpoint`."""
-        return load_from_checkpoint(cls, checkpoint_path, *args, **overrides)
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **overrides: Any,
+    ) -> Any:
+        """Lightning's way to read a checkpoint; see :func:`zoo.checkpoints.io.load_from_checkpoint`.
+
+        Nothing but tensors and plain data is ever read, whatever ``weights_only`` says.
+        """
+        return load_from_checkpoint(cls, checkpoint_path, map_location, hparams_file, strict, **overrides)
 
     def load_weights(self, weights: str | Path | None) -> None:
         """Start from weights: a registry name, or a file or folder in any layout of ``formats``.

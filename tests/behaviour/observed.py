@@ -255,6 +255,10 @@ def batch_for(model: Any, count: int = 4) -> dict[str, Any]:
     } | more
 
 
+#: frozen networks that had another name then
+NAMED_THEN = {"condition_tokenizer": "condition"}
+
+
 def fill(model: Any, where: str = "") -> Any:
     """Give each parameter values that its name alone decides, and those of its tokenizers likewise.
 
@@ -279,7 +283,7 @@ def fill_tokenizers(model: Any, where: str = "") -> None:
     """Fill what a checkpoint does not hold where a tokenizer is ``NAME:random``."""
     for name, tower in model.frozen.items():
         if isinstance(tower, zoo.ZooModule):
-            fill(tower, f"{where}{name}.")
+            fill(tower, f"{where}{NAMED_THEN.get(name, name)}.")
 
 
 def _drawn(name: str, shape: torch.Size) -> Tensor:

@@ -49,7 +49,7 @@ def outputs(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "class": said["class"],
         "init_args": said["init_args"],
         "model_init_args": model.init_args(),
-        "absent": model.absent,
+        "absent": model.not_in_file,
     }
     return facts, made
 
