@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from zoo.losses.mixing import hits
-from zoo.models.beit import BEiT, BEiTClassifier
+from zoo.models.beit import BEiT
+from zoo.models.beit_classifier import BEiTClassifier
 from zoo.optim import Optim, cosine
 
 SHARED = ("image_size", "patch_size", "width", "depth", "heads", "mlp_ratio", "layer_scale", "absolute_positions")

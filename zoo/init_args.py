@@ -2,7 +2,9 @@
 
 import dataclasses
 import inspect
+import sys
 import types
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -41,6 +43,21 @@ def plain(value: Any) -> Any:
     if hasattr(value, "items"):  # jsonargparse.Namespace
         return {str(k): plain(v) for k, v in value.items()}
     raise TypeError(f"constructor arguments must be plain data, got {type(value).__name__}: {value!r}")
+
+
+def class_by_path(path: str, classes: Iterable[type[Any]]) -> type[Any] | None:
+    """The class that a checkpoint names, also by a module that it moved out of and that still holds it.
+
+    Args:
+        path: full name of a class, from a file: no module is imported for it.
+        classes: that may be meant.
+    """
+    known = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in classes}
+    if path in known:
+        return known[path]
+    module, _, name = path.rpartition(".")
+    found = getattr(sys.modules.get(module), "__dict__", {}).get(name)  # without the module's __getattr__
+    return next((cls for cls in known.values() if cls is found), None)
 
 
 def check_overrides(cls: type, overrides: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from zoo.checkpoints.addresses import local_path
 from zoo.checkpoints.weight_sets import split_choice
 from zoo.choices import natural_order
 from zoo.files.recipes import how_to_make
-from zoo.init_args import without_towers
+from zoo.init_args import class_by_path, without_towers
 from zoo.tokens import TokenSpec
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
@@ -212,10 +212,9 @@ def class_named(path: str) -> type[Any]:
     Raises:
         ValueError: for an unknown class.
     """
-    classes = {f"{p.cls.__module__}.{p.cls.__qualname__}": p.cls for p in presets().values()}
-    if path not in classes:
+    if (found := class_by_path(path, known_classes())) is None:
         raise ValueError(f"{path} is not a registered model class; register it before loading the checkpoint")
-    return classes[path]
+    return found
 
 
 def known_classes() -> set[type[Any]]:

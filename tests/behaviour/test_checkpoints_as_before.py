@@ -8,6 +8,7 @@ from observed import migrated
 
 import datamodules
 import zoo
+from zoo.presets import class_named
 
 FACTS = observed.read("checkpoints.json")
 RUNS = sorted(path.name for path in (observed.FOLDER / "command_line").iterdir())
@@ -33,9 +34,8 @@ def path(name, tmp_path):
 
 
 def class_in(stored):
-    module, _, name = stored["zoo"]["class"].rpartition(".")
-    cls = getattr(zoo, name)
-    assert cls.__module__ == module
+    cls = getattr(zoo, stored["zoo"]["class"].rpartition(".")[2])
+    assert class_named(stored["zoo"]["class"]) is cls
     return cls
 
 

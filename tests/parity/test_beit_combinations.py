@@ -8,7 +8,8 @@ import torch
 from published_folders import randomised
 
 from zoo.checkpoints.export import save_weights
-from zoo.models.beit import BEiT, BEiTClassifier
+from zoo.models.beit import BEiT
+from zoo.models.beit_classifier import BEiTClassifier
 from zoo.models.dvae import DVAE
 from zoo.nn.relative_position import relative_position_index
 

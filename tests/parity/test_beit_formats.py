@@ -9,7 +9,8 @@ from published_folders import randomised
 
 from zoo.checkpoints.export import save_weights
 from zoo.checkpoints.published.hf_beit import from_unilm, save_hf, to_unilm
-from zoo.models.beit import BEiT, BEiTClassifier
+from zoo.models.beit import BEiT
+from zoo.models.beit_classifier import BEiTClassifier
 from zoo.models.dvae import DVAE
 from zoo.nn.relative_position import relative_position_index, resize_table, table_rows
 

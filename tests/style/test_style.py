@@ -81,11 +81,20 @@ def test_file(path):
 
 @pytest.mark.parametrize("paper", PAPERS)
 def test_a_paper_has_its_four_files(paper):
-    for path in (f"recipes/{paper}.yaml", f"tests/models/test_{paper}.py"):
-        assert (ROOT / path).is_file(), f"zoo/models/{paper}.py needs {path}"
-    pages = {path.stem for path in (ROOT / "docs" / "models").glob("*.md")}
+    text = (ROOT / "zoo" / "models" / f"{paper}.py").read_text(encoding="utf-8")
+    assert (ROOT / f"tests/models/test_{paper}.py").is_file(), (
+        f"zoo/models/{paper}.py needs tests/models/test_{paper}.py"
+    )
     # the parts of one paper share a page: blip2_stage1 and blip2_stage2 are on blip2.md
-    assert any(paper == page or paper.startswith(f"{page}_") for page in pages), f"docs/models/{paper}.md is missing"
+    pages = [path.stem for path in (ROOT / "docs" / "models").glob("*.md")]
+    pages = [page for page in pages if paper == page or paper.startswith(f"{page}_")]
+    assert pages, f"docs/models/{paper}.md is missing"
+    # a recipe is named after its file, or, of a part that is trained in several ways, after the paper and the way
+    recipes = [recipe for recipe in re.findall(r'recipe="([\w/]+\.yaml)"', text) if "/" not in recipe]
+    named = [r for r in recipes if r == f"{paper}.yaml" or (paper not in pages and r.startswith(f"{pages[0]}_"))]
+    assert any((ROOT / "recipes" / recipe).is_file() for recipe in named), (
+        f"zoo/models/{paper}.py needs recipes/{paper}.yaml, and a preset that names it"
+    )
 
 
 @pytest.mark.parametrize("paper", PAPERS)

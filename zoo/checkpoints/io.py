@@ -22,6 +22,7 @@ from zoo.checkpoints.run_state import check_run, say_what_does_not_fit
 from zoo.checkpoints.sharded import check_folder
 from zoo.files.atomic import write_whole
 from zoo.files.recipes import how_to_make
+from zoo.init_args import class_by_path
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -180,7 +181,9 @@ def _class_asked_for(cls: type, settings: dict[str, Any]) -> type:
         found = waiting.pop()
         classes[f"{found.__module__}.{found.__qualname__}"] = found
         waiting += found.__subclasses__()
-    return classes.get(named, next((c for name, c in classes.items() if name.endswith(f".{named}")), cls))
+    if (known := class_by_path(named, classes.values())) is not None:
+        return known
+    return next((c for name, c in classes.items() if name.endswith(f".{named}")), cls)
 
 
 def _existing(source: str | Path) -> Path:

@@ -15,6 +15,7 @@ from zoo.checkpoints.peft import adapter_settings, check_adapter
 from zoo.checkpoints.provenance import entries_of, plain, say_unused, trace
 from zoo.choices import some
 from zoo.frozen import warn_of_other_networks
+from zoo.init_args import class_by_path
 
 
 def load_weights(model: Any, source: Path, classes: Collection[type]) -> None:
@@ -81,7 +82,7 @@ def _to_own_names(model: Any, checkpoint: Checkpoint, classes: Collection[Any]) 
             notes = () if layout.check_config is None else layout.check_config(config_beside(checkpoint.path), model)
             converted = layout.convert(state, model)
             return layout.name, replace(converted, notes=(*notes, *converted.notes))
-    if names_equal or (checkpoint.zoo or {}).get("class") == _name(type(model)):
+    if names_equal or _is_of(model, checkpoint):
         return "ours", Converted(dict(state), not_in_file=said)
     shared = len(state.keys() & own.keys())
     if shared > len(own) / 2 and not _of_another(model, checkpoint, classes):  # ours with a few other names: say which
@@ -130,7 +131,7 @@ def _check(model: Any, converted: Converted, checkpoint: Checkpoint, layout: str
         problems.append(f"shapes differ: {some(shapes, '; ')}")
     if problems:
         of = (checkpoint.zoo or {}).get("class")
-        whose = f" (a checkpoint of {of})" if of and of != _name(type(model)) else ""
+        whose = f" (a checkpoint of {of})" if of and not _is_of(model, checkpoint) else ""
         raise ValueError(
             f"{checkpoint.path}{whose}, read as {layout}, does not fit {type(model).__name__} and nothing was loaded: "
             f"{'; '.join(problems)}; build the model with the settings of the checkpoint"
@@ -151,8 +152,9 @@ def _report(checkpoint: Checkpoint, layout: str, converted: Converted) -> None:
         rank_zero_info(f"{prefix.rstrip('.')} was not loaded: {reason}")
 
 
-def _name(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+def _is_of(model: Any, checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint of ours says that it is of this class."""
+    return class_by_path(str((checkpoint.zoo or {}).get("class")), [type(model)]) is not None
 
 
 def _shape(tensor: Tensor) -> str:

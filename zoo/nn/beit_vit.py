@@ -5,7 +5,7 @@ LayerScale is "BEiT+" (Appendix A) and every released ImageNet-22k checkpoint. P
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,11 @@ from zoo.nn.stochastic_depth import add_branch, draw_depth
 
 EPS = 1e-6  # of every published LayerNorm; transformers' BeitConfig says 1e-12 and differs by 1e-3 in the logits
 STD = 0.02
+#: arguments of the networks that the presets of pre-training and of classifiers share
+TINY: dict[str, Any] = {"image_size": 32, "patch_size": 8, "width": 32, "depth": 2, "heads": 4}
+ABSOLUTE: dict[str, Any] = {"layer_scale": 0.0, "absolute_positions": True, "relative_positions": "none"}
+EMOJI: dict[str, Any] = {"image_size": 64, "patch_size": 8, "width": 160, "depth": 6, "heads": 5, **ABSOLUTE}
+LARGE: dict[str, Any] = {"width": 1024, "depth": 24, "heads": 16, "layer_scale": 1e-5}
 
 
 class PatchEmbed(nn.Module):

@@ -32,7 +32,7 @@ def fit(state: dict[str, Tensor], model: nn.Module) -> Converted:
 
     Args:
         state: under unilm's names, without prefix.
-        model: :class:`zoo.models.beit.BEiT` or ``BEiTClassifier``.
+        model: :class:`zoo.models.beit.BEiT` or :class:`zoo.models.beit_classifier.BEiTClassifier`.
 
     Raises:
         ValueError: for tables whose window is not square and differs from the model's.

@@ -154,7 +154,7 @@ def save_hf(model: nn.Module, folder: str | Path, names: Names = "v5") -> Path:
     """Write a folder that ``BeitForMaskedImageModeling`` or ``BeitForImageClassification`` loads as a whole.
 
     Args:
-        model: :class:`zoo.models.beit.BEiT` or ``BEiTClassifier``.
+        model: :class:`zoo.models.beit.BEiT` or :class:`zoo.models.beit_classifier.BEiTClassifier`.
         folder: gets ``config.json`` and ``model.safetensors``.
         names: spelling of transformers 5, or of 4 and the hub's files, which 5 reads too.
 
