@@ -6,7 +6,7 @@ import logging
 import os
 import pkgutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,13 +23,13 @@ from zoo.callbacks.record import RunRecord
 from zoo.cli.parser import ZooParser
 from zoo.cli.precision import DTYPES_SAY, RECIPES_SAY, register_with_recipes, remark, remark_on_language
 from zoo.cli.recipes import resolve_arguments
+from zoo.cli.resume import find_checkpoint
 from zoo.cli.sentences import end_with_sentence
 from zoo.cli.settings import check_run_folder, check_trainer
 from zoo.cli.yaml_text import dump_yaml
 from zoo.files.lock import FolderLock
 from zoo.files.recipe_header import parse_header
 from zoo.module import ZooModule
-from zoo.runs.folder import find_checkpoint
 from zoo.runs.loggers import RunCSVLogger, RunTensorBoardLogger
 from zoo.runs.untrained import refuse_lost_predictions, refuse_untrained
 
@@ -171,8 +171,7 @@ class ZooCLI(LightningCLI):
         callbacks: list[Callback] = list(given) if isinstance(given, list) else [given]
         if measures and self.subcommand == "predict":
             refuse_lost_predictions(callbacks)
-        checkpoints = config["enable_checkpointing"] is not False
-        callbacks += self._default_callbacks(callbacks, run_dir, checkpoints) + self._shown(callbacks, config)
+        callbacks += self._missing_callbacks(callbacks, run_dir, config)
         if not any(isinstance(c, ModelSummary) for c in callbacks):
             kwargs["enable_model_summary"] = False  # ours is shorter
         trainer = super().instantiate_trainer(default_root_dir=str(run_dir), callbacks=callbacks, **kwargs)
@@ -184,30 +183,31 @@ class ZooCLI(LightningCLI):
             self.held.callback(lock.give_back)
         return trainer
 
-    def _default_callbacks(self, given: list[Callback], run_dir: Path, checkpoints: bool) -> list[Callback]:
+    def _missing_callbacks(self, given: list[Callback], run_dir: Path, config: Any) -> list[Callback]:
+        """Make what every run has and the recipe does not bring: guards, the last checkpoint, what the terminal shows.
+
+        Args:
+            given: the callbacks of the recipe.
+            run_dir: gets ``last.ckpt``.
+            config: the part ``trainer`` of the configuration.
+        """
         from zoo.callbacks.divergence import DivergenceGuard
         from zoo.callbacks.interrupt import StopOnSignal
         from zoo.callbacks.last_checkpoint import LastCheckpoint
+        from zoo.callbacks.progress import RunProgress, RunStart
         from zoo.callbacks.summary import RunSummary
 
-        summary = RunSummary(list(self.recipes))
-        wanted: list[Callback] = [DivergenceGuard(), summary] if self.subcommand == "fit" else []
-        wanted.append(StopOnSignal(self.arguments))
-        if checkpoints:
-            wanted.append(LastCheckpoint(run_dir))
-        bases = {LastCheckpoint: ModelCheckpoint}  # a recipe's own checkpoints stand in the place of ours
-        return [c for c in wanted if not any(isinstance(g, bases.get(type(c), type(c))) for g in given)]
-
-    def _shown(self, given: list[Callback], config: Any) -> list[Callback]:
-        """What the terminal shows: the networks before the run, the bar during it."""
-        from zoo.callbacks.progress import RunProgress, RunStart
-
-        wanted: list[Callback] = []
-        if config["enable_model_summary"] is not False and self.subcommand == "fit":
-            wanted += [] if any(isinstance(g, (ModelSummary, RunStart)) for g in given) else [RunStart()]
-        if config["enable_progress_bar"] is not False:
-            wanted += [] if any(isinstance(g, ProgressBar) for g in given) else [RunProgress()]
-        return wanted
+        fit = self.subcommand == "fit"
+        #: whether this run has it, what a recipe may bring in its place, and how it is made
+        table: tuple[tuple[bool, tuple[type[Callback], ...], Callable[[], Callback]], ...] = (
+            (fit, (DivergenceGuard,), DivergenceGuard),
+            (fit, (RunSummary,), lambda: RunSummary(list(self.recipes))),
+            (True, (StopOnSignal,), lambda: StopOnSignal(self.arguments)),
+            (config["enable_checkpointing"] is not False, (ModelCheckpoint,), lambda: LastCheckpoint(run_dir)),
+            (fit and config["enable_model_summary"] is not False, (ModelSummary, RunStart), RunStart),
+            (config["enable_progress_bar"] is not False, (ProgressBar,), RunProgress),
+        )
+        return [make() for has, kinds, make in table if has and not any(isinstance(one, kinds) for one in given)]
 
     def before_fit(self) -> None:
         """Say what runs and what to expect of it."""
