@@ -1,89 +1,16 @@
-"""One JSON per benchmark run: what was measured, how, and where."""
+"""One JSON per benchmark run: what was measured, how, and where; :mod:`zoo.metrics.record` writes it."""
 
 import json
-import math
-import os
-import platform
-import subprocess
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from zoo.files.atomic import write_text_whole
-from zoo.files.strict_json import not_finite_in, strict_json
+from zoo.metrics.record import ENVIRONMENT, SCHEMA, check, environment, write
+
+__all__ = ["ENVIRONMENT", "RESULTS", "ROOT", "SCHEMA", "check", "environment", "read_all", "run", "write"]
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-
-#: key -> type of its value; every record has exactly these keys
-SCHEMA: dict[str, type | tuple[type, ...]] = {
-    "benchmark": str,  # name of the script
-    "status": str,  # "ok", or why there are no metrics
-    "model": str,
-    "data": str,
-    "metrics": dict,  # name -> number
-    "n": int,  # images, or repetitions of a timing
-    "protocol": dict,
-    "environment": dict,
-    "seconds": (int, float),
-}
-ENVIRONMENT = ("zoo", "git", "python", "torch", "lightning", "device", "threads", "precision", "date")
-
-
-def environment(device: str = "cpu", precision: str = "32") -> dict[str, Any]:
-    """Where a number was measured."""
-    import torch
-
-    cuda = device.startswith("cuda")
-    return {
-        "zoo": version("tokenzoo"),
-        "git": _git_revision(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "lightning": version("lightning"),
-        "device": torch.cuda.get_device_name(device) if cuda else f"{platform.machine()} CPU, {os.cpu_count()} cores",
-        "threads": torch.get_num_threads(),
-        "precision": precision,
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-    }
-
-
-def check(record: dict[str, Any]) -> None:
-    """Refuse a record that does not keep the schema.
-
-    Raises:
-        ValueError: naming the key.
-    """
-    if set(record) != set(SCHEMA):
-        raise ValueError(f"keys of the record differ from the schema: {sorted(set(record) ^ set(SCHEMA))}")
-    for key, kind in SCHEMA.items():
-        if not isinstance(record[key], kind) or isinstance(record[key], bool):
-            raise ValueError(f"{key} must be {kind}, got {record[key]!r}")
-    missing = set(ENVIRONMENT) - set(record["environment"])
-    if missing:
-        raise ValueError(f"environment lacks {sorted(missing)}")
-    for name, value in record["metrics"].items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"metric {name} must be a number, got {value!r}")
-        if not math.isfinite(value):
-            raise ValueError(f"metric {name} is {value}, which is no measurement")
-    if record["status"] == "ok" and not record["metrics"]:
-        raise ValueError("a record with status 'ok' has metrics")
-
-
-def write(record: dict[str, Any], path: Path) -> None:
-    """Check a record and write it.
-
-    Metrics that are no finite numbers are left out and named by the status, so that the others are not lost.
-    """
-    if bad := not_finite_in(record["metrics"]):
-        status = "not finite: " + ", ".join(f"{name} {number}" for name, number in bad.items())
-        metrics = {name: value for name, value in record["metrics"].items() if name not in bad}
-        record = record | {"status": status, "metrics": metrics}
-    check(record)
-    write_text_whole(path, strict_json(record, "null") + "\n")
 
 
 def read_all(folder: Path = RESULTS) -> list[dict[str, Any]]:
@@ -99,15 +26,3 @@ def run(main: Callable[[], Any]) -> None:
         main()
     except FOR_THE_USER as error:
         end_with_sentence(error)
-
-
-def _git_revision() -> str:
-    """Commit of the checkout, with ``+`` where files differ from it; "none" outside of one."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "none"

@@ -105,6 +105,19 @@ def gather_rows(rows: Tensor, gradient: bool = True) -> Tensor:
     return _Gather.apply(rows) if gradient else _gathered(rows.detach())
 
 
+def gather_objects(value: Any) -> list[Any]:
+    """Plain data of every rank, in the order of the ranks; every rank must call this.
+
+    Args:
+        value: this rank's; it travels pickled, between the processes of this run alone.
+    """
+    if world_size() == 1:
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
 def _gathered(rows: Tensor) -> Tensor:
     rows = rows.contiguous()
     parts = [torch.empty_like(rows) for _ in range(world_size())]

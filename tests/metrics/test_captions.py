@@ -8,7 +8,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from zoo.metrics.captions import BLEU, ROUGEL, CIDErD, caption_tokens, retrieval_recall
+from zoo.metrics.captions import BLEU, ROUGEL, CIDErD, caption_tokens
+from zoo.metrics.retrieval import retrieval_recall
 
 FILE = Path(__file__).parents[1] / "fixtures" / "pycocoevalcap_captions.json"
 CASES = json.loads(FILE.read_text(encoding="utf-8"))["cases"]

@@ -8,14 +8,14 @@ from torch import nn
 
 import zoo
 from zoo.losses.mixing import top
-from zoo.metrics.captions import retrieval_recall
+
 from zoo.metrics.extractors import quantise
 from zoo.metrics.feature_distances import inception_score, kernel_distance, precision_recall
 from zoo.metrics.frechet import FrechetDistance, frechet_distance
 from zoo.metrics.generation import GenerationReport
 from zoo.metrics.image_quality import PSNR
 from zoo.metrics.reconstruction import ReconstructionReport
-from zoo.metrics.retrieval import by_surprise, recalls
+from zoo.metrics.retrieval import pointwise_mutual_information, recalls, retrieval_recall
 
 NAN = float("nan")
 
@@ -60,7 +60,7 @@ def test_retrieval_refuses_scores_that_are_no_numbers(where):
         with pytest.raises(ValueError, match="NaN"):
             recalls(*both, belongs)
     with pytest.raises(ValueError, match="NaN"):
-        recalls(by_surprise(scores), by_surprise(scores), belongs)
+        recalls(pointwise_mutual_information(scores), pointwise_mutual_information(scores), belongs)
     scores = scores.nan_to_num(-math.inf)
     assert retrieval_recall(scores, belongs)["r@1"] < 1
 

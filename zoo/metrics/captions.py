@@ -1,6 +1,6 @@
-"""Metrics of captions and of retrieval, in pure Python: CIDEr-D, BLEU, ROUGE-L, recall at 1, 5 and 10.
+"""Metrics of captions in pure Python: CIDEr-D, BLEU and ROUGE-L.
 
-The caption metrics take tokens, or strings that :func:`caption_tokens` splits. On given tokens they are those of the
+They take tokens, or strings that :func:`caption_tokens` splits. On given tokens they are those of the
 COCO caption evaluation (pycocoevalcap 1.2).
 
 Sources: CIDEr-D, arXiv:1411.5726; BLEU, Papineni et al. 2002; ROUGE-L, Lin 2004; smoothing constants, effective
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -29,6 +29,8 @@ _PUNCTUATION = re.compile(r"\.{2,}|--+|[;!?\"`()\[\]{}]")
 
 Caption = str | Sequence[str]
 Counts = Counter[tuple[str, ...]]
+#: tokens of a caption, and of each of its references
+Tokenised = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 def caption_tokens(caption: Caption) -> tuple[str, ...]:
@@ -49,6 +51,101 @@ def caption_tokens(caption: Caption) -> tuple[str, ...]:
 def ngrams(tokens: Sequence[str]) -> Counts:
     """How often each n-gram of one to four tokens occurs."""
     return Counter(tuple(tokens[i : i + n]) for n in range(1, ORDERS + 1) for i in range(len(tokens) - n + 1))
+
+
+def cider_d(images: Sequence[Tokenised]) -> float:
+    """CIDEr-D, mean over the images, 0 to 10: tf-idf weighted n-grams shared with the references.
+
+    The weights are counted in the references of these images, so scores of different sets of images cannot be compared,
+    and a single image has score 0.
+    """
+    counted = [(ngrams(caption), [ngrams(r) for r in references]) for caption, references in images]
+    frequency = Counter(gram for _, references in counted for gram in set().union(*references))
+    log_images = math.log(len(counted))
+    rarity = {gram: log_images - math.log(count) for gram, count in frequency.items()}
+    scores = []
+    for caption, references in counted:
+        weighted = _tf_idf(caption, rarity, log_images)
+        found = [_similarity(weighted, _tf_idf(r, rarity, log_images)) for r in references]
+        scores.append(10 * sum(found) / len(found))
+    return sum(scores) / len(scores)
+
+
+def _tf_idf(counts: Counts, rarity: dict[tuple[str, ...], float], unknown: float) -> tuple[Any, list[float], int]:
+    """Weights of each order, their norms, and the number of bigrams, by which lengths are compared."""
+    weights: list[dict[tuple[str, ...], float]] = [{} for _ in range(ORDERS)]
+    for gram, count in counts.items():
+        weights[len(gram) - 1][gram] = count * rarity.get(gram, unknown)
+    norms = [math.sqrt(sum(w * w for w in order.values())) for order in weights]
+    return weights, norms, sum(count for gram, count in counts.items() if len(gram) == 2)
+
+
+def _similarity(caption: tuple[Any, list[float], int], reference: tuple[Any, list[float], int]) -> float:
+    """Mean over the orders of the clipped cosine, times the penalty on another length."""
+    total = 0.0
+    for ours, theirs, norm, other in zip(caption[0], reference[0], caption[1], reference[1], strict=True):
+        if norm and other:
+            shared = sum(min(w, theirs[gram]) * theirs[gram] for gram, w in ours.items() if gram in theirs)
+            total += shared / (norm * other)
+    return total / ORDERS * math.exp(-((caption[2] - reference[2]) ** 2) / (2 * SIGMA**2))
+
+
+def bleu(images: Sequence[Tokenised], order: int = ORDERS) -> float:
+    """BLEU over all images together, 0 to 1, against the reference of the nearest length.
+
+    Args:
+        images: caption and references of each.
+        order: longest n-gram, at most 4.
+    """
+    correct, guessed = [0] * order, [0] * order
+    length = wanted = 0
+    for caption, references in images:
+        most: Counts = Counter()
+        for reference in references:
+            most |= ngrams(reference)
+        for gram, count in ngrams(caption).items():
+            if len(gram) <= order:
+                correct[len(gram) - 1] += min(count, most[gram])
+        guessed = [g + max(0, len(caption) - n) for n, g in enumerate(guessed)]
+        length += len(caption)
+        wanted += min((abs(len(r) - len(caption)), len(r)) for r in references)[1]
+    product = math.prod((c + TINY) / (g + SMALL) for c, g in zip(correct, guessed, strict=True))
+    ratio = (length + TINY) / (wanted + SMALL)
+    return product ** (1 / order) * min(1.0, math.exp(1 - 1 / ratio))
+
+
+def rouge_l(images: Sequence[Tokenised]) -> float:
+    """ROUGE-L, mean over the images, 0 to 1: longest common subsequence, best precision and best recall apart."""
+    scores = []
+    for caption, references in images:
+        shared = [_longest_common_subsequence(caption, r) for r in references]
+        precision = max(s / max(1, len(caption)) for s in shared)
+        recall = max(s / max(1, len(r)) for s, r in zip(shared, references, strict=True))
+        both = recall + BETA**2 * precision
+        scores.append((1 + BETA**2) * precision * recall / both if both else 0.0)
+    return sum(scores) / len(scores)
+
+
+def _longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
+    row = [0] * (len(b) + 1)
+    for x in a:
+        above = row
+        row = [0]
+        for j, y in enumerate(b):
+            row.append(above[j] + 1 if x == y else max(above[j + 1], row[j]))
+    return row[-1]
+
+
+def check_references(captions: Sequence[Caption], references: Sequence[Sequence[Caption]]) -> None:
+    """Refuse captions that cannot be scored.
+
+    Raises:
+        ValueError: for another number of references than captions, or an image without any.
+    """
+    if len(captions) != len(references):
+        raise ValueError(f"there are {len(captions)} captions and references of {len(references)} images")
+    if any(isinstance(given, str) or not len(given) for given in references):
+        raise ValueError("references must hold a list of at least one caption per image")
 
 
 class CaptionMetric(Metric):
@@ -76,10 +173,7 @@ class CaptionMetric(Metric):
         Raises:
             ValueError: for another number of references than captions, or an image without any.
         """
-        if len(captions) != len(references):
-            raise ValueError(f"there are {len(captions)} captions and references of {len(references)} images")
-        if any(isinstance(given, str) or not len(given) for given in references):
-            raise ValueError("references must hold a list of at least one caption per image")
+        check_references(captions, references)
         lines = []
         for caption, given in zip(captions, references, strict=True):
             lines.append(strict_json([caption_tokens(caption), *map(caption_tokens, given)], indent=None) + "\n")
@@ -87,7 +181,7 @@ class CaptionMetric(Metric):
         if written:
             self.written.append(torch.frombuffer(written, dtype=torch.uint8).to(self.device))
 
-    def images(self) -> list[tuple[list[str], list[list[str]]]]:
+    def images(self) -> list[Tokenised]:
         """Tokens of each caption and of its references.
 
         Raises:
@@ -101,122 +195,31 @@ class CaptionMetric(Metric):
 
 
 class CIDErD(CaptionMetric):
-    """CIDEr-D, mean over the images, 0 to 10: tf-idf weighted n-grams shared with the references.
-
-    The weights are counted in the references of the images that are scored, so scores of different sets of images
-    cannot be compared, and a single image has score 0.
-    """
+    """CIDEr-D of all captions, see :func:`cider_d`."""
 
     def compute(self) -> Float[Tensor, ""]:
-        images = [(ngrams(caption), [ngrams(r) for r in references]) for caption, references in self.images()]
-        frequency = Counter(gram for _, references in images for gram in set().union(*references))
-        log_images = math.log(len(images))
-        rarity = {gram: log_images - math.log(count) for gram, count in frequency.items()}
-        scores = []
-        for caption, references in images:
-            weighted = _tf_idf(caption, rarity, log_images)
-            found = [_similarity(weighted, _tf_idf(r, rarity, log_images)) for r in references]
-            scores.append(10 * sum(found) / len(found))
-        return torch.tensor(sum(scores) / len(scores), dtype=torch.float64)
-
-
-def _tf_idf(counts: Counts, rarity: dict[tuple[str, ...], float], unknown: float) -> tuple[Any, list[float], int]:
-    """Weights of each order, their norms, and the number of bigrams, by which lengths are compared."""
-    weights: list[dict[tuple[str, ...], float]] = [{} for _ in range(ORDERS)]
-    for gram, count in counts.items():
-        weights[len(gram) - 1][gram] = count * rarity.get(gram, unknown)
-    norms = [math.sqrt(sum(w * w for w in order.values())) for order in weights]
-    return weights, norms, sum(count for gram, count in counts.items() if len(gram) == 2)
-
-
-def _similarity(caption: tuple[Any, list[float], int], reference: tuple[Any, list[float], int]) -> float:
-    """Mean over the orders of the clipped cosine, times the penalty on another length."""
-    total = 0.0
-    for ours, theirs, norm, other in zip(caption[0], reference[0], caption[1], reference[1], strict=True):
-        if norm and other:
-            shared = sum(min(w, theirs[gram]) * theirs[gram] for gram, w in ours.items() if gram in theirs)
-            total += shared / (norm * other)
-    return total / ORDERS * math.exp(-((caption[2] - reference[2]) ** 2) / (2 * SIGMA**2))
+        return torch.tensor(cider_d(self.images()), dtype=torch.float64)
 
 
 class BLEU(CaptionMetric):
-    """BLEU over all images together, 0 to 1, against the reference of the nearest length.
+    """BLEU of all captions, see :func:`bleu`.
 
     Args:
         order: longest n-gram.
     """
 
-    def __init__(self, order: int = 4) -> None:
+    def __init__(self, order: int = ORDERS) -> None:
         super().__init__()
         if not 1 <= order <= ORDERS:
             raise ValueError(f"order must lie in 1..{ORDERS}, got {order}")
         self.order = order
 
     def compute(self) -> Float[Tensor, ""]:
-        correct, guessed = [0] * self.order, [0] * self.order
-        length = wanted = 0
-        for caption, references in self.images():
-            most: Counts = Counter()
-            for reference in references:
-                most |= ngrams(reference)
-            for gram, count in ngrams(caption).items():
-                if len(gram) <= self.order:
-                    correct[len(gram) - 1] += min(count, most[gram])
-            guessed = [g + max(0, len(caption) - n) for n, g in enumerate(guessed)]
-            length += len(caption)
-            wanted += min((abs(len(r) - len(caption)), len(r)) for r in references)[1]
-        product = math.prod((c + TINY) / (g + SMALL) for c, g in zip(correct, guessed, strict=True))
-        ratio = (length + TINY) / (wanted + SMALL)
-        penalty = min(1.0, math.exp(1 - 1 / ratio))
-        return torch.tensor(product ** (1 / self.order) * penalty, dtype=torch.float64)
+        return torch.tensor(bleu(self.images(), self.order), dtype=torch.float64)
 
 
 class ROUGEL(CaptionMetric):
-    """ROUGE-L, mean over the images, 0 to 1: longest common subsequence, best precision and best recall apart."""
+    """ROUGE-L of all captions, see :func:`rouge_l`."""
 
     def compute(self) -> Float[Tensor, ""]:
-        scores = []
-        for caption, references in self.images():
-            shared = [_longest_common_subsequence(caption, r) for r in references]
-            precision = max(s / max(1, len(caption)) for s in shared)
-            recall = max(s / max(1, len(r)) for s, r in zip(shared, references, strict=True))
-            both = recall + BETA**2 * precision
-            scores.append((1 + BETA**2) * precision * recall / both if both else 0.0)
-        return torch.tensor(sum(scores) / len(scores), dtype=torch.float64)
-
-
-def _longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    row = [0] * (len(b) + 1)
-    for x in a:
-        above = row
-        row = [0]
-        for j, y in enumerate(b):
-            row.append(above[j] + 1 if x == y else max(above[j + 1], row[j]))
-    return row[-1]
-
-
-def retrieval_recall(
-    scores: Float[Tensor, "n m"], belongs: Bool[Tensor, "n m"], ks: Sequence[int] = (1, 5, 10)
-) -> dict[str, float]:
-    """Share of rows of which some belonging column is among the best k.
-
-    Equal scores count against the model, so that constant scores find nothing.
-
-    Args:
-        scores: of each candidate (column) for each query (row); larger is better.
-        belongs: which candidates are right.
-        ks: how many candidates are looked at.
-
-    Raises:
-        ValueError: for a row without a right candidate, or scores that are NaN, which nothing would be ahead of.
-    """
-    if missing := int(scores.isnan().sum()):
-        raise ValueError(
-            f"{missing} of {scores.numel()} scores are NaN, which rank nothing: the model has diverged, take an "
-            "earlier checkpoint"
-        )
-    if not belongs.any(1).all():
-        raise ValueError("some rows have no right candidate: leave them out")
-    best = scores.masked_fill(~belongs, -math.inf).amax(1, keepdim=True)
-    ahead = ((scores >= best) & ~belongs).sum(1)
-    return {f"r@{k}": (ahead < k).double().mean().item() for k in ks}
+        return torch.tensor(rouge_l(self.images()), dtype=torch.float64)
