@@ -100,7 +100,7 @@ def measure(
     tokenizer: Any, others: dict[str, Any], images: Tensor, texts: list[str], options: argparse.Namespace
 ) -> tuple[dict[str, float], dict[str, list[float]], dict[str, Any]]:
     """Values, curves over the number of tokens, and what the language model wrote."""
-    from zoo.metrics.captions import BLEU, ROUGEL, CIDErD
+    from zoo.metrics.caption_report import CaptionReport
     from zoo.metrics.retrieval import recalls
     from zoo.tokens import Tokens, as_pixels
 
@@ -130,15 +130,13 @@ def measure(
     made: dict[str, Any] = {}
     if "llm" in others:
         llm = others["llm"]
-        said: list[str] = []
-        for part in pixels.split(32):
-            said += llm.caption(part, num_beams=3, max_new_tokens=20)
-        for name, metric in (("cider_d", CIDErD()), ("bleu_4", BLEU()), ("rouge_l", ROUGEL())):
-            metric.update(said, [[text] for text in texts])
-            metrics[name] = float(metric.compute())
-        other = CIDErD()  # what knowing the language of names alone is worth: each caption against the next image
-        other.update(said, [[text] for text in (*texts[1:], texts[0])])
-        metrics["cider_d_of_other_images"] = float(other.compute())
+        report, shuffled = CaptionReport(), CaptionReport()
+        said = [caption for part in pixels.split(32) for caption in llm.caption(part, num_beams=3, max_new_tokens=20)]
+        report.update(said, [[text] for text in texts])
+        metrics |= report.compute()
+        # the worth of knowing the language of names alone: each caption against the names of the next image
+        shuffled.update(said, [[text] for text in (*texts[1:], texts[0])])
+        metrics["cider_d_of_other_images"] = shuffled.compute()["cider_d"]
         drawn = []
         for i in range(0, len(texts), 16):
             some = texts[i : i + 16]

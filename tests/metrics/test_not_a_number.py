@@ -8,7 +8,6 @@ from torch import nn
 
 import zoo
 from zoo.losses.mixing import top
-
 from zoo.metrics.extractors import quantise
 from zoo.metrics.feature_distances import inception_score, kernel_distance, precision_recall
 from zoo.metrics.frechet import FrechetDistance, frechet_distance

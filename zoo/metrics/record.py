@@ -1,6 +1,6 @@
 """The record of a measurement: one JSON that says what was measured, how, and where.
 
-``lightning test`` and the scripts in ``benchmarks/`` write the same record, and ``benchmarks/RESULTS.md`` is made of it.
+``lightning test`` and the scripts in ``benchmarks/`` write the same record; ``benchmarks/RESULTS.md`` is made of them.
 """
 
 import math

@@ -159,9 +159,7 @@ class RetrievalReport:
                 ranked = recalls(scores.image_to_text.float().cpu(), scores.text_to_image.float().cpu(), belongs)
                 values |= {f"rerank_{name}": value for name, value in ranked.items()}
         if self.likelihood and isinstance(model, Scorer):
-            information = pointwise_mutual_information(
-                caption_log_likelihood(model, images, texts, self.batch_size)
-            )
+            information = pointwise_mutual_information(caption_log_likelihood(model, images, texts, self.batch_size))
             found = recalls(information, information, belongs)
             values |= {f"likelihood_{name}": value for name, value in found.items()}
         return values
