@@ -11,8 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-#: name of a record -> its content
-Records = dict[str, dict[str, Any]]
+from benchmarks._stored import Records
 
 IN_TEMPLATE = re.compile(r"\{([^{}\n]+)\}")
 IN_PROSE = re.compile(r"(?P<number>[\w.,-]*)<!--= (?P<reference>.*?) -->", re.DOTALL)

@@ -146,12 +146,6 @@ def test_kept_results_keep_the_schema(script):
         schema.check(stored)
 
 
-def test_results_page_is_up_to_date(script):
-    report = script("_report")
-    stored = (BENCHMARKS / "RESULTS.md").read_text()
-    assert stored == report.render(report.read_all()), "run python benchmarks/_report.py"
-
-
 @pytest.fixture
 def cheap(monkeypatch):
     """The metrics that need no network."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import _report
-from benchmarks._record import PUBLISHED, check_run, read_by_name
 from benchmarks._references import evaluate, fill_prose, fill_template
+from benchmarks._stored import PUBLISHED, check_stored, read_by_name
 
 ROOT = Path(__file__).parents[2]
 PAPERS = sorted((ROOT / "docs" / "models").glob("*.md"))
@@ -139,19 +139,19 @@ def test_references_to_nothing_are_refused(reference, sentence):
     ("change", "sentence"),
     [
         ({"date": None}, "date must be"),
-        ({"metrics": {"x": "1"}}, "metric x must be a number"),
-        ({"tolerance": {"x": "1"}}, "metric x must be a number"),
+        ({"metrics": {"x": "1"}}, "metric x must be a finite number"),
+        ({"tolerance": {"x": "1"}}, "metric x must be a finite number"),
         ({"hardware": "a"}, "hardware"),
     ],
 )
 def test_records_of_runs_keep_their_schema(change, sentence):
     record = {"command": "a", "commit": None, "date": "2026-11-28", "seed": 0, "steps": None, "minutes": None,
               "machine": None, "metrics": {"x": 1.0}}  # fmt: skip
-    check_run(record)
+    check_stored(record)
     with pytest.raises(ValueError, match=sentence):
-        check_run(record | change)
+        check_stored(record | change)
     with pytest.raises(ValueError, match="source"):
-        check_run({"metrics": {}}, PUBLISHED)
+        check_stored({"metrics": {}}, PUBLISHED)
 
 
 def test_every_record_is_shown_or_repeated_somewhere():
@@ -163,6 +163,8 @@ def test_every_record_is_shown_or_repeated_somewhere():
 
 
 def test_the_command_says_what_differs_by_its_exit_code(monkeypatch, capsys):
-    assert _report.main(["--check"]) == 0 and capsys.readouterr().out == "All numbers are those of the records.\n"
+    assert _report.main(["--check"]) == 0
+    assert capsys.readouterr().out == "All numbers are those of the records.\n"
     monkeypatch.setattr(_report, "differences", lambda: ["a:1 says 1 where the records give 2."])
-    assert _report.main(["--check"]) == 1 and capsys.readouterr().out == "a:1 says 1 where the records give 2.\n"
+    assert _report.main(["--check"]) == 1
+    assert capsys.readouterr().out == "a:1 says 1 where the records give 2.\n"
