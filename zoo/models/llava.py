@@ -12,8 +12,8 @@ batches grouped by length.
 Deviations: labels are marked while a conversation is put together; the published code counts ids, and learns nothing of
 a sample where its count fails, such as one with an answer without words or with the sign of an answer's end inside.
 
-Equations: 1.0, Section 4.1, Eq. 1 -> `LLaVA.language_inputs`; Eq. 2 sequence -> `zoo.language.conversations.render`; Eq. 3
-likelihood -> `LLaVA.losses`; 1.5, Section 3.2 MLP -> `zoo.nn.bridges.MLPBridge`.
+Equations: 1.0, Section 4.1, Eq. 1 -> `LLaVA.language_inputs`; Eq. 2 sequence -> `zoo.language.conversations.render`;
+Eq. 3 likelihood -> `LLaVA.losses`; 1.5, Section 3.2 MLP -> `zoo.nn.bridges.MLPBridge`.
 """
 
 from collections.abc import Sequence
