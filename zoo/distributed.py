@@ -75,7 +75,7 @@ class _Sum(torch.autograd.Function):
         return sum_over_ranks(values)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return sum_over_ranks(gradient.contiguous())
 
 
@@ -134,7 +134,7 @@ class _Gather(torch.autograd.Function):
         return _gathered(rows)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         start = rank() * ctx.size
         return sum_over_ranks(gradient.contiguous())[start : start + ctx.size]
 
@@ -161,11 +161,11 @@ def noise_aside() -> Iterator[None]:
 
 def noise_states() -> dict[str, Any]:
     """The states of all generators as tensors and plain data, for a checkpoint; of GPUs only where one is in use."""
-    key, position, has_gauss, gauss = np.random.get_state()[1:]  # noqa: NPY002
+    _, key, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
     version, words, next_gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],  # type: ignore[no-untyped-call]
         "numpy": {
             "key": torch.tensor(np.asarray(key, dtype=np.int64)),
             "position": int(position),

@@ -89,7 +89,7 @@ def as_init_args(args: dict[str, Any]) -> dict[str, Any]:
 
 def typed_arguments(cls: type, args: dict[str, Any]) -> dict[str, Any]:
     """Constructor arguments from JSON: lists are tuples where the constructor says so, and ``optim`` is its class."""
-    hints = get_type_hints(cls.__init__)
+    hints = get_type_hints(cls.__init__)  # type: ignore[misc]
     return {name: _as_tuple(value, hints.get(name)) for name, value in as_init_args(args).items()}
 
 

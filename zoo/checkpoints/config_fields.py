@@ -26,7 +26,7 @@ GENERATION = (
     "*no_repeat_ngram_size", "output_scores", "forced_*_token_id", "remove_invalid_values",
     "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
 )  # fmt: skip
-NOTHING = (None, False, 0, "", [], {}, ())
+NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {}, ())
 
 
 @dataclass(frozen=True)

@@ -144,9 +144,9 @@ def _joined(value: Mapping[str, Any], name: str) -> Tensor:
     shape, chunks = value.get("shape"), value.get("chunks")
     if not isinstance(shape, Mapping) or not isinstance(chunks, Mapping) or not chunks:
         raise RefusedContent(f"{name} is a chunked array without shape or chunks")
-    parts = [chunks.get(str(i)) for i in range(len(chunks))]
-    sizes = [shape.get(str(i)) for i in range(len(shape))]
-    whole = all(isinstance(part, Tensor) for part in parts) and all(isinstance(size, int) for size in sizes)
+    parts = [part for i in range(len(chunks)) if isinstance(part := chunks.get(str(i)), Tensor)]
+    sizes = [size for i in range(len(shape)) if isinstance(size := shape.get(str(i)), int)]
+    whole = len(parts) == len(chunks) and len(sizes) == len(shape)
     if not whole or sum(part.numel() for part in parts) != prod(sizes):
         raise RefusedContent(f"the chunks of {name} do not make up its shape")
     return torch.cat([part.flatten() for part in parts]).reshape(sizes)

@@ -110,10 +110,10 @@ def read_safely(trainer: Trainer) -> None:
 
             raise SystemExit(code_of_rank(trainer, 1))
 
-    strategy.load_checkpoint = load_checkpoint  # type: ignore[method-assign]
-    strategy.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
+    strategy.load_checkpoint = load_checkpoint
+    strategy.save_checkpoint = save_checkpoint
     say_what_does_not_fit(trainer)
-    strategy.reads_safely = True  # type: ignore[attr-defined]
+    strategy.reads_safely = True
 
 
 def _save_whole(

@@ -320,9 +320,9 @@ def _names(file: Any, pickles: int) -> Iterator[str]:
             elif code.name == "MEMOIZE":
                 memo[len(memo)] = texts[-1]
             elif "PUT" in code.name:
-                memo[int(argument)] = texts[-1] if texts else None
+                memo[int(str(argument))] = texts[-1] if texts else None
             elif "GET" in code.name:
-                texts.append(memo.get(int(argument)))
+                texts.append(memo.get(int(str(argument))))
             elif code.stack_after and code.name != "MARK":
                 texts.append(argument if isinstance(argument, str) else None)
 

@@ -65,9 +65,9 @@ def choose(content: Mapping[str, Any], path: Path, wanted: str | None) -> tuple[
                 f"read the {kinds[first]} weights {first!r} of {path}, as {whose} does; {path}#{other} are the "
                 f"{kinds[other]} ones",
             )
-    first = next((key for key in (*WRAPPERS, *sets) if key in sets), None)
-    rest = [f"{path}#{key}" for key in sets if key != first and "ema" in key.lower()]
-    return first, ((f"read {first!r} of {path}, which also holds {', '.join(rest)}",) if first and rest else ())
+    found = next((key for key in (*WRAPPERS, *sets) if key in sets), None)
+    rest = [f"{path}#{key}" for key in sets if key != found and "ema" in key.lower()]
+    return found, ((f"read {found!r} of {path}, which also holds {', '.join(rest)}",) if found and rest else ())
 
 
 def holds_weights(value: Any) -> bool:

@@ -175,7 +175,7 @@ def _classes(where: str) -> dict[str, type]:
     return found
 
 
-def _subclasses(cls: type) -> list[type]:
+def _subclasses(cls: type[Any]) -> list[type[Any]]:
     return [c for child in cls.__subclasses__() for c in (child, *_subclasses(child))]
 
 

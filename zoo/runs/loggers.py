@@ -87,6 +87,7 @@ class RunCSVLogger(_OpensLate, CSVLogger):
 
     #: rows that the file begins with; None for those that are there
     kept: Sequence[Row] | None = ()
+    _experiment: Any
 
     @classmethod
     def of(cls, logger: Any) -> Any:
@@ -99,7 +100,7 @@ class RunCSVLogger(_OpensLate, CSVLogger):
         return mine
 
     @property
-    @rank_zero_experiment
+    @rank_zero_experiment  # type: ignore[untyped-decorator]
     def experiment(self) -> Any:
         if not self.opened:
             return _DummyExperiment()
@@ -108,7 +109,7 @@ class RunCSVLogger(_OpensLate, CSVLogger):
             self._experiment = MetricsFile(self.log_dir, read_rows(path) if self.kept is None else self.kept)
         return self._experiment
 
-    @rank_zero_only
+    @rank_zero_only  # type: ignore[untyped-decorator]
     def state(self) -> Row:
         """What a checkpoint says of the file: how many rows it has, all of them on the disk, and their digest."""
         self.save()
@@ -123,6 +124,8 @@ class MetricsFile(ExperimentWriter):
         log_dir: folder of the file.
         rows: that it begins with.
     """
+
+    metrics: list[Row]  # that are to be written
 
     def __init__(self, log_dir: str, rows: Iterable[Row] = ()):
         super().__init__(log_dir)

@@ -214,7 +214,12 @@ def _check_config(config: Mapping[str, Any], model: Any, text: bool) -> tuple[st
         "layer_norm_eps": Must(EPS, 1e-12),
         "position_embedding_type": Must("absolute", "absolute"),
     }
-    loose = ("hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "vocab_size")
+    loose: tuple[str, ...] = (
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "max_position_embeddings",
+        "vocab_size",
+    )
     if text:
         inner["use_qformer_text_input"] = Must(True, True, "the first stage reads text")
     else:

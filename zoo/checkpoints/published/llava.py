@@ -77,7 +77,7 @@ def convert_hf(state: State, model: Any) -> Converted:
     return _with_language(kept, state, model)
 
 
-def _with_language(kept: dict[str, Tensor], state: State, model: nn.Module) -> Converted:
+def _with_language(kept: dict[str, Tensor], state: State, model: Any) -> Converted:
     if any(name.startswith("language_model.") for name in kept):
         return Converted(kept, checked=check_rotary(state, model.language.network))
     fresh = {"language_model.": "it stays that of 'language_model'"} if model.tuning != "projector" else {}

@@ -4,6 +4,7 @@ Flax stores kernels as (height, width, in, out) and numbers layers in the order 
 """
 
 import re
+from typing import Any
 
 from einops import rearrange
 from torch import Tensor, nn
@@ -64,7 +65,7 @@ def matches(state: State) -> bool:
 
 def convert(state: State, model: nn.Module) -> Converted:
     """Rename and turn kernels around."""
-    down = getattr(model.encoder, "down", ())
+    down: Any = getattr(model.encoder, "down", ())
     levels, blocks = len(down), len(down[0].block)
     kept: dict[str, Tensor] = {}
     for name, value in state.items():

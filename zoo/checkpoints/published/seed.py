@@ -5,6 +5,7 @@ positions and is not kept); others in it (the Q-Former's text branch, projection
 """
 
 import re
+from typing import Any
 
 from torch import nn
 
@@ -26,7 +27,7 @@ def matches(state: State) -> bool:
     return has_codec(state) and not any(name.startswith("detokenizer.") for name in state)
 
 
-def convert(state: State, model: nn.Module) -> Converted:
+def convert(state: State, model: Any) -> Converted:
     """The same names, the de-tokenizer's below ``detokenizer``.
 
     Raises:
