@@ -116,8 +116,8 @@ def measure(
         "perplexity": torch.special.entr(p).sum().exp().item(),
     }
     curves: dict[str, list[float]] = {"cosine": [], "found_r@1": []}
-    for m in range(1, tokenizer.spec.num_tokens + 1):
-        cosines = cosine(tokenizer.decode(tokens, prefix=m), target)
+    for m in tokenizer.spec.prefix_lengths:
+        cosines = cosine(tokenizer.decode(tokens.first(m)), target)
         curves["cosine"].append(cosines.diagonal().mean().item())
         curves["found_r@1"].append(recalls(cosines, cosines, own)["i2t_r@1"])
     metrics |= {"generation_cosine": curves["cosine"][-1], "generation_found_r@1": curves["found_r@1"][-1]}
@@ -186,8 +186,8 @@ def draw(
         decoder, count = others["decoder"], tokenizer.spec.num_tokens
         tokens = tokenizer.encode(pixels)
         rows = {"original": pixels, "teacher's vector": decoder.images_of(teacher_vectors(tokenizer, pixels))}
-        for m in (count, count // 2, count // 4, 1):
-            rows[f"{m} tokens"] = decoder.images_of(tokenizer.decode(tokens, prefix=m))
+        for m in sorted({count, count // 2, count // 4, 1} & {*tokens.spec.prefix_lengths}, reverse=True):
+            rows[f"{m} tokens"] = decoder.images_of(tokenizer.decode(tokens.first(m)))
         write_picture_whole(folder / "seed_reconstructions.png", image_rows(rows))
     if made:
         lines = [[made["captions"][i], texts[i]] for i in chosen.tolist()]

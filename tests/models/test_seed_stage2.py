@@ -1,5 +1,7 @@
 """SEED's tokenizer: causal ids, both de-tokenizers, what is trained, pixels through decoders, weights told apart."""
 
+from dataclasses import replace
+
 import jaxtyping
 import pytest
 import torch
@@ -72,13 +74,28 @@ def test_prefixes_decode():
     model = stirred().eval()
     tokens = model.encode(images())
     whole = model.decode(tokens)
-    torch.testing.assert_close(model.decode(tokens, prefix=4), whole)
+    torch.testing.assert_close(model.decode(tokens.first(4)), whole)
     other = tokens.ids.clone()
     other[:, 2:] = (other[:, 2:] + 7) % 32
-    torch.testing.assert_close(model.decode(Tokens(other, None, model.spec), prefix=2), model.decode(tokens, prefix=2))
-    assert (model.decode(tokens, prefix=2) - whole).abs().max() > 1e-4
-    with pytest.raises(ValueError, match=r"prefix must lie in 1..4, got 0"):
-        model.decode(tokens, prefix=0)
+    part = model.decode(tokens.first(2))
+    torch.testing.assert_close(model.decode(Tokens(other, None, model.spec).first(2)), part)
+    assert (part - whole).abs().max() > 1e-4
+    with torch.no_grad():
+        codes = model.embed(tokens.ids)
+        codes[:, 2:] = model.quantize.codebook.mean(0)
+        torch.testing.assert_close(model._generation(model.decode_task_layer(codes)), part)
+
+
+def test_prefixes_of_other_sequences_are_refused():
+    model = stirred().eval()
+    tokens = model.encode(images())
+    with pytest.raises(ValueError, match=r"causal sequence ends with a whole token: take 1 to 4 tokens, not 0"):
+        tokens.first(0)
+    other = Tokens(tokens.ids[:, :2], None, replace(model.spec.first(2), dim=5))
+    with pytest.raises(ValueError, match=r"an image has 4 ids, these are 2: decode all of them, or tokens\.first\(m\)"):
+        model.decode(other)
+    with pytest.raises(ValueError, match="causal embeddings need all 4 ids of an image, these are 2"):
+        model.reconstruct_causal(tokens.first(2))
 
 
 @pytest.mark.parametrize(("queries", "shape"), [(1, (4, 16)), (5, (4, 5, 16))])

@@ -173,17 +173,16 @@ class SEEDTokenizer(ZooModule):
         z = self.encode_task_layer(self.causal_embeddings(images))
         return Tokens(self.quantize.encode(z), None, self.spec)
 
-    def decode(self, tokens: Tokens, prefix: int | None = None) -> Float[Tensor, "b ..."]:
+    def decode(self, tokens: Tokens) -> Float[Tensor, "b ..."]:
         """The generation embedding: what an image decoder is conditioned on, one vector per image (77 in SEED-1).
 
         Args:
-            tokens: ids.
-            prefix: only the first so many tokens; the mean of all codes stands for the others.
+            tokens: ids; of a prefix, ``tokens.first(m)``, the mean of all codes stands for the tokens left out.
 
         Raises:
             ValueError: for tokens without ids, or ids that are no codes.
         """
-        return self._generation(self._up(tokens.ids, prefix))
+        return self._generation(self._up(tokens))
 
     def embed(self, ids: Int[Tensor, "b *n"]) -> Float[Tensor, "b *n d"]:
         """The codes.
@@ -208,11 +207,17 @@ class SEEDTokenizer(ZooModule):
         """The causal embeddings that the codes stand for; the last of them can be compared with texts.
 
         Raises:
-            ValueError: where the weights came without ``blocks``, which only training needs.
+            ValueError: for a prefix, or where the weights came without ``blocks``, which only training needs.
         """
         if reason := self.not_in_file.get("blocks."):
             raise ValueError(f"these weights do not reconstruct the causal embeddings: {reason}")
-        return self.blocks(self._up(tokens.ids) + self.pos_embed)
+        up = self._up(tokens)
+        if tokens.spec.prefix_of is not None:
+            raise ValueError(
+                f"the causal embeddings need all {self.spec.num_tokens} ids of an image, these are "
+                f"{tokens.spec.num_tokens}: of a prefix there is a generation embedding alone, see decode"
+            )
+        return self.blocks(up + self.pos_embed)
 
     @torch.no_grad()
     def decode_pixels(self, tokens: Tokens, decoder: Any = None, **settings: Any) -> Float[Tensor, "b 3 h w"]:
@@ -232,20 +237,21 @@ class SEEDTokenizer(ZooModule):
         with evaluating(self):
             return pixels_of_embedding(self.decode(tokens), decoder, **settings)
 
-    def _up(self, ids: Int[Tensor, "b n"] | None, prefix: int | None = None) -> Float[Tensor, "b n d"]:
+    def _up(self, tokens: Tokens) -> Float[Tensor, "b n d"]:
+        ids, count = tokens.ids, self.spec.num_tokens
         if ids is None:
             raise ValueError("these tokens have no ids, and SEED decodes codes")
-        if ids.shape[1] != self.spec.num_tokens:
+        whole = ids.shape[1] == count and tokens.spec.prefix_of is None
+        if not whole and (ids.shape[1] >= count or tokens.spec != self.spec.first(ids.shape[1])):
             raise ValueError(
-                f"an image has {self.spec.num_tokens} ids, these are {ids.shape[1]}: decode all of them, "
-                "with prefix=m for what the first m say"
+                f"an image has {count} ids, these are {ids.shape[1]}: decode all of them, or tokens.first(m) of the "
+                "tokens of this tokenizer"
             )
         self._check(ids)
         codes = self.quantize.embed(ids)
-        if prefix is not None:
-            if not 1 <= prefix <= self.spec.num_tokens:
-                raise ValueError(f"prefix must lie in 1..{self.spec.num_tokens}, got {prefix}")
-            codes = torch.cat([codes[:, :prefix], self.quantize.codebook.mean(0).expand_as(codes[:, prefix:])], dim=1)
+        if missing := count - ids.shape[1]:
+            mean = self.quantize.codebook.mean(0)
+            codes = torch.cat([codes, mean.expand(len(codes), missing, -1)], dim=1)
         return self.decode_task_layer(codes)
 
     def _check(self, ids: Int[Tensor, "b *n"]) -> None:

@@ -11,6 +11,7 @@ from zoo.tokens.interface import (
     id_range,
     reconstruct,
 )
+from zoo.tokens.vocabulary import Vocabulary
 
 __all__ = [
     "NotInvertible",
@@ -18,6 +19,7 @@ __all__ = [
     "TokenSpec",
     "Tokenizer",
     "Tokens",
+    "Vocabulary",
     "as_pixels",
     "evaluating",
     "id_range",

@@ -6,12 +6,15 @@ Pixels are ``b 3 h w`` floats in [0, 1]; uint8 is accepted and converted. Each m
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import prod
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
+
+from zoo.tokens.vocabulary import Vocabulary
 
 
 class NotInvertible(RuntimeError):
@@ -47,10 +50,16 @@ class TokenSpec:
     Args:
         segments: layout of the one flat sequence per image, in order.
         dim: width of the token embeddings that ``embed`` returns.
-        order: ``raster`` and ``causal`` sequences, ``pyramid`` of growing grids, unordered ``set``.
+        order: ``raster`` of a grid, ``causal`` sequence (each token adds to those before it), ``pyramid`` of grids
+            (each level adds to those before it), or ``set`` without an order.
         vocabulary: ids of a ``learned`` codebook, ids of ``words``, or None for continuous tokens.
         decodes: what ``decode`` returns: ``pixels``, an ``embedding``, or None for nothing.
-        word_list: the strings behind the ids where the vocabulary is ``words``.
+        word_list: the words behind the ids, one per id, where the vocabulary is ``words``; strings become a
+            :class:`~zoo.tokens.vocabulary.Vocabulary`, which knows its name and may have vectors.
+        prefix_of: tokens of the whole sequence, where this is only its beginning, see :meth:`first`.
+
+    Raises:
+        ValueError: for fewer words than ids.
     """
 
     segments: tuple[Segment, ...]
@@ -58,7 +67,22 @@ class TokenSpec:
     order: Literal["raster", "causal", "pyramid", "set"] = "raster"
     vocabulary: Literal["learned", "words"] | None = "learned"
     decodes: Literal["pixels", "embedding"] | None = "pixels"
-    word_list: tuple[str, ...] | None = None
+    word_list: Vocabulary | Sequence[str] | None = None
+    prefix_of: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.word_list is None:
+            return
+        words = self.word_list if isinstance(self.word_list, Vocabulary) else Vocabulary(self.word_list)
+        if len(words) < self.vocab_size:
+            raise ValueError(f"there are {len(words)} words for {self.vocab_size} ids: give one word per id")
+        object.__setattr__(self, "word_list", words)
+
+    @property
+    def words(self) -> Vocabulary | None:
+        """The vocabulary of words behind the ids, or None where there is none."""
+        assert self.word_list is None or isinstance(self.word_list, Vocabulary)
+        return self.word_list
 
     @property
     def vocab_size(self) -> int:
@@ -97,6 +121,99 @@ class TokenSpec:
         if self.grid_shape is None:
             raise ValueError("only a tokenizer with exactly one grid has other grid sizes")
         return self if shape == self.grid_shape else replace(self, segments=(replace(self.segments[0], shape=shape),))
+
+    @property
+    def prefix_lengths(self) -> tuple[int, ...]:
+        """How many first tokens can be decoded without the others, in ascending order; the last is all of them.
+
+        A pyramid ends after any level. A causal sequence ends after any token, or after any row inside a grid. All
+        tokens of a raster or a set are needed.
+        """
+        if self.order not in ("pyramid", "causal"):
+            return (self.num_tokens,)
+        lengths: list[int] = []
+        start = 0
+        for segment in self.segments:
+            step = segment.num_tokens if self.order == "pyramid" else prod(segment.shape[1:])
+            lengths += range(start + step, start + segment.num_tokens + 1, step)
+            start += segment.num_tokens
+        return tuple(lengths)
+
+    def first(self, n: int) -> "TokenSpec":
+        """The spec of the first ``n`` tokens; ids and order stay as they are, segments behind them are left out.
+
+        Args:
+            n: one of :attr:`prefix_lengths`.
+
+        Raises:
+            ValueError: for another number, or an order whose tokens mean nothing without the others.
+        """
+        lengths = self.prefix_lengths
+        if n == self.num_tokens:
+            return self
+        if n not in lengths:
+            if self.order not in ("pyramid", "causal"):
+                raise ValueError(
+                    f"the first {n} tokens of a {self.order} are no image without the others: take all "
+                    f"{self.num_tokens}, or a tokenizer whose order is causal or pyramid"
+                )
+            one_by_one = len(lengths) == self.num_tokens
+            known = f"1 to {lengths[-1]}" if one_by_one else ", ".join(map(str, lengths))
+            unit = "level" if self.order == "pyramid" else "token" if one_by_one else "row"
+            raise ValueError(
+                f"the beginning of a {self.order} sequence ends with a whole {unit}: take {known} tokens, not {n}"
+            )
+        segments: list[Segment] = []
+        for segment in self.segments:
+            if n >= segment.num_tokens:
+                segments.append(segment)
+            elif n:
+                segments.append(replace(segment, shape=(n // prod(segment.shape[1:]), *segment.shape[1:])))
+            n = max(0, n - segment.num_tokens)
+        return replace(self, segments=tuple(segments), prefix_of=self.prefix_of or self.num_tokens)
+
+    @classmethod
+    def join(cls, *specs: "TokenSpec", dim: int | None = None) -> "TokenSpec":
+        """One sequence in one id space: the tokens of each spec behind those of the spec before it, as are their ids.
+
+        DALL-E's stream of a text and an image is ``TokenSpec.join(codec.spec(256), tokenizer.spec, dim=width)``;
+        :meth:`Tokens.join` and :meth:`Tokens.split` shift the ids.
+
+        Args:
+            specs: of discrete tokens, in the order of the sequence, which is causal. It has words where all of them do.
+            dim: width of the embeddings of the joint sequence; None where all specs have the same.
+
+        Raises:
+            ValueError: for no specs, continuous tokens, two segments of one name, or widths that differ.
+        """
+        return _joined(specs, dim)
+
+
+@lru_cache(maxsize=8)  # of a joint vocabulary of words, a hash is made
+def _joined(specs: tuple[TokenSpec, ...], dim: int | None) -> TokenSpec:
+    if not specs or not all(spec.vocab_size for spec in specs):
+        raise ValueError("a joint sequence is made of at least one spec, each of tokens with ids")
+    names = [segment.name for spec in specs for segment in spec.segments]
+    if len(set(names)) < len(names):
+        raise ValueError(f"the segments of a joint sequence need names of their own, got {', '.join(names)}")
+    if dim is None and len({spec.dim for spec in specs}) > 1:
+        raise ValueError(
+            f"the parts of a joint sequence have widths {', '.join(str(spec.dim) for spec in specs)}: set dim to "
+            "that of the model that embeds them"
+        )
+    segments: list[Segment] = []
+    offset = 0
+    for spec in specs:
+        segments += (replace(segment, offset=segment.offset + offset) for segment in spec.segments)
+        offset += spec.vocab_size
+    decodes = [spec.decodes for spec in specs if spec.decodes is not None]
+    words = [word for spec in specs if spec.words is not None for word in spec.words.words[: spec.vocab_size]]
+    speaks = all(spec.words is not None for spec in specs)
+    name = "+".join(spec.words.name for spec in specs if spec.words is not None and spec.words.name)
+    return TokenSpec(
+        tuple(segments), specs[0].dim if dim is None else dim, "causal", "words" if speaks else "learned",
+        decodes[0] if len(decodes) == 1 else None, Vocabulary(words, name) if speaks else None,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -139,15 +256,112 @@ class Tokens:
             raise ValueError("these tokens hold neither ids nor embeddings")
         return values[:, self.spec.span(segment.name)].unflatten(1, segment.shape)  # type: ignore[no-untyped-call]
 
+    def grids(self) -> dict[str, Shaped[Tensor, "b ..."]]:
+        """Every segment in its own layout, by name and in order: the levels of a pyramid, coarse to fine."""
+        return {segment.name: self.grid(segment.name) for segment in self.spec.segments}
+
+    def first(self, n: int) -> "Tokens":
+        """The first ``n`` tokens of each image, to be decoded without the others.
+
+        Args:
+            n: one of ``spec.prefix_lengths``.
+
+        Raises:
+            ValueError: for another number, or an order whose tokens mean nothing without the others.
+        """
+        spec = self.spec.first(n)
+        ids = None if self.ids is None else self.ids[:, :n]
+        return Tokens(ids, None if self.embeddings is None else self.embeddings[:, :n], spec)
+
     def words(self) -> list[list[str]]:
         """The tokens as strings, one list per image.
 
         Raises:
-            ValueError: where the vocabulary is not made of words.
+            ValueError: where the vocabulary is not made of words, or its words are not known.
         """
-        if self.spec.word_list is None or self.ids is None:
-            raise ValueError(f"the vocabulary of this tokenizer is {self.spec.vocabulary or 'continuous'}, not words")
-        return [[self.spec.word_list[i] for i in row] for row in self.ids.tolist()]
+        words = self._vocabulary(self.spec)
+        if self.ids is None:
+            raise ValueError("these tokens have no ids, which words stand behind")
+        return [[words[i] for i in row] for row in self.ids.tolist()]
+
+    @classmethod
+    def from_words(cls, words: Sequence[Sequence[str]], spec: TokenSpec) -> "Tokens":
+        """The inverse of :meth:`words`.
+
+        A word is looked up among the ids of its segment. Where several of them have the same word, the first is taken.
+
+        Args:
+            words: as many for each image as the spec has tokens, written as in the vocabulary.
+            spec: with words.
+
+        Raises:
+            ValueError: for unknown words, another number of words per image, or a vocabulary that is not made of words.
+        """
+        vocabulary, rows = cls._vocabulary(spec), []
+        places = [segment for segment in spec.segments for _ in range(segment.num_tokens)]
+        for i, row in enumerate(words):
+            if isinstance(row, str) or len(row) != len(places):
+                got = f"the string {row!r}" if isinstance(row, str) else f"{len(row)} words"
+                raise ValueError(
+                    f"image {i} needs a list of {len(places)} words, got {got}: for the words of a prefix give "
+                    "spec.first(n)"
+                )
+            rows.append([vocabulary.find(w, s.offset, s.offset + s.size) for w, s in zip(row, places, strict=True)])
+        return cls(torch.tensor(rows, dtype=torch.int64).reshape(len(rows), len(places)), None, spec)
+
+    @staticmethod
+    def _vocabulary(spec: TokenSpec) -> Vocabulary:
+        if spec.words is None:
+            kind = "of words that nobody has listed" if spec.vocabulary == "words" else spec.vocabulary or "continuous"
+            raise ValueError(f"the vocabulary of this tokenizer is {kind}, not words")
+        return spec.words
+
+    @classmethod
+    def join(cls, *tokens: "Tokens", dim: int | None = None) -> "Tokens":
+        """Tokens of the same images in one sequence and one id space, see :meth:`TokenSpec.join`.
+
+        Args:
+            tokens: with ids.
+            dim: see :meth:`TokenSpec.join`.
+
+        Raises:
+            ValueError: for tokens without ids, or of another number of images.
+        """
+        spec = TokenSpec.join(*(part.spec for part in tokens), dim=dim)
+        shifted, offset = [], 0
+        for part in tokens:
+            if part.ids is None or len(part) != len(tokens[0]):
+                raise ValueError(f"a joint sequence needs ids of as many images in each part, got {len(part)}")
+            shifted.append(part.ids + offset)
+            offset += part.spec.vocab_size
+        return cls(torch.cat(shifted, dim=1), None, spec)
+
+    def split(self, *specs: TokenSpec) -> tuple["Tokens", ...]:
+        """The parts of a joint sequence, each in its own id space; the inverse of :meth:`join`.
+
+        Args:
+            specs: that were joined, in the same order.
+
+        Raises:
+            ValueError: for specs that this sequence was not made of, or an id of another part.
+        """
+        if self.ids is None or TokenSpec.join(*specs, dim=0).segments != self.spec.segments:
+            names = ", ".join(segment.name for segment in self.spec.segments)
+            raise ValueError(
+                f"these specs do not make this sequence, whose segments are {names}: give those it was made of"
+            )
+        parts, start, offset = [], 0, 0
+        for spec in specs:
+            ids = self.ids[:, start : start + spec.num_tokens] - offset
+            low, high = id_range(ids)
+            if low < 0 or high >= spec.vocab_size:
+                raise ValueError(
+                    f"segment {spec.segments[0].name} has ids in {low + offset}..{high + offset}, and its own are "
+                    f"{offset}..{offset + spec.vocab_size - 1}: write it with zoo.tokens.allowed"
+                )
+            parts.append(Tokens(ids, None, spec))
+            start, offset = start + spec.num_tokens, offset + spec.vocab_size
+        return tuple(parts)
 
     def to(self, device: torch.device | str) -> "Tokens":
         """The same tokens on another device."""

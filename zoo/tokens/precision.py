@@ -141,7 +141,7 @@ def _switches() -> Iterator[tuple[Callable[[], str], Callable[[str], None], str]
         _ = cudnn.allow_tf32
         yield (lambda: str(cudnn.allow_tf32)), (lambda value: setattr(cudnn, "allow_tf32", value == "True")), "False"
     except RuntimeError:
-        yield from _newer(cudnn.conv)
+        yield from _newer(cudnn.conv)  # type: ignore[attr-defined]
 
 
 def _newer(switch: Any) -> Iterator[tuple[Callable[[], str], Callable[[str], None], str]]:
