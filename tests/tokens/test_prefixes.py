@@ -22,7 +22,8 @@ V2L = TokenSpec(
 
 def test_a_pyramid_ends_with_a_level():
     assert SPAE.prefix_lengths == (1, 5, 21, 85, 341, 597)
-    assert SPAE.first(21) == replace(SPAE, segments=SPAE.segments[:3], prefix_of=597) and SPAE.first(597) is SPAE
+    assert SPAE.first(21) == replace(SPAE, segments=SPAE.segments[:3], prefix_of=597)
+    assert SPAE.first(597) is SPAE
     with pytest.raises(ValueError, match=r"ends with a whole level: take 1, 5, 21, 85, 341, 597 tokens, not 7$"):
         SPAE.first(7)
 
@@ -39,7 +40,8 @@ def test_a_causal_sequence_ends_anywhere():
 
 @pytest.mark.parametrize(("spec", "kind"), [(GRID, "raster"), (V2L, "set")])
 def test_other_orders_need_all_of_their_tokens(spec, kind):
-    assert spec.prefix_lengths == (spec.num_tokens,) and spec.first(spec.num_tokens) is spec
+    assert spec.prefix_lengths == (spec.num_tokens,)
+    assert spec.first(spec.num_tokens) is spec
     with pytest.raises(ValueError, match=f"the first 4 tokens of a {kind} are no image without the others: take all"):
         spec.first(4)
 
@@ -48,11 +50,14 @@ def test_the_first_tokens_are_a_prefix_of_ids_and_vectors():
     pyramid = TokenSpec((Segment("a", (1, 1), 0, 9), Segment("b", (2, 2), 0, 9)), dim=2, order="pyramid")
     tokens = Tokens(torch.arange(10).view(2, 5), torch.zeros(2, 5, 2), pyramid)
     part = tokens.first(1)
-    assert part.ids.tolist() == [[0], [5]] and part.embeddings.shape == (2, 1, 2) and part.spec == pyramid.first(1)
+    assert part.ids.tolist() == [[0], [5]]
+    assert part.embeddings.shape == (2, 1, 2)
+    assert part.spec == pyramid.first(1)
     assert {k: v.tolist() for k, v in part.grids().items()} == {"a": [[[0]], [[5]]]}
     assert [g.shape for g in tokens.grids().values()] == [(2, 1, 1), (2, 2, 2)]
     only = Tokens(None, torch.zeros(1, 5, 2), pyramid).first(1)
-    assert only.ids is None and only.embeddings.shape == (1, 1, 2)
+    assert only.ids is None
+    assert only.embeddings.shape == (1, 1, 2)
 
 
 def test_a_prefix_keeps_its_words():
@@ -69,23 +74,28 @@ def test_text_and_image_in_one_stream():
     assert joint.segments == (Segment("text", (3,), 0, 20), Segment("grid", (4, 4), 20, 64))
     assert (joint.vocab_size, joint.num_tokens, joint.dim, joint.order) == (84, 19, 8, "causal")
     assert (joint.vocabulary, joint.decodes, joint.words) == ("learned", "pixels", None)
-    assert joint.span("text") == slice(0, 3) and joint.span("grid") == slice(3, 19)
+    assert joint.span("text") == slice(0, 3)
+    assert joint.span("grid") == slice(3, 19)
 
 
 def test_each_position_of_a_stream_takes_the_ids_of_its_segment():
     allowed = allowed_ids(TokenSpec.join(TEXT, GRID))
-    assert allowed.shape == (19, 84) and allowed.sum(1).tolist() == [20] * 3 + [64] * 16
-    assert allowed[:3, :20].all() and allowed[3:, 20:].all()
+    assert allowed.shape == (19, 84)
+    assert allowed.sum(1).tolist() == [20] * 3 + [64] * 16
+    assert allowed[:3, :20].all()
+    assert allowed[3:, 20:].all()
 
 
 def test_streams_are_joined_and_split():
     text = Tokens(torch.tensor([[0, 1, 19], [2, 3, 4]]), None, TEXT)
     image = Tokens(torch.arange(32).view(2, 16), None, GRID)
     both = Tokens.join(text, image)
-    assert both.ids[0].tolist() == [0, 1, 19, *range(20, 36)] and both.spec == TokenSpec.join(TEXT, GRID)
+    assert both.ids[0].tolist() == [0, 1, 19, *range(20, 36)]
+    assert both.spec == TokenSpec.join(TEXT, GRID)
     again = both.split(TEXT, GRID)
     assert [part.spec for part in again] == [TEXT, GRID]
-    assert torch.equal(again[0].ids, text.ids) and torch.equal(again[1].ids, image.ids)
+    assert torch.equal(again[0].ids, text.ids)
+    assert torch.equal(again[1].ids, image.ids)
     assert torch.equal(both.grid("grid"), image.grid() + 20)
     assert (
         Tokens.join(text, Tokens(torch.zeros(2, 16, dtype=torch.int64), None, replace(GRID, dim=3)), dim=5).spec.dim
@@ -104,14 +114,17 @@ def test_a_stream_may_end_after_any_word_and_any_row():
 
 def test_segments_with_offsets_of_their_own_keep_them():
     joint = TokenSpec.join(TEXT, V2L, dim=4)
-    assert [s.offset for s in joint.segments] == [0, 20, 11928] and joint.vocab_size == 20 + 43908
+    assert [s.offset for s in joint.segments] == [0, 20, 11928]
+    assert joint.vocab_size == 20 + 43908
 
 
 def test_streams_of_words_have_words():
     a = replace(TEXT, vocabulary="words", word_list=[f"a{i}" for i in range(25)])  # more than its ids
     b = replace(GRID, vocabulary="words", word_list=[f"b{i}" for i in range(64)])
     joint = TokenSpec.join(a, b)
-    assert joint.vocabulary == "words" and joint.words[19] == "a19" and joint.words[20] == "b0"
+    assert joint.vocabulary == "words"
+    assert joint.words[19] == "a19"
+    assert joint.words[20] == "b0"
 
 
 def test_what_does_not_join_ends_with_one_sentence():

@@ -32,10 +32,14 @@ def untouchable(words):
 
 def test_comparing_specs_does_not_touch_the_words():
     a, b, other = (replace(PYRAMID, word_list=untouchable(w)) for w in (WORDS, list(WORDS), WORDS[::-1]))
-    assert a == b and hash(a) == hash(b) and len({a, b, other}) == 2
-    assert a != other and a != replace(PYRAMID, word_list=None)
+    assert a == b
+    assert hash(a) == hash(b)
+    assert len({a, b, other}) == 2
+    assert a != other
+    assert a != replace(PYRAMID, word_list=None)
     assert "word_list=Vocabulary('w', 12 words), " in repr(a)
-    assert copy.deepcopy(a) == a and copy.deepcopy(a).words is a.words
+    assert copy.deepcopy(a) == a
+    assert copy.deepcopy(a).words is a.words
     assert replace(a, dim=4).words is a.words
     with pytest.raises(AssertionError, match="the words were read"):
         _ = a.words._words[0]
@@ -43,13 +47,17 @@ def test_comparing_specs_does_not_touch_the_words():
 
 def test_equal_words_are_equal_vocabularies_whatever_their_name_and_vectors():
     plain = Vocabulary(["ab", "c"])
-    assert plain == Vocabulary(("ab", "c"), "named", torch.zeros(2, 3)) and plain != Vocabulary(["a", "bc"])
-    assert plain != ("ab", "c") and [*plain] == ["ab", "c"] and (len(plain), plain[1]) == (2, "c")
+    assert plain == Vocabulary(("ab", "c"), "named", torch.zeros(2, 3))
+    assert plain != Vocabulary(["a", "bc"])
+    assert plain != ("ab", "c")
+    assert [*plain] == ["ab", "c"]
+    assert (len(plain), plain[1]) == (2, "c")
     assert Vocabulary(["\ud800"]) != Vocabulary(["\ud801"])  # halves of a pair, which byte-level vocabularies hold
 
 
 def test_strings_become_a_vocabulary():
-    assert isinstance(PYRAMID.words, Vocabulary) and PYRAMID.words.words == WORDS
+    assert isinstance(PYRAMID.words, Vocabulary)
+    assert PYRAMID.words.words == WORDS
     assert replace(PYRAMID, word_list=Vocabulary(WORDS, "letters")) == PYRAMID
     assert TokenSpec((Segment("grid", (1, 1), 0, 2),), dim=1).words is None
 
@@ -69,7 +77,8 @@ def test_words_and_back():
     words = Tokens(ids, None, PYRAMID).words()
     assert words == [list("afghl"), list("effff")]
     found = Tokens.from_words(words, PYRAMID)
-    assert torch.equal(found.ids, ids) and found.spec is PYRAMID
+    assert torch.equal(found.ids, ids)
+    assert found.spec is PYRAMID
     assert Tokens.from_words([], PYRAMID).ids.shape == (0, 5)
     assert Tokens.from_words([["b"]], PYRAMID.first(1)).grid("coarse").tolist() == [[[1]]]
 
@@ -77,7 +86,8 @@ def test_words_and_back():
 def test_a_word_is_looked_up_in_its_segment():
     spec = replace(PYRAMID, word_list=[*"abcde", *"abcdeab"])
     tokens = Tokens.from_words([list("aabcd")], spec)
-    assert tokens.ids.tolist() == [[0, 5, 6, 7, 8]] and tokens.words() == [list("aabcd")]
+    assert tokens.ids.tolist() == [[0, 5, 6, 7, 8]]
+    assert tokens.words() == [list("aabcd")]
     with pytest.raises(ValueError, match=r"'f' has id 5, and the ids that may stand here are 0\.\.4"):
         Tokens.from_words([list("fffff")], PYRAMID)
 
@@ -115,7 +125,9 @@ def test_vocabularies_without_words_say_so():
 def test_a_vocabulary_that_was_not_read_is_known_by_its_fingerprint():
     known = Vocabulary(WORDS, "letters")
     unread = Vocabulary.unread("letters", 12, known.fingerprint)
-    assert unread == known and hash(unread) == hash(known) and len(unread) == 12
+    assert unread == known
+    assert hash(unread) == hash(known)
+    assert len(unread) == 12
     assert replace(PYRAMID, word_list=unread) == PYRAMID
     with pytest.raises(ValueError, match="the words of letters are not stored with its tokens: take the spec of"):
         _ = unread[0]
@@ -124,7 +136,10 @@ def test_a_vocabulary_that_was_not_read_is_known_by_its_fingerprint():
 def test_vocabularies_are_put_one_behind_the_other():
     a, b = Vocabulary(["x", "y"], "few", torch.zeros(2, 3)), Vocabulary(["y"], "one", torch.ones(1, 3))
     both = a + b
-    assert both.words == ("x", "y", "y") and both.name == "few+one" and both.vectors.sum(1).tolist() == [0, 0, 3]
+    assert both.words == ("x", "y", "y")
+    assert both.name == "few+one"
+    assert both.vectors.sum(1).tolist() == [0, 0, 3]
     assert (both.find("y"), both.find("y", start=2)) == (1, 2)
-    assert (a + b.with_vectors(torch.ones(1, 4))).width is None and (a + Vocabulary(["z"])).name == "few"
+    assert (a + b.with_vectors(torch.ones(1, 4))).width is None
+    assert (a + Vocabulary(["z"])).name == "few"
     assert b.with_vectors(torch.ones(1, 4), "wide").width == 4
