@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("zoo", "datamodules", "benchmarks")
 #: folders at the top that hold no package, or are described by what a newcomer looks for in them
 FOLDERS = {
-    "benchmarks/": "Scripts that measure, and `results/`: one JSON per measured thing, the source of every number shown.",
+    "benchmarks/": "Scripts that measure, and `results/`: one JSON per measured thing, which all numbers come from.",
     "recipes/": "One YAML per experiment on the embedded data; `paper/` has the published scale.",
     "docs/": "One page per paper, conventions, data, how to add a model.",
     "tests/": "The rooms again, and `contract/`, `parity/`, `style/`, `recipes/`, `docs/` over all of them.",
