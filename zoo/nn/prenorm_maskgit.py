@@ -11,7 +11,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo.nn.maskgit_transformer import INIT_STD, LAYER_NORM_EPS, NO_CLASS
+from zoo.nn.maskgit_transformer import INIT_STD, LAYER_NORM_EPS, NO_CLASS, check_heads
 
 
 class PreNormMaskGIT(nn.Module):
@@ -78,6 +78,16 @@ class PreNormMaskGIT(nn.Module):
         kept = self.vocab_size + 1
         return F.linear(self.last_layer(x)[:, :-1], self.tok_emb.weight[:kept]) + self.bias[:-1, :kept]
 
+    def set_heads(self, heads: int) -> None:
+        """Take another number of attention heads; parameters have the same shapes for any.
+
+        Raises:
+            ValueError: for one that does not divide the width.
+        """
+        check_heads(self.tok_emb.embedding_dim, heads)
+        for attention, _ in self.transformer["layers"]:
+            attention.heads = heads
+
 
 class AttentionBranch(nn.Module):
     """Layer norm and self-attention.
@@ -90,8 +100,7 @@ class AttentionBranch(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
-        if heads < 1 or width % heads:
-            raise ValueError(f"width {width} is not divisible by {heads} heads")
+        check_heads(width, heads)
         self.norm = nn.LayerNorm(width)
         #: its forward is not used: it leaves the fused kernels where gradients are needed
         self.fn = nn.ModuleDict({"mha": nn.MultiheadAttention(width, heads, dropout, batch_first=True)})
