@@ -5,6 +5,8 @@ after the last block, exact GELU, a bias per position and id, the class token be
 classes, absent class. Parameter names are the published ones.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -72,7 +74,8 @@ class PreNormMaskGIT(nn.Module):
             labels = ids.new_full((len(ids),), NO_CLASS)
         token = torch.where(labels == NO_CLASS, self.null_id, labels + self.vocab_size + 1)
         x = self.first_layer(self.tok_emb(torch.cat([ids, token.unsqueeze(1)], 1)) + self.pos_emb)
-        for attention, mlp in self.transformer["layers"]:  # type: ignore[union-attr]
+        for branches in cast("nn.ModuleList", self.transformer["layers"]):
+            attention, mlp = cast("nn.ModuleList", branches)
             x = x + attention(x)
             x = x + mlp(x)
         kept = self.vocab_size + 1
