@@ -288,7 +288,7 @@ def test_a_file_that_states_another_fact_is_refused(settings, change, sentence, 
         (lambda: tiny(num_classes=0, condition_tokens=4).generate(), "continues 4 condition tokens: give condition"),
         (
             lambda: tiny(num_classes=0, condition_tokens=4).losses({"ids": torch.zeros(1, 64).long()}),
-            "the batch has no 'condition_ids', but ids, and this model has 4 condition tokens",
+            "the batch has no 'condition_ids', but ids, and ARTransformer has 4 condition tokens",
         ),
         (
             lambda: tiny(num_classes=0, condition_tokens=4).generate(condition=[[64, 0, 0, 0]]),

@@ -84,7 +84,9 @@ def test_new_head_for_other_labels(batch):
 
 def test_classifier_says_how_to_get_labels(batch):
     model = BEiTClassifier(**TINY, num_classes=9)
-    with pytest.raises(ValueError, match=r"has no 'label', but the model has 9 classes.*one sub-folder per class$"):
+    with pytest.raises(
+        ValueError, match=r"has no 'label', but image, and BEiTClassifier has 9 classes.*one sub-folder per class$"
+    ):
         model.losses({"image": batch["image"]})
 
 

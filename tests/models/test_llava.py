@@ -298,7 +298,7 @@ def test_bad_settings_and_batches():
         tiny(max_length=16)
     with pytest.raises(ValueError, match="neither 'conversation' nor 'caption'"):
         tiny().losses({"image": images()})
-    with pytest.raises(ValueError, match="a caption of the batch is empty"):
+    with pytest.raises(ValueError, match="caption 1 of the batch is empty"):
         tiny().losses({"image": images(), "caption": ["a", ""]})
     with pytest.raises(zoo.NotInvertible, match="no way back to pixels"):
         tiny().decode(tiny().encode(images()))

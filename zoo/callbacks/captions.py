@@ -15,20 +15,9 @@ from zoo.language.conversations import from_the_question
 from zoo.metrics.captions import BLEU, ROUGEL, CaptionMetric, CIDErD
 from zoo.runs.folder import log_folder
 from zoo.tokens import Tokens, as_pixels
-from zoo.tokens.batch import images_of
+from zoo.tokens.batch import images_of, references_of
 
-
-def references_of(batch: dict[str, Any], callback: str) -> list[list[str]]:
-    """All captions of each image of a batch.
-
-    Raises:
-        ValueError: for a batch without any.
-    """
-    if captions := batch.get("captions"):
-        return list(captions)
-    if "caption" not in batch:
-        raise ValueError(f"the batch has no 'caption', which {callback} needs: leave it out, or bring captions")
-    return [[caption] for caption in batch["caption"]]
+WHO = "the callback Captions"
 
 
 class Captions(EveryFewValidations, Callback):
@@ -87,13 +76,13 @@ class Captions(EveryFewValidations, Callback):
         if not self._wanted or dataloader_idx > 0 or (room is not None and room < 1):
             return
         shards = "image" not in batch and "ids" in batch and hasattr(model, "caption_tokens")  # without images
-        seen = Tokens(batch["ids"][:room], None, model.spec) if shards else as_pixels(images_of(batch)[:room])
+        seen = Tokens(batch["ids"][:room], None, model.spec) if shards else as_pixels(images_of(batch, WHO)[:room])
         turns = None if "captions" in batch or "caption" in batch else batch.get("conversation")
         if turns is not None and hasattr(model, "answer"):  # the first question of each, and its answer
             turns = [from_the_question(said) for said in turns]
             asked, references = [said[:1] for said in turns], [[said[1]["value"]] for said in turns]
         else:
-            asked, references = None, references_of(batch, "Captions")
+            asked, references = None, references_of(batch, WHO)
         references = references[: len(seen)]
         with trainer.precision_plugin.forward_context():  # callbacks run outside of autocast otherwise
             if asked is not None:

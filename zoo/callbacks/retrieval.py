@@ -6,10 +6,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from zoo.callbacks.captions import references_of
 from zoo.callbacks.ema import weights_of_validation
 from zoo.metrics.retrieval import recalls
-from zoo.tokens.batch import images_of
+from zoo.tokens.batch import images_of, references_of
 
 
 class Retrieval(Callback):
@@ -43,8 +42,8 @@ class Retrieval(Callback):
     def _add(self, trainer: Trainer, model: Any, batch: Any, batch_idx: int, dataloader_idx: int, stage: str) -> None:
         if dataloader_idx > 0 or trainer.sanity_checking:
             return
-        self._images.append(images_of(batch).cpu())
-        self._texts += references_of(batch, "Retrieval")
+        self._images.append(images_of(batch, "the callback Retrieval").cpu())
+        self._texts += references_of(batch, "the callback Retrieval")
         batches = (trainer.num_val_batches if stage == "val" else trainer.num_test_batches)[0]
         # Now and not at the end of the epoch: there the EMA callback may have put the raw weights back already.
         if batch_idx + 1 == batches and len(self._texts) > 1:

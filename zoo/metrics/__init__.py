@@ -1,1 +1,1 @@
-"""Metrics of reconstructions, generated images, captions and retrieval, and the record of a measurement."""
+"""Metrics: Frechet distances, codebook usage."""

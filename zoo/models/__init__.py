@@ -1,1 +1,1 @@
-"""The papers, one file each, which the registry finds by itself."""
+"""One file per paper. The registry imports them all."""

@@ -36,7 +36,7 @@ from zoo.second_stage import discrete_tokenizer
 from zoo.tokens import Tokens, TokenSpec, evaluating, id_range
 from zoo.tokens.abilities import default_settings
 from zoo.tokens.allowed import allowed_ids
-from zoo.tokens.batch import Batch, ids_of, labels_of
+from zoo.tokens.batch import Batch, ids_of, labels_of, missing
 
 START = 0  # id of the first input of an unconditional model where it shares the table with the codes
 
@@ -243,11 +243,11 @@ class ARTransformer(ZooModule):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Eq. 8: mean negative log-likelihood per token in nats."""
-        target = self.in_reading_order(ids_of(batch, self.tokenizer))
+        target = self.in_reading_order(ids_of(batch, self.tokenizer, self))
         if self.condition_tokens:
             first = self._condition(batch)
         else:
-            first = self._prefix(labels_of(batch, self.num_classes), len(target))
+            first = self._prefix(labels_of(batch, self.num_classes, self), len(target))
         inputs = target
         if self.training and self.pkeep < 1:
             keep = torch.rand(target.shape, device=target.device) < self.pkeep
@@ -272,10 +272,7 @@ class ARTransformer(ZooModule):
             return ids_of({"image": images}, tower).long() + self.offset
         if ids is None:
             wanted = "'condition_ids'" if tower is None else "'condition' (images) or 'condition_ids'"
-            raise ValueError(
-                f"the batch has no {wanted}, but {', '.join(batch)}, and this model has {self.condition_tokens} "
-                "condition tokens: bring them"
-            )
+            raise missing(batch, f"no {wanted}", self, f"has {self.condition_tokens} condition tokens", "bring them")
         low, high = id_range(ids)
         if ids.shape[1:] != (self.condition_tokens,) or low < 0 or high >= self.condition_size:
             raise ValueError(

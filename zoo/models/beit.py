@@ -40,7 +40,7 @@ from zoo.sampling.patch_masks import BlockwiseMask, flat_mask, nonempty, random_
 from zoo.second_stage import discrete_tokenizer
 from zoo.tokens import Tokens, TokenSpec, as_pixels, evaluating
 from zoo.tokens.allowed import allowed_ids, keep_allowed
-from zoo.tokens.batch import Batch, images_of, view_ids_of
+from zoo.tokens.batch import Batch, images_of, indices_of, view_ids_of
 
 
 class BEiT(ZooModule):
@@ -161,10 +161,10 @@ class BEiT(ZooModule):
 
     def tokenize(self, batch: Batch) -> Int[Tensor, "b n"]:
         """The tokenizer's ids of a batch: precomputed ``ids``, else of ``token_image``, else of the image resized."""
-        return view_ids_of(batch, self.tokenizer, self.spec, self.view_size)
+        return view_ids_of(batch, self.tokenizer, self.spec, self.view_size, self)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tokens:
-        return self.encode(batch["image"])
+        return self.encode(images_of(batch, self))
 
     # ------------------------------------------------------------------ training
 
@@ -173,7 +173,7 @@ class BEiT(ZooModule):
 
         Of a sequence every token counts, since each may speak of what is hidden.
         """
-        images = images_of(batch)
+        images = images_of(batch, self)
         mask = self.flat(self.masks(batch), images)
         target = self.tokenize(batch)
         logits = self.vit(self.network_view(images), mask).float()
@@ -191,13 +191,12 @@ class BEiT(ZooModule):
         """``batch["mask"]``, or new ones in training, or in evaluation those that belong to each ``index``."""
         if (mask := batch.get("mask")) is not None:
             return mask
-        images = images_of(batch)
+        images = images_of(batch, self)
         if self.training:
             rng = random.Random(int(torch.randint(2**62, ())))  # torch is seeded anew for every step
             drawn = [nonempty(self.draw_mask, rng) for _ in images]
         else:
-            index = batch["index"].tolist() if "index" in batch else range(len(images))
-            drawn = [nonempty(self.draw_mask, random.Random(i)) for i in index]
+            drawn = [nonempty(self.draw_mask, random.Random(i)) for i in indices_of(batch, len(images))]
         return torch.stack(drawn).to(images.device)
 
     def no_decay(self, name: str, parameter: nn.Parameter) -> bool:

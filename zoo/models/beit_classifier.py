@@ -28,7 +28,7 @@ from zoo.nn.relative_position import ResizeMethod
 from zoo.optim import Optim
 from zoo.presets import register
 from zoo.tokens import as_pixels
-from zoo.tokens.batch import Batch, class_labels
+from zoo.tokens.batch import Batch, class_labels, images_of
 
 
 class BEiTClassifier(ZooModule):
@@ -167,7 +167,7 @@ class BEiTClassifier(ZooModule):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Cross entropy in nats, of mixed and smoothed targets in training; the sum over blocks for probes."""
-        x, label = self.network_view(batch["image"]), class_labels(batch, self.num_classes)
+        x, label = self.network_view(images_of(batch, self)), class_labels(batch, self.num_classes, self)
         target: Tensor = label
         mixed = self.training and bool(self.mixup or self.cutmix)
         if mixed:
@@ -187,7 +187,7 @@ class BEiTClassifier(ZooModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, "b c"]:  # type: ignore[override]
         """Class probabilities; a classifier has no tokens."""
-        return self(batch["image"]).softmax(-1)
+        return self(images_of(batch, self)).softmax(-1)
 
     def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
         return exempt_from_decay(name, self.decay_convention)

@@ -16,12 +16,10 @@ Figure 2 masks -> `zoo.nn.qformer_masks.itc_mask`, `itm_mask`, `itg_mask`.
 """
 
 from collections.abc import Sequence
-from hashlib import blake2b
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
@@ -40,24 +38,11 @@ from zoo.optim import Optim
 from zoo.presets import Weights, register
 from zoo.runs.untrained import say_untrained
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
-from zoo.tokens.batch import Batch
+from zoo.tokens.abilities import Scores
+from zoo.tokens.batch import Batch, captions_of, image_ids_of, images_of
 from zoo.vision.encoders import LN_VISION_EPS, vision_tower
 
 UNRANKED = -100.0  # score of a pair that was not re-ranked
-
-
-class Scores(NamedTuple):
-    """Scores of all pairs of n images and m texts; larger is better.
-
-    Args:
-        contrast: cosine of the best query.
-        image_to_text: for finding texts of an image; the contrast, or re-ranked.
-        text_to_image: for finding images of a text; the contrast, or re-ranked.
-    """
-
-    contrast: Float[Tensor, "n m"]
-    image_to_text: Float[Tensor, "n m"]
-    text_to_image: Float[Tensor, "n m"]
 
 
 class BLIP2Stage1(ZooModule):
@@ -174,12 +159,10 @@ class BLIP2Stage1(ZooModule):
         The batch holds ``image``, ``caption`` (one string per image) and optionally ``image_id`` (numbers or strings,
         equal for captions of one image).
         """
-        images = as_pixels(batch["image"], size=self.image_size)
-        if (captions := batch.get("caption")) is None:
-            raise ValueError("the batch has no 'caption': BLIP-2's first stage learns from images with captions")
-        ids, mask = self.tokenise(captions, full=world_size() > 1)
-        given = batch.get("image_id")
-        image_ids = None if given is None else image_numbers(given).to(ids.device)
+        images = as_pixels(images_of(batch, self), size=self.image_size)
+        ids, mask = self.tokenise(captions_of(batch, self, len(images)), full=world_size() > 1)
+        image_ids = image_ids_of(batch)
+        image_ids = None if image_ids is None else image_ids.to(ids.device)
         return self.objectives(self._features(images), ids, mask, image_ids)
 
     def objectives(
@@ -338,14 +321,6 @@ class BLIP2Stage1(ZooModule):
             pairs = zip(read, others, strict=True)
             read = [a and tuple(torch.cat([x, y, x]) for x, y in zip(a, b, strict=True)) for a, b in pairs]
         return self.match(read, torch.cat([ids, ids, all_ids[text]]), torch.cat([mask, mask, all_mask[text]]))
-
-
-def image_numbers(given: Any) -> Int[Tensor, " b"]:
-    """Ids of images as numbers: as they are, or 60 bits of a hash of strings, which every rank computes alike."""
-    if not isinstance(given, Tensor):
-        hashes = [int.from_bytes(blake2b(str(i).encode(), digest_size=8).digest(), "big") >> 4 for i in given]
-        given = torch.tensor(hashes, dtype=torch.int64)
-    return rearrange(given, "b ... -> b (...)")[:, 0]
 
 
 BLIP2Stage1.formats = (lavis.STAGE1, hf_blip2.RETRIEVAL)

@@ -34,7 +34,7 @@ from zoo.optim import Optim
 from zoo.presets import Weights, register
 from zoo.runs.untrained import say_untrained
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
-from zoo.tokens.batch import Batch, vectors_of
+from zoo.tokens.batch import Batch, captions_of, images_of, texts_of, vectors_of
 from zoo.vision.encoders import LN_VISION_EPS, vision_tower
 
 
@@ -208,8 +208,9 @@ class BLIP2Stage2(ZooModule):
         The batch holds ``image`` and either ``caption`` (one string per image), ``question`` and ``answer``, or
         ``text_input`` and ``text_output`` (what is given and what is learned).
         """
-        tokens = self.language_inputs(batch["image"])
-        spliced, targets = self._read(tokens, self._texts(batch))
+        images = images_of(batch, self)
+        tokens = self.language_inputs(images)
+        spliced, targets = self._read(tokens, self._texts(batch, len(images)))
         cut = torch.tensor(spliced.cut_share, device=tokens.device)
         return {"loss": self.language.loss(spliced, targets), "answers_cut_off": cut}
 
@@ -224,30 +225,28 @@ class BLIP2Stage2(ZooModule):
             ValueError: for tokens without vectors, or captions of which nothing is left to score.
         """
         vectors = self.language_projection(vectors_of(tokens, self))
-        batch, targets = self._read(vectors, self._texts({"caption": texts}, split=False))
+        batch, targets = self._read(vectors, self._texts({"caption": texts}, len(vectors), split=False))
         return self.language.log_likelihood(batch, targets, "max_text_tokens")
 
-    def _texts(self, batch: Batch, split: bool = True) -> list[tuple[str, str]]:
+    def _texts(self, batch: Batch, count: int | None = None, split: bool = True) -> list[tuple[str, str]]:
         """What is given and what is learned of each text.
 
         Raises:
             ValueError: for a batch without texts, or an empty one.
         """
-        if "text_output" in batch:
-            pairs = list(zip(batch["text_input"], batch["text_output"], strict=True))
-        elif "answer" in batch:
-            pairs = [
-                (f"Question: {clean_question(q)} Short answer:", a)
-                for q, a in zip(batch["question"], batch["answer"], strict=True)
-            ]
-        elif "caption" in batch:
-            captions = [clean_caption(c) for c in batch["caption"]]
+        if batch.get("text_output") is not None:
+            given, learned = (texts_of(batch, name, self, count) for name in ("text_input", "text_output"))
+            pairs = list(zip(given, learned, strict=True))
+        elif batch.get("answer") is not None:
+            asked, answers = (texts_of(batch, name, self, count) for name in ("question", "answer"))
+            prompts = [f"Question: {clean_question(question)} Short answer:" for question in asked]
+            pairs = list(zip(prompts, answers, strict=True))
+        else:
+            captions = [clean_caption(caption) for caption in captions_of(batch, self, count)]
             if split and self.training and self.language.encoder_decoder and not self.prompt:
                 pairs = [_split(caption) for caption in captions]
             else:
                 pairs = [(self.prompt, caption) for caption in captions]
-        else:
-            raise ValueError("the batch has no 'caption': BLIP-2's second stage learns from images with captions")
         for i, (_, learned) in enumerate(pairs):
             if not learned.strip():
                 raise ValueError(f"text {i} of the batch has no words: remove such images")

@@ -37,7 +37,7 @@ from zoo.optim import Optim, cosine
 from zoo.presets import Weights, register
 from zoo.quantizers.kmeans import codebook_from_features
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, id_range
-from zoo.tokens.batch import Batch
+from zoo.tokens.batch import Batch, images_of
 
 MSE_SIGMA = 0.1  # of the Gaussian that ``loss="mse"`` puts on mapped pixels; sets the scale against the KL term
 KMEANS_BATCHES = 8  # training batches that ``codebook_init="kmeans"`` looks at
@@ -178,7 +178,7 @@ class DVAE(ZooModule):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Eq. 1, normalised as in Section A.2: sums over pixels and cells, divided by the number of pixel values."""
-        images = as_pixels(batch["image"], multiple_of=self.factor)
+        images = as_pixels(images_of(batch, self), multiple_of=self.factor)
         step = self.global_step if self.training else sys.maxsize  # validation: the weights that the run ends with
         tau, beta, entropy_weight = (cosine(step, *s) for s in (self.tau, self.beta, self.marginal_entropy))
         logits = self._logits(images)
@@ -215,7 +215,7 @@ class DVAE(ZooModule):
             if isinstance(loader, DataLoader):  # one of its own: workers that persist serve one iteration at a time
                 loader = DataLoader(loader.dataset, batch_sampler=loader.batch_sampler, collate_fn=loader.collate_fn)
             batches = filter(None, islice(loader, KMEANS_BATCHES))
-            self.initialise_codebook(torch.cat([batch["image"] for batch in batches]).to(self.device))
+            self.initialise_codebook(torch.cat([images_of(batch, self) for batch in batches]).to(self.device))
 
     @torch.no_grad()
     def initialise_codebook(self, images: Shaped[Tensor, "b 3 h w"]) -> None:

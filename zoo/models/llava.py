@@ -36,7 +36,7 @@ from zoo.optim import Optim
 from zoo.presets import register
 from zoo.runs.untrained import say_untrained
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
-from zoo.tokens.batch import Batch, vectors_of
+from zoo.tokens.batch import Batch, captions_of, check_words, images_of, missing, turns_of, vectors_of
 from zoo.vision.encoders import vision_tower
 
 
@@ -215,13 +215,9 @@ class LLaVA(ZooModule):
         The batch holds ``image`` and ``conversation`` (LLaVA's turns), or ``caption``, which becomes the answer to
         ``question``. A conversation without ``<image>`` is one about text alone.
         """
-        tokens = self.language_inputs(batch["image"])
-        if "conversation" in batch:
-            turns = batch["conversation"]
-        elif "caption" in batch:
-            turns = [self._about(caption) for caption in batch["caption"]]
-        else:
-            raise ValueError("the batch has neither 'conversation' nor 'caption', which LLaVA learns from")
+        images = images_of(batch, self)
+        turns = self._turns(batch, len(images))
+        tokens = self.language_inputs(images)
         spliced = self._read(tokens, turns)
         cut = torch.tensor(spliced.cut_share, device=tokens.device)
         return {"loss": self.language.loss(spliced), "answers_cut_off": cut}
@@ -237,12 +233,19 @@ class LLaVA(ZooModule):
             ValueError: for tokens without vectors, or captions that ``max_length`` cuts off.
         """
         vectors = vectors_of(tokens, self)
-        batch = self._read(vectors, [self._about(text) for text in texts], answers_only=True)
+        batch = self._read(vectors, [self._about(text) for text in check_words(texts)], answers_only=True)
         return self.language.log_likelihood(batch)
 
+    def _turns(self, batch: Batch, count: int) -> list[list[Turn]]:
+        """What is said about each image."""
+        if batch.get("conversation") is not None:
+            return turns_of(batch, self, count)
+        if batch.get("caption") is None:
+            remedy = "bring one of them, as ConversationData and CaptionData do"
+            raise missing(batch, "neither 'conversation' nor 'caption'", self, "learns from what is said", remedy)
+        return [self._about(caption) for caption in check_words(captions_of(batch, self, count))]
+
     def _about(self, caption: str) -> list[Turn]:
-        if not caption.strip():
-            raise ValueError("a caption of the batch is empty: remove such images")
         return [{"from": "human", "value": f"{IMAGE}\n{self.question}"}, {"from": "gpt", "value": caption.strip()}]
 
     def _read(

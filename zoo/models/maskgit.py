@@ -17,7 +17,7 @@ Equations: Eq. 1 -> `MaskGIT.losses`; Section 3.2 -> `sampling.parallel_decoding
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -44,7 +44,7 @@ from zoo.second_stage import discrete_tokenizer
 from zoo.tokens import Tokens, TokenSpec, as_pixels, evaluating
 from zoo.tokens.abilities import default_settings
 from zoo.tokens.allowed import allowed_ids, keep_allowed
-from zoo.tokens.batch import Batch, ids_of, labels_of
+from zoo.tokens.batch import Batch, ids_of, indices_of, labels_of
 
 PUBLISHED_HEADS = 16  # of the released configuration; the paper says 8
 Pictures = dict[str, Float[Tensor, "b 3 h w"]]
@@ -59,7 +59,7 @@ class MaskGIT(ZooModule):
         num_classes: of the condition; 0 for an unconditional model.
         width: of the tokens.
         depth: layers.
-        heads: of the attention; None takes what loaded weights say or show, else 16, the published models'.
+        heads: of the attention; None takes 16, or what loaded weights have.
         mlp_width: hidden width of the MLPs; None takes four times ``width``.
         dropout: of the network.
         class_dropout: share of training images without their class, for classifier-free guidance.
@@ -106,13 +106,7 @@ class MaskGIT(ZooModule):
         self.layout = one_of("layout", layout, ("google", "valeoai"))
         #: whether it knows images without a class
         self.has_null = num_classes > 0 and (class_dropout > 0 or layout == "valeoai")
-        if heads is None and weights is None and width % PUBLISHED_HEADS:
-            raise ValueError(
-                f"width {width} is not divisible by the {PUBLISHED_HEADS} heads of the published model: set heads, or "
-                "start from weights that say it"
-            )
-        open_heads = PUBLISHED_HEADS if width % PUBLISHED_HEADS == 0 else 1  # for now: see take_open_settings
-        sizes = (width, depth, open_heads if heads is None else heads, mlp_width, dropout)
+        sizes = (width, depth, PUBLISHED_HEADS if heads is None else heads, mlp_width, dropout)
         vocab_size, length = self.spec.vocab_size, self.spec.num_tokens
         self.network: MaskGITTransformer | PreNormMaskGIT
         if layout == "valeoai":
@@ -140,27 +134,11 @@ class MaskGIT(ZooModule):
     def embed(self, ids: Int[Tensor, "b *n"]) -> Float[Tensor, "b *n d"]:
         return self.tokenizer.embed(ids)
 
-    def take_open_settings(self, settings: Mapping[str, Any], source: str) -> tuple[str, ...]:
-        """Take the number of heads where the constructor left it open: parameters have the same shapes for any.
-
-        Raises:
-            ValueError: where the weights do not say it and the published number does not fit, or theirs does not.
-        """
-        if self.hparams["heads"] is not None:
-            return ()
-        width, heads = int(self.hparams["width"]), settings.get("heads")
-        if heads is None:
-            if width % PUBLISHED_HEADS:
-                raise ValueError(
-                    f"{source} does not say how many attention heads its weights have, and the {PUBLISHED_HEADS} of "
-                    f"the published ones do not divide width {width}: set heads"
-                )
-            note, heads = f"{PUBLISHED_HEADS} attention heads, as published: {source} does not say it", PUBLISHED_HEADS
-        else:
-            note = f"{heads} attention heads, as the weights have"
-        self.network.set_heads(heads)
+    def set_heads(self, heads: int) -> None:
+        """Take another number of attention heads; parameters have the same shapes for any."""
+        for layer in self.network.layers:  # type: ignore[union-attr]
+            layer.heads = heads
         self.hparams["heads"] = heads
-        return (note,)
 
     # ------------------------------------------------------------------ generation
 
@@ -419,8 +397,8 @@ class MaskGIT(ZooModule):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Eq. 1: cross entropy of the hidden tokens, averaged per image and then over images, as the released code."""
-        target = ids_of(batch, self.tokenizer)
-        labels = labels_of(batch, self.num_classes)
+        target = ids_of(batch, self.tokenizer, self)
+        labels = labels_of(batch, self.num_classes, self)
         mask = self.masks(batch, target)
         if labels is not None and self.training and self.class_dropout:
             labels = labels.masked_fill(torch.rand(labels.shape, device=labels.device) < self.class_dropout, NO_CLASS)
@@ -450,8 +428,8 @@ class MaskGIT(ZooModule):
         if self.training:
             noise = torch.rand(count, n + 1, device=ids.device)
         else:
-            index = batch["index"].tolist() if "index" in batch else range(count)
-            noise = torch.stack([torch.rand(n + 1, generator=torch.Generator().manual_seed(i)) for i in index])
+            every = [torch.Generator().manual_seed(i) for i in indices_of(batch, count)]
+            noise = torch.stack([torch.rand(n + 1, generator=generator) for generator in every])
             noise = noise.to(ids.device)
         length = torch.full((count,), n, device=ids.device)
         hidden = (mask_ratio(self.schedule, noise[:, 0], length) * n).ceil().clamp(1, n)

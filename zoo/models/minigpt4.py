@@ -30,7 +30,7 @@ from zoo.presets import register
 from zoo.runs.untrained import say_untrained
 from zoo.second_stage import continuous_tokenizer
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
-from zoo.tokens.batch import Batch, vectors_of
+from zoo.tokens.batch import Batch, captions_of, check_words, images_of, vectors_of
 from zoo.vision.encoders import LN_VISION_EPS, vision_tower
 
 HERE = "<ImageHere>"  # where the image stands in a prompt
@@ -208,9 +208,9 @@ class MiniGPT4(ZooModule):
 
         The batch holds ``image`` and ``caption``, one string per image.
         """
-        tokens = self.language_inputs(batch["image"])
-        if (captions := batch.get("caption")) is None:
-            raise ValueError("the batch has no 'caption': MiniGPT-4 learns from images with descriptions")
+        images = images_of(batch, self)
+        captions = captions_of(batch, self, len(images))
+        tokens = self.language_inputs(images)
         spliced = self._read(tokens, captions)
         cut = torch.tensor(spliced.cut_share, device=tokens.device)
         return {"loss": self.language.loss(spliced), "answers_cut_off": cut}
@@ -230,9 +230,7 @@ class MiniGPT4(ZooModule):
 
     def _read(self, tokens: Tensor, captions: Sequence[str], draw: bool = True) -> Spliced:
         samples, most = [], self.max_text_tokens
-        for i, caption in enumerate(captions):
-            if not caption.strip():
-                raise ValueError(f"caption {i} of the batch is empty: remove such images")
+        for i, caption in enumerate(check_words(captions)):
             # the first stage's captions are cleaned, the second's descriptions are not
             said = clean_caption(caption) if self.prompts is None else caption.strip()
             answer = self.language.text.ids(f"{said}{self.end}")

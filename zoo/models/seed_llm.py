@@ -35,7 +35,7 @@ from zoo.presets import register
 from zoo.runs.untrained import say_untrained
 from zoo.second_stage import discrete_tokenizer
 from zoo.tokens import Tokens, TokenSpec, evaluating
-from zoo.tokens.batch import Batch, check_tokens, ids_of
+from zoo.tokens.batch import Batch, captions_of, check_tokens, check_words, ids_of
 from zoo.vision.unclip import find_decoder
 
 FIRST_WORD = "<img_00000>"  # of SEED-LLaMA's published tokenizers
@@ -302,15 +302,10 @@ class SEEDLLM(ZooModule):
 
         The batch holds ``image`` (or ``ids``) and ``caption``. In evaluation every sample is seen in both directions.
         """
-        if (captions := batch.get("caption")) is None:
-            raise ValueError("the batch has no 'caption': SEED's language model learns from images with captions")
-        ids = ids_of(batch, self.tokenizer).tolist()
-        if len(captions) != len(ids):
-            raise ValueError(f"the batch has {len(captions)} captions for {len(ids)} images: give one per image")
+        ids = ids_of(batch, self.tokenizer, self).tolist()
+        captions = check_words(captions_of(batch, self, len(ids)))
         samples = []
-        for i, (image, caption) in enumerate(zip(ids, captions, strict=True)):
-            if not caption.strip():
-                raise ValueError(f"caption {i} of the batch is empty: remove such images")
+        for image, caption in zip(ids, captions, strict=True):
             if self.training:
                 samples.append(self._sample(image, caption, bool(torch.rand(()) < self.generation_share)))
             else:

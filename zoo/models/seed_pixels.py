@@ -144,7 +144,7 @@ class SEEDPixels(ZooModule):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Squared error, and the perceptual loss, of the images of noisy embeddings."""
-        images = as_pixels(images_of(batch), size=self.image_size)
+        images = as_pixels(images_of(batch, self), size=self.image_size)
         embedding = self._embedding(images)
         if self.training:
             self._measure(embedding)

@@ -27,7 +27,6 @@ from zoo.distributed import world_size
 from zoo.language.wordpiece import WordPiece
 from zoo.losses.contrastive import contrastive_loss, same_image, similarities
 from zoo.losses.mixing import hits_of
-from zoo.models.blip2_stage1 import Scores, image_numbers
 from zoo.module import ZooModule
 from zoo.nn.qformer import QFormer
 from zoo.nn.qformer_masks import causal_mask, itc_mask
@@ -35,7 +34,8 @@ from zoo.optim import Optim
 from zoo.presets import register
 from zoo.runs.untrained import say_untrained
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
-from zoo.tokens.batch import Batch, images_of
+from zoo.tokens.abilities import Scores
+from zoo.tokens.batch import Batch, captions_of, image_ids_of, images_of
 from zoo.vision.encoders import LN_VISION_EPS, vision_tower
 
 
@@ -169,17 +169,12 @@ class SEEDStage1(ZooModule):
 
         The batch holds ``image``, ``caption`` and optionally ``image_id``, equal for captions of one image.
         """
-        images = as_pixels(images_of(batch), size=self.image_size)
-        if (captions := batch.get("caption")) is None:
-            raise ValueError("the batch has no 'caption': SEED's first stage learns from images with captions")
-        if len(captions) != len(images):
-            raise ValueError(f"the batch has {len(captions)} captions for {len(images)} images: give one per image")
-        ids, mask = self.tokenise(captions, full=world_size() > 1)
+        images = as_pixels(images_of(batch, self), size=self.image_size)
+        ids, mask = self.tokenise(captions_of(batch, self, len(images)), full=world_size() > 1)
         embeddings = self.causal_embeddings(images)
         shown, written = self.image_vectors(embeddings), self.text_vectors(ids, mask)
-        ids_of_images = batch.get("image_id")
-        numbers = None if ids_of_images is None else image_numbers(ids_of_images).to(ids.device)
-        same = same_image(len(ids), numbers, ids.device)
+        numbers = image_ids_of(batch)
+        same = same_image(len(ids), None if numbers is None else numbers.to(ids.device), ids.device)
         with torch.autocast(ids.device.type, enabled=False):
             temperature = self.temp.clamp_min(self.min_temperature) if self.min_temperature else self.temp
             loss, i2t, t2i = contrastive_loss(

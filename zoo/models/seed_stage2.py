@@ -273,7 +273,7 @@ class SEEDTokenizer(ZooModule):
         """
         if self.teacher is None:
             raise ValueError("SEED's second stage learns from a teacher: set teacher to vision or clip_vit_h14:PATH")
-        images = as_pixels(images_of(batch), size=self.image_size)
+        images = as_pixels(images_of(batch, self), size=self.image_size)
         features = self.frozen["vision"](images)
         target = self.frozen["teacher"].embed(images) if "teacher" in self.frozen else features.mean(1)
         return self.objectives(self._causal(features), target)

@@ -48,7 +48,7 @@ from zoo.quantizers.by_name import make_quantizer
 from zoo.quantizers.gradient import VectorQuantizer
 from zoo.quantizers.gumbel import GumbelQuantizer
 from zoo.tokens import Segment, Tokens, TokenSpec, as_pixels, id_range
-from zoo.tokens.batch import Batch
+from zoo.tokens.batch import Batch, images_of
 
 LECAM_DECAY = 0.999  # of the running means of logits, as in bytedance/1d-tokenizer
 NO_DISCRIMINATOR = "these weights are for tokens and pixels only; training starts a new discriminator"
@@ -261,7 +261,7 @@ class VQGAN(ZooModule):
 
         Outside training the loss is that of the autoencoder without the adversarial term.
         """
-        images = as_pixels(batch["image"], multiple_of=self.factor)
+        images = as_pixels(images_of(batch, self), multiple_of=self.factor)
         if isinstance(self.quantize, GumbelQuantizer) and self.training:
             self.quantize.tau = cosine(self.global_step, *self.tau)
         if self.channels == 1:

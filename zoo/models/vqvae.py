@@ -33,7 +33,7 @@ from zoo.quantizers.base import Quantized, Quantizer, update_codebooks
 from zoo.quantizers.ema import EMAQuantizer
 from zoo.quantizers.gradient import VectorQuantizer
 from zoo.tokens import Segment, Tokens, TokenSpec, as_pixels, id_range
-from zoo.tokens.batch import Batch
+from zoo.tokens.batch import Batch, images_of
 
 
 class VQVAE(ZooModule):
@@ -174,7 +174,7 @@ class VQVAE(ZooModule):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Eq. 3 with a mean squared error on pixels in [-1, 1]."""
-        images = as_pixels(batch["image"], multiple_of=self.factor)
+        images = as_pixels(images_of(batch, self), multiple_of=self.factor)
         found = self.quantize(images)
         output = self.pixels([_first(q.vectors) for q in found])
         reconstruction = F.mse_loss(output.float(), 2 * images - 1)

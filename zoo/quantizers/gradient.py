@@ -35,9 +35,7 @@ class VectorQuantizer(Quantizer):
         decay: of that running mean.
     """
 
-    initialised: Tensor
     cluster_size: Tensor
-    updates: Tensor
 
     def __init__(
         self,
@@ -105,7 +103,7 @@ class VectorQuantizer(Quantizer):
         """What is compared with the codes."""
         return flat
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.compiler.disable
     @torch.no_grad()
     def _initialise(self, flat: Float[Tensor, "n d"]) -> None:
         if not self.initialised:

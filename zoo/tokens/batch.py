@@ -1,5 +1,14 @@
-"""What a batch holds: one reader for each entry, and one sentence where it is missing."""
+"""What a batch holds: one reader for each entry, and one sentence where it is missing.
 
+A batch is a dictionary of ``image`` (``b 3 h w``), ``token_image`` (the tokenizer's own view), ``ids`` (``b n``),
+``label`` (``b``), ``caption`` (a list of texts) or ``captions`` (a list of lists), ``conversation`` (lists of turns),
+``index`` and ``image_id``. No model needs all of them, and none reads an entry without its reader here. A reader is
+told who reads (``reader``: a model, or a name such as "the callback Captions"), so that the sentence says whose need it
+is.
+"""
+
+from collections.abc import Sequence
+from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -10,26 +19,54 @@ from torch import Tensor
 from zoo.tokens.interface import Tokens, TokenSpec, as_pixels, id_range
 
 Batch = dict[str, Any]
+SOMEONE = "this model"  # who reads, where nobody says
+
+
+def missing(batch: Batch, wanted: str, reader: Any, need: str, remedy: str) -> ValueError:
+    """The error of a batch that lacks what is needed, in one sentence.
+
+    Args:
+        batch: whose entries are named.
+        wanted: what it does not have, e.g. ``no 'image'`` or ``neither 'ids' nor 'image'``.
+        reader: a model, or the name of what reads.
+        need: what the reader does with it, e.g. ``reads pixels``.
+        remedy: what to do.
+    """
+    held = ", ".join(name for name, value in batch.items() if value is not None) or "nothing"
+    who = reader if isinstance(reader, str) else type(reader).__name__
+    return ValueError(f"the batch has {wanted}, but {held}, and {who} {need}: {remedy}")
+
+
+# ---------------------------------------------------------------- pixels and ids
 
 
 @torch.no_grad()
-def ids_of(batch: Batch, tokenizer: Any) -> Int[Tensor, "b n"]:
+def ids_of(batch: Batch, tokenizer: Any, reader: Any = SOMEONE) -> Int[Tensor, "b n"]:
     """Precomputed ``ids`` of the batch, else those of ``token_image``, else those of ``image``.
 
+    Args:
+        batch: of a data module.
+        tokenizer: whose ids they are.
+        reader: who reads, for the message.
+
     Raises:
-        ValueError: for ids that are not of this tokenizer, or an image size with another layout of tokens.
+        ValueError: for a batch without any of the three, ids that are not of this tokenizer, or an image size with
+            another layout of tokens.
     """
     spec: TokenSpec = tokenizer.spec
     if (ids := batch.get("ids")) is not None:
         return _given(ids, spec)
-    images = batch.get("token_image", batch.get("image"))
-    if images is None:
-        raise ValueError(f"the batch has neither 'ids' nor 'image', but {', '.join(batch)}: bring one of them")
+    images = batch.get("token_image")
+    if images is None and (images := batch.get("image")) is None:
+        need = f"reads tokens of {type(tokenizer).__name__}"
+        raise missing(batch, "neither 'ids' nor 'image'", reader, need, "bring images, or token shards of it")
     return same_layout(tokenizer.encode(images), spec, images)
 
 
 @torch.no_grad()
-def view_ids_of(batch: Batch, tokenizer: Any, spec: TokenSpec, size: tuple[int, int]) -> Int[Tensor, "b n"]:
+def view_ids_of(
+    batch: Batch, tokenizer: Any, spec: TokenSpec, size: tuple[int, int], reader: Any = SOMEONE
+) -> Int[Tensor, "b n"]:
     """Precomputed ``ids`` of the batch, else of ``token_image``, else of ``image`` resized to the tokenizer's view.
 
     Args:
@@ -37,11 +74,12 @@ def view_ids_of(batch: Batch, tokenizer: Any, spec: TokenSpec, size: tuple[int, 
         tokenizer: fully convolutional where ``size`` is not its own.
         spec: of the model that predicts the ids.
         size: height and width of the tokenizer's view.
+        reader: who reads, for the message.
 
     Raises:
         ValueError: for ids or views that do not fit the model's grid.
     """
-    images = images_of(batch)
+    images = images_of(batch, reader)
     if (ids := batch.get("ids")) is not None:
         return _given(ids, spec, len(images))
     if (view := batch.get("token_image")) is not None:
@@ -65,18 +103,42 @@ def view_ids_of(batch: Batch, tokenizer: Any, spec: TokenSpec, size: tuple[int, 
     return tokens.ids
 
 
-def images_of(batch: Batch) -> Shaped[Tensor, "b c h w"]:
-    """The batch's ``image``, for models that read pixels as well as ids.
+def images_of(batch: Batch, reader: Any = SOMEONE) -> Shaped[Tensor, "b c h w"]:
+    """The batch's ``image``.
+
+    Args:
+        batch: of a data module.
+        reader: who reads, for the message.
 
     Raises:
         ValueError: where there is none, as in token shards that were written without images.
     """
-    if "image" not in batch:
-        raise ValueError(
-            f"the batch has no 'image', but {', '.join(batch)}, and this model reads pixels: write the token shards "
-            "with --trainer.callbacks.with_images=true"
-        )
-    return batch["image"]
+    if (images := batch.get("image")) is None:
+        shards = "write the token shards with --trainer.callbacks.with_images=true"
+        remedy = shards if batch.get("ids") is not None else "bring images"
+        raise missing(batch, "no 'image'", reader, "reads pixels", remedy)
+    return images
+
+
+def token_images_of(batch: Batch, reader: Any = SOMEONE) -> Shaped[Tensor, "b c h w"]:
+    """The tokenizer's own view of the images where the data has one, else the images.
+
+    Raises:
+        ValueError: where there are neither.
+    """
+    return images_of(batch, reader) if (view := batch.get("token_image")) is None else view
+
+
+def batch_size_of(batch: Batch) -> int:
+    """Number of images, or of their token sequences where they come without images.
+
+    Raises:
+        ValueError: where there are neither.
+    """
+    for name in ("image", "ids"):
+        if (values := batch.get(name)) is not None:
+            return len(values)
+    raise missing(batch, "neither 'image' nor 'ids'", SOMEONE, "counts by them", "bring one of them")
 
 
 def _given(ids: Int[Tensor, "b n"], spec: TokenSpec, count: int | None = None) -> Int[Tensor, "b n"]:
@@ -112,6 +174,9 @@ def _layout(shapes: list[tuple[int, ...]]) -> str:
     return " and ".join("x".join(map(str, shape)) for shape in shapes)
 
 
+# ---------------------------------------------------------------- labels
+
+
 def check_classes(model: Any, data: Any) -> None:
     """Refuse data whose classes are not as many as the model has: the labels would mean others than were learned.
 
@@ -130,31 +195,30 @@ def check_classes(model: Any, data: Any) -> None:
         )
 
 
-def labels_of(batch: Batch, num_classes: int) -> Int[Tensor, " b"] | None:
+def labels_of(batch: Batch, num_classes: int, reader: Any = SOMEONE) -> Int[Tensor, " b"] | None:
     """The batch's ``label`` for a class-conditional model, None for others.
 
     Raises:
         ValueError: where it is missing or out of range.
     """
-    return class_labels(batch, num_classes, ", or set num_classes to 0") if num_classes else None
+    return class_labels(batch, num_classes, reader, ", or set num_classes to 0") if num_classes else None
 
 
-def class_labels(batch: Batch, num_classes: int, otherwise: str = "") -> Int[Tensor, " b"]:
+def class_labels(batch: Batch, num_classes: int, reader: Any = SOMEONE, otherwise: str = "") -> Int[Tensor, " b"]:
     """The batch's ``label`` for a model that needs one.
 
     Args:
         batch: of a data module.
         num_classes: of the model.
+        reader: who reads, for the message.
         otherwise: what else the model can do, for the message.
 
     Raises:
         ValueError: where it is missing or out of range.
     """
     if (labels := batch.get("label")) is None:
-        raise ValueError(
-            f"the batch has no 'label', but the model has {num_classes} classes: sort the images into one sub-folder "
-            f"per class{otherwise}"
-        )
+        remedy = f"sort the images into one sub-folder per class{otherwise}"
+        raise missing(batch, "no 'label'", reader, f"has {num_classes} classes", remedy)
     return in_range(labels, num_classes)
 
 
@@ -171,9 +235,106 @@ def in_range(labels: Int[Tensor, " b"], num_classes: int, lowest: int = 0) -> In
     return labels.long()
 
 
-def token_images_of(batch: Batch) -> Shaped[Tensor, "b c h w"]:
-    """The tokenizer's own view of the images where the data has one, else the images."""
-    return batch["token_image"] if "token_image" in batch else images_of(batch)
+# ---------------------------------------------------------------- texts
+
+
+def texts_of(batch: Batch, name: str, reader: Any = SOMEONE, count: int | None = None) -> list[str]:
+    """An entry of one text per image, such as ``caption``, ``question`` or ``answer``.
+
+    Args:
+        batch: of a data module.
+        name: of the entry.
+        reader: who reads, for the message.
+        count: of the images; None does not compare.
+
+    Raises:
+        ValueError: where it is missing, no list of texts, or not one per image.
+    """
+    if (texts := batch.get(name)) is None:
+        remedy = f"bring a {name} per image" + (", as CaptionData does" if name == "caption" else "")
+        raise missing(batch, f"no {name!r}", reader, "learns from images with texts", remedy)
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{name!r} must be a list of texts, one per image, got {_kind(texts)}: make it one")
+    _check_count(texts, name, count)
+    return list(texts)
+
+
+def captions_of(batch: Batch, reader: Any = SOMEONE, count: int | None = None) -> list[str]:
+    """The batch's ``caption``, one text per image; see :func:`texts_of`."""
+    return texts_of(batch, "caption", reader, count)
+
+
+def references_of(batch: Batch, reader: Any = SOMEONE) -> list[list[str]]:
+    """All captions of each image: its ``captions``, or its one ``caption``.
+
+    Raises:
+        ValueError: where there are neither.
+    """
+    if (captions := batch.get("captions")) is not None:
+        return [list(some) for some in captions]
+    if batch.get("caption") is None:
+        raise missing(batch, "no 'caption'", reader, "compares with captions", "leave it out, or bring captions")
+    return [[caption] for caption in captions_of(batch, reader)]
+
+
+def turns_of(batch: Batch, reader: Any = SOMEONE, count: int | None = None) -> list[list[dict[str, str]]]:
+    """The batch's ``conversation``: turns ``{"from": "human" or "gpt", "value": text}`` of each image.
+
+    Raises:
+        ValueError: where it is missing, or not one per image.
+    """
+    if (turns := batch.get("conversation")) is None:
+        remedy = "bring conversations, as ConversationData does"
+        raise missing(batch, "no 'conversation'", reader, "learns from turns", remedy)
+    _check_count(turns, "conversation", count)
+    return [list(said) for said in turns]
+
+
+def check_words(texts: Sequence[str], name: str = "caption") -> Sequence[str]:
+    """The texts, if each of them says something.
+
+    Raises:
+        ValueError: naming the first that does not.
+    """
+    for i, text in enumerate(texts):
+        if not text.strip():
+            raise ValueError(f"{name} {i} of the batch is empty: remove such images")
+    return texts
+
+
+def _kind(texts: Any) -> str:
+    strange = [] if isinstance(texts, str) else [type(text).__name__ for text in texts if not isinstance(text, str)]
+    return f"one of type {strange[0]}" if strange else f"the text {texts[:20]!r}"
+
+
+def _check_count(values: Sequence[Any], name: str, count: int | None) -> None:
+    if count is not None and len(values) != count:
+        raise ValueError(f"the batch has {len(values)} {name}s for {count} images: give one per image")
+
+
+# ---------------------------------------------------------------- places
+
+
+def indices_of(batch: Batch, count: int) -> Sequence[int]:
+    """Place of each image in its data set, or in the batch where nobody knows it: what evaluation seeds masks with."""
+    index = batch.get("index")
+    return range(count) if index is None else index.tolist()
+
+
+def image_ids_of(batch: Batch) -> Int[Tensor, " b"] | None:
+    """The batch's ``image_id``, equal for captions of one image, as numbers; None where it has none.
+
+    Numbers stay as they are; strings become 60 bits of their hash, which every rank computes alike.
+    """
+    if (given := batch.get("image_id")) is None:
+        return None
+    if not isinstance(given, Tensor):
+        hashes = [int.from_bytes(blake2b(str(i).encode(), digest_size=8).digest(), "big") >> 4 for i in given]
+        given = torch.tensor(hashes, dtype=torch.int64)
+    return given.reshape(len(given), -1)[:, 0]
+
+
+# ---------------------------------------------------------------- tokens that a model is given
 
 
 def check_tokens(tokens: Tokens, model: Any) -> None:
@@ -221,8 +382,3 @@ def repeated(tokens: Tokens, count: int) -> Tokens:
     ids = None if tokens.ids is None else tokens.ids.expand(count, -1)
     vectors = None if tokens.embeddings is None else tokens.embeddings.expand(count, -1, -1)
     return Tokens(ids, vectors, tokens.spec)
-
-
-def batch_size_of(batch: Batch) -> int:
-    """Number of images, or of their token sequences where they come without images."""
-    return len(batch["image"] if "image" in batch else batch["ids"])
