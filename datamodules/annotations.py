@@ -143,16 +143,15 @@ def _captions(said: Any, where: str, records: Records) -> list[str]:
     Raises:
         ValueError: for what is no text, or an empty one.
     """
-    captions = [
-        caption.get("raw", caption.get("caption")) if isinstance(caption, dict) else caption
-        for caption in (said if isinstance(said, list) else [said])
-    ]
-    for caption in captions:
+    captions: list[str] = []
+    for entry in said if isinstance(said, list) else [said]:
+        caption = entry.get("raw", entry.get("caption")) if isinstance(entry, dict) else entry
         if not isinstance(caption, str):
             raise ValueError(f"{where} has the caption {_short(caption)}, which is no text: write words, or remove it")
         if records.is_table and caption in MISSING:
             raise ValueError(f"{where} has the caption {caption}, as tables write what is missing: remove it")
         check_words(caption, where)
+        captions.append(caption)
     if not captions or any(not caption.strip() for caption in captions):
         raise ValueError(f"{where} has an empty caption: remove it")
     return captions

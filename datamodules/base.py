@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -23,6 +23,14 @@ from zoo.runs.resuming import place_of
 
 Split = Literal["train", "val", "test", "all"]
 Sample = dict[str, Any]
+
+
+class SizedDataset(Protocol):
+    """A data set of known length, read by place."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: Any) -> Any: ...
 
 
 class Samples(Dataset):
@@ -88,9 +96,9 @@ class ZooDataModule(pl.LightningDataModule):
         seed: of the order of the training images; None takes the seed of the run.
     """
 
-    train: Dataset | None = None
-    val: Dataset | None = None
-    test: Dataset | None = None
+    train: SizedDataset | None = None
+    val: SizedDataset | None = None
+    test: SizedDataset | None = None
 
     def __init__(
         self,
@@ -131,7 +139,7 @@ class ZooDataModule(pl.LightningDataModule):
         if isinstance(trainer, pl.Trainer):
             read_safely(trainer)
 
-    @_restricted_classmethod
+    @_restricted_classmethod  # type: ignore[untyped-decorator]
     def load_from_checkpoint(
         cls, checkpoint_path: Any, map_location: Any = None, hparams_file: Any = None, weights_only: Any = None,
         **overrides: Any,
@@ -152,9 +160,10 @@ class ZooDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         self._need_setup()
+        assert self.train is not None
         ranks, rank = self._processes()
-        self._fit_batch_size(len(self.train), ranks)  # type: ignore[arg-type]
-        self._order = TrainOrder(len(self.train), self.batch_size, self._seed(), ranks, rank)  # type: ignore[arg-type]
+        self._fit_batch_size(len(self.train), ranks)
+        self._order = TrainOrder(len(self.train), self.batch_size, self._seed(), ranks, rank)
         if (saved := self._saved) is not None:
             self._order.go_on(saved["epoch"], saved["seen"], saved["seed"])
         # later than that where loaders are made anew; earlier where they are made before the loops are restored
@@ -175,9 +184,9 @@ class ZooDataModule(pl.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after the images that were seen, in the order that their epoch began with."""
         self._saved = dict(state_dict) or None
-        if self._saved is not None and self.train is not None and self._saved["size"] != len(self.train):  # type: ignore[arg-type]
+        if self._saved is not None and self.train is not None and self._saved["size"] != len(self.train):
             rank_zero_warn(
-                f"there are {len(self.train):,} training images, and there were {self._saved['size']:,} when the "  # type: ignore[arg-type]
+                f"there are {len(self.train):,} training images, and there were {self._saved['size']:,} when the "
                 "checkpoint was written: their order is another, and the rest of this epoch may repeat some of them"
             )
 
@@ -244,8 +253,8 @@ class ZooDataModule(pl.LightningDataModule):
         rank_zero_info(f"batch_size {self.batch_size} is more than the {size} training images: it is now {found}")
         self.batch_size = self.hparams["batch_size"] = found
 
-    def _eval_loader(self, dataset: Dataset | None) -> DataLoader | list:
-        if dataset is None or len(dataset) == 0:  # type: ignore[arg-type]
+    def _eval_loader(self, dataset: Any) -> DataLoader | list:
+        if dataset is None or len(dataset) == 0:
             return []
         return self._loader(dataset, self.eval_batch_size or self.batch_size, shuffle=False)
 

@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from datamodules.metadata import orientation, tiff_orientation, upright, without_metadata
 from datamodules.transforms import from_pil
+
+if TYPE_CHECKING:
+    from PIL.TiffImagePlugin import TiffImageFile
 
 EXTENSIONS = (
     ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
@@ -155,7 +158,8 @@ def _read(file: Any, turned: int | None = None) -> Any:
         tiff = image.format == "TIFF"
         if tiff:
             said = tiff_orientation(image)
-            facts = {key: image.tag_v2.get(key) for key in (_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT)}
+            tags = cast("TiffImageFile", image).tag_v2
+            facts = {key: tags.get(key) for key in (_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT)}
         image.load()
         turned = turned or (said if tiff else orientation(image))
         return upright(_eight_bits(image, rawmode, facts if tiff else {}), turned)
@@ -189,6 +193,6 @@ def _eight_bits(image: Any, rawmode: str, facts: dict[int, Any]) -> Any:
     if image.format == "PNG" and image.mode == "RGB" and key is not None and wide:
         raise Unreadable("a transparent colour of 16 bits has no 8-bit form: save it with an alpha channel")
     if image.mode == "La":  # grey already multiplied by its alpha: on white, what is missing is white
-        grey, alpha = (np.asarray(image.getchannel(i), dtype=np.int64) for i in range(2))
-        return Image.fromarray((grey + 255 - alpha).clip(0, 255).astype(np.uint8))
+        values, opacity = (np.asarray(image.getchannel(i), dtype=np.int64) for i in range(2))
+        return Image.fromarray((values + 255 - opacity).clip(0, 255).astype(np.uint8))
     return image

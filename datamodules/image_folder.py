@@ -203,7 +203,7 @@ class ImageFolderData(ZooDataModule):
         for name, value in (("val_fraction", val_fraction), ("max_broken", max_broken)):
             if not 0 <= value < 1:
                 raise ValueError(f"{name} must be a fraction in [0, 1), got {value}")
-        self.roots = {"train": Path(root), "val": _path(val_root), "test": _path(test_root)}
+        self.root, self.roots = Path(root), {"train": Path(root), "val": _path(val_root), "test": _path(test_root)}
         self.image_size, self.val_fraction, self.labels, self.max_broken = image_size, val_fraction, labels, max_broken
         one_of("eval_transform", eval_transform, EVAL_TRANSFORMS)
         self._train_transform = make_train_transform(
@@ -226,7 +226,7 @@ class ImageFolderData(ZooDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self._views:
             return
-        root = self.roots["train"]
+        root = self.root
         files = {split: find_images(folder) for split, folder in self.roots.items() if folder is not None}
         numbered = list(enumerate(files["train"]))
         # what is validated on is not trained on, where a folder lies inside of the other or is linked from there
@@ -268,7 +268,7 @@ class ImageFolderData(ZooDataModule):
             number = {name: i for i, name in enumerate(self.class_names)}
             if strange := sorted({path.split("/")[0] for _, path in found} - set(number)):
                 raise ValueError(
-                    f"{shown(root)} has classes that {shown(self.roots['train'])} lacks: "
+                    f"{shown(root)} has classes that {shown(self.root)} lacks: "
                     f"{', '.join(map(shown, strange[:5]))}; give both the same sub-folders, or set labels to false"
                 )
             labels = [number[path.split("/")[0]] for _, path in found]

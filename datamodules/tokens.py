@@ -131,6 +131,6 @@ class TokenData(ZooDataModule):
                 check_tokenizer(header, named)
             if isinstance(held, torch.nn.Module):
                 # a second stage may use its tokenizer at another image size than the tokenizer's own
-                spec = getattr(trained, "spec", None) or held.spec
+                spec: Any = getattr(trained, "spec", None) or held.spec
                 check_length(header, spec.num_tokens, type(trained).__name__)
                 check_tokenizer(header, held)

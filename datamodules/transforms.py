@@ -9,7 +9,7 @@ Training: ``none``, ``flip``, ``shift_scale`` (ours), ``dalle`` (DALL-E, Listing
 Resizing by bicubic and Lanczos filters is Pillow's, as in the papers' code.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -39,7 +39,7 @@ def make_train_transform(
     name: str,
     size: int,
     token_size: int | None = None,
-    crop_scale: tuple[float, float] = (0.08, 1.0),
+    crop_scale: Sequence[float] = (0.08, 1.0),
     resting: str = "beit",
 ) -> Transform:
     """The training transform of that name.
@@ -51,9 +51,9 @@ def make_train_transform(
         crop_scale: area of the random crops of ``beit``, ``finetune``, ``blip`` and ``area``: a fraction of the image.
         resting: evaluation transform that ``none`` and ``flip`` start from.
     """
-    low, high = crop_scale
-    if not 0 < low <= high <= 1:
+    if len(crop_scale) != 2 or not 0 < crop_scale[0] <= crop_scale[1] <= 1:
         raise ValueError(f"crop_scale must be two growing fractions in (0, 1], got {crop_scale}")
+    low, high = crop_scale
     match one_of("train_transform", name, TRAIN_TRANSFORMS):
         case "beit":
             return TwoViews(size, token_size, scale=(low, high))

@@ -1,11 +1,13 @@
 """Folders as libraries write them, with single fields changed, and networks whose every number matters."""
 
 import json
+import re
 import shutil
 
 import torch
 
 import zoo
+from zoo.checkpoints.published import maskgit_transformer
 
 
 def drawn(network):
@@ -56,3 +58,32 @@ def edited(source, target, part=None, file="config.json", **fields):
     (config if part is None else config[part]).update(fields)
     path.write_text(json.dumps(config))
     return target
+
+
+def google_maskgit(state, heads):
+    """Weights of a :class:`zoo.models.maskgit.MaskGIT` under the names and in the shapes of Google's Flax files."""
+    table = {ours: theirs for theirs, ours in maskgit_transformer.PLAIN.items()}
+    inner = {ours: theirs for theirs, ours in maskgit_transformer.IN_LAYER.items()}
+    found = {}
+    for name, value in state.items():
+        ours, split = name.removeprefix("network."), (heads, -1)
+        if match := re.fullmatch(r"layers\.(\d+)\.(qkv|out)\.(weight|bias)", ours):
+            stem, kind = f"TransformerLayer_{match[1]}/{maskgit_transformer.SELF}", match[3]
+            leaf = "kernel" if kind == "weight" else "bias"
+            if match[2] == "out":
+                found[f"{stem}/out/{leaf}"] = value.T.unflatten(0, split) if kind == "weight" else value
+                continue
+            for part, piece in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                found[f"{stem}/{part}/{leaf}"] = piece.T.unflatten(1, split) if kind == "weight" else piece.view(split)
+            continue
+        if ours in table:
+            found[table[ours]] = value
+            continue
+        if match := re.fullmatch(r"layers\.(\d+)\.(\w+)\.(weight|bias)", ours):
+            theirs, kind = f"TransformerLayer_{match[1]}/{inner[match[2]]}", match[3]
+        else:
+            module, _, kind = ours.rpartition(".")
+            theirs = table[module]
+        leaf = "bias" if kind == "bias" else "kernel" if value.ndim == 2 else "scale"
+        found[f"{theirs}/{leaf}"] = value.T if leaf == "kernel" else value
+    return {name: value.contiguous() for name, value in found.items()}

@@ -1,7 +1,7 @@
 """ZooModule, the one shallow base class: plumbing between a paper's mathematics and Lightning."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -195,6 +195,18 @@ class ZooModule(OptimisedModule):
         found = super().load_state_dict(*args, **kwargs)
         self.weights_loaded, self.newly_initialised = True, {}
         return found
+
+    def take_open_settings(self, settings: Mapping[str, Any], source: str) -> tuple[str, ...]:
+        """Take from weights what the constructor left open (None).
+
+        Args:
+            settings: constructor arguments that the weights' description says, or that their shapes show.
+            source: of the weights, for messages.
+
+        Returns:
+            Notes about what was taken.
+        """
+        return ()
 
     def set_not_in_file(self, parts: dict[str, str]) -> None:
         """Note what the loaded weights do not hold, prefix -> why; a model that then cannot decode changes its spec."""

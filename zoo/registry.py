@@ -143,10 +143,11 @@ def create_model(name: str, weights: bool | str | Path | None = None, **override
         weights = reference.available_weights()
     preset = reference.preset
     check_overrides(preset.cls, overrides)
-    model = preset.cls(**as_init_args(preset.init_args | overrides))
+    args = as_init_args(preset.init_args | overrides)
+    if weights is not None and weights is not False:  # the constructor may leave to them what it is not told
+        args["weights"] = str(weights_path(preset, weights))
+    model = preset.cls(**args)
     model.random_on_purpose = reference.source == "random"
-    if weights is not None and weights is not False:
-        model.load_weights(str(weights_path(preset, weights)))
     return model
 
 

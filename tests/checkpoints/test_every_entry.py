@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from published_folders import google_maskgit
 
 import zoo
 from zoo import registry
@@ -117,32 +118,8 @@ def llamagen_file():
 
 
 def google_file():
-    table = {ours: theirs for theirs, ours in maskgit_transformer.PLAIN.items()}
-    inner = {ours: theirs for theirs, ours in maskgit_transformer.IN_LAYER.items()}
-    state = {}
-    for name, value in state_of("maskgit_tiny").items():
-        ours = name.removeprefix("network.")
-        if match := re.fullmatch(r"layers\.(\d+)\.(qkv|out)\.(weight|bias)", ours):
-            stem, kind = f"TransformerLayer_{match[1]}/{maskgit_transformer.SELF}", match[3]
-            leaf = "kernel" if kind == "weight" else "bias"
-            if match[2] == "out":
-                state[f"{stem}/out/{leaf}"] = value.T.unflatten(0, (4, 8)) if kind == "weight" else value
-                continue
-            for part, piece in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                state[f"{stem}/{part}/{leaf}"] = piece.T.unflatten(1, (4, 8)) if kind == "weight" else piece.view(4, 8)
-            continue
-        if ours in table:
-            state[table[ours]] = value
-            continue
-        if match := re.fullmatch(r"layers\.(\d+)\.(\w+)\.(weight|bias)", ours):
-            theirs, kind = f"TransformerLayer_{match[1]}/{inner[match[2]]}", match[3]
-        else:
-            module, _, kind = ours.rpartition(".")
-            theirs = table[module]
-        leaf = "bias" if kind == "bias" else "kernel" if value.ndim == 2 else "scale"
-        state[f"{theirs}/{leaf}"] = value.T if leaf == "kernel" else value
     prefixes = ("TransformerLayer_0/", f"TransformerLayer_0/{maskgit_transformer.SELF}/", "Embed_0/", "MlmLayer_0/")
-    return File("maskgit_tiny", state, prefixes)
+    return File("maskgit_tiny", google_maskgit(state_of("maskgit_tiny"), 4), prefixes)
 
 
 def taming_gpt_file():

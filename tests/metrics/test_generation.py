@@ -12,13 +12,13 @@ from zoo.metrics.extractors import InceptionFeatures, quantise
 from zoo.metrics.feature_distances import kernel_distance, precision_recall
 from zoo.metrics.frechet import FrechetDistance
 from zoo.metrics.generation import (
-    GenerationReport,
     evaluate_generation,
     labels_like,
     random_tokens,
     sampler_settings,
     token_frequencies,
 )
+from zoo.metrics.generation_report import GenerationReport
 from zoo.tokens import Segment, Tokens, TokenSpec
 
 LEVELS = TokenSpec((Segment("top", (2, 1), 0, 3), Segment("bottom", (2, 2), 3, 5)), dim=1, order="pyramid")
@@ -44,6 +44,11 @@ class Stub(TinyTokenizer):
     def __init__(self, num_classes=3, lowest=0):
         super().__init__(vocab_size=16, image_size=16)
         self.num_classes, self.lowest, self.asked = num_classes, lowest, []
+
+    has_null = False
+
+    def sampling_settings(self):
+        return {"steps": 5, "heat": 1.5}
 
     def generate(self, labels=None, num_images=None, *, steps: int = 5, heat: float = 1.5, generator=None):
         self.asked.append((None if labels is None else labels.tolist(), num_images, steps))

@@ -11,7 +11,7 @@ from zoo.losses.mixing import top
 from zoo.metrics.extractors import quantise
 from zoo.metrics.feature_distances import inception_score, kernel_distance, precision_recall
 from zoo.metrics.frechet import FrechetDistance, frechet_distance
-from zoo.metrics.generation import GenerationReport
+from zoo.metrics.generation_report import GenerationReport
 from zoo.metrics.image_quality import PSNR
 from zoo.metrics.reconstruction import ReconstructionReport
 from zoo.metrics.retrieval import pointwise_mutual_information, recalls, retrieval_recall

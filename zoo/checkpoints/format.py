@@ -23,6 +23,7 @@ class Converted:
         state: name -> tensor; every name must exist in the model, with this shape.
         not_in_file: prefix of parameters that this layout does not hold -> why. What needs them then refuses to work.
         newly_initialised: prefix of parameters that are meant to start anew -> why (the head of a fine-tuning run).
+        settings: constructor arguments that the shapes in the file show and ours do not, such as the number of heads.
         checked: entries of the file that hold what the model computes by itself, as :func:`check_constant` made sure.
         notes: other things done to the weights, to be reported.
     """
@@ -30,6 +31,7 @@ class Converted:
     state: dict[str, Tensor]
     not_in_file: dict[str, str] = field(default_factory=dict)
     newly_initialised: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     checked: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 

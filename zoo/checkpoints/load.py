@@ -42,6 +42,8 @@ def load_into(model: Any, checkpoint: Checkpoint, classes: Collection[type]) -> 
     used = entries_of(converted.state.values()).union(converted.checked)
     converted = replace(converted, state=plain(converted.state))
     _check(model, converted, checkpoint, layout)
+    settings = (said or {}).get("init_args", {}) | converted.settings
+    converted = replace(converted, notes=(*converted.notes, *model.take_open_settings(settings, str(checkpoint.path))))
     model.load_state_dict(converted.state, strict=False)  # strictness is _check's
     model.set_not_in_file(converted.not_in_file)
     model.newly_initialised = dict(converted.newly_initialised)

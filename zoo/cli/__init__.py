@@ -1,4 +1,4 @@
-"""The command line; see :mod:`zoo.cli.entry`, which needs neither torch nor Lightning to answer a question."""
+"""The command line: commands, recipes by name, errors in one sentence; :mod:`zoo.cli.entry` is where it starts."""
 
 from typing import Any
 

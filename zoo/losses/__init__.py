@@ -1,1 +1,1 @@
-"""Pure torch objectives."""
+"""Objectives in pure torch: likelihoods, perceptual, adversarial, contrastive and entropy terms."""

@@ -1,1 +1,1 @@
-"""Metrics: Frechet distances, codebook usage."""
+"""Metrics of reconstructions, generated images, captions and retrieval, and the record of a measurement."""

@@ -4,12 +4,14 @@ import time
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.core.mixins import HyperparametersMixin
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
 from zoo.init_args import plain
 from zoo.metrics.reconstruction import ReconstructionReport, reconstruct_batch
 from zoo.tokens import NotInvertible
+from zoo.tokens.abilities import Views
 
 DTYPES = {"32": None, "bf16": torch.bfloat16, "16": torch.float16}
 
@@ -77,12 +79,17 @@ def evaluate(
             raise ValueError(f"the {split} split has {measured.num_images} images: there is nothing to measure")
         metrics = measured.compute()
     seconds = time.perf_counter() - start
-    data = {"class": type(datamodule).__name__, **plain(dict(getattr(datamodule, "hparams", {})))}
     facts = {"split": split, "view": "all images in order, crop and resize of the data module, no augmentation"}
     if num_images is not None:
         facts["view"] = facts["view"].replace("all", "the first")
-    protocol = facts | {"data": data} | measured.protocol()
+    protocol = facts | {"data": data_facts(datamodule)} | measured.protocol()
     return {"metrics": metrics, "protocol": protocol, "seconds": seconds}
+
+
+def data_facts(datamodule: Any) -> dict[str, Any]:
+    """Class and settings of a data module, for the protocol."""
+    settings = datamodule.hparams if isinstance(datamodule, HyperparametersMixin) else {}
+    return {"class": type(datamodule).__name__, **plain(dict(settings))}
 
 
 def set_up(datamodule: Any, split: str, name: str) -> None:
@@ -105,7 +112,7 @@ def set_up(datamodule: Any, split: str, name: str) -> None:
 def _loader(datamodule: Any, split: str) -> Any:
     """A loader of fixed views; that of ``train`` shuffles, augments and drops the last batch."""
     set_up(datamodule, split, "split")
-    if hasattr(datamodule, "view_loader"):
+    if isinstance(datamodule, Views):
         return datamodule.view_loader(split)
     loader = getattr(datamodule, f"{split}_dataloader")()
     if isinstance(loader, DataLoader) and (isinstance(loader.sampler, RandomSampler) or loader.drop_last):

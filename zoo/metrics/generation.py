@@ -4,148 +4,29 @@ Nothing here is a property of a model alone. The numbers depend on the reference
 both sides, on the sampler and on the extractor; the protocol says all of them.
 """
 
-import hashlib
-import inspect
 import time
 from collections.abc import Callable, Iterator
-from importlib.metadata import version
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from zoo.distributed import rank, world_size
 from zoo.init_args import plain
-from zoo.metrics.evaluate import DTYPES, set_up
-from zoo.metrics.extractors import Extractor, InceptionFeatures, Lite0Features, has_inception_weights, quantise
-from zoo.metrics.feature_distances import (
-    FULL,
-    SUBSET_SIZE,
-    SUBSETS,
-    inception_score,
-    kernel_distance,
-    precision_recall,
-    refuse_not_finite,
-)
-from zoo.metrics.frechet import frechet_distance
+from zoo.metrics.evaluate import DTYPES, data_facts, set_up
+from zoo.metrics.extractors import Extractor
+from zoo.metrics.generation_report import Batches, GenerationReport
 from zoo.tokens import NotInvertible, Tokens, TokenSpec, as_pixels
-
-NEIGHBOURS = 3
-#: name of the extractor -> names of Frechet distance, kernel distance, precision and recall
-NAMES = {
-    "rfid": ("fid", "kid", "precision_inception", "recall_inception"),
-    "fd_lite0": ("fd_lite0", "kd_lite0", "precision_lite0", "recall_lite0"),
-}
-Batches = Iterator[Float[Tensor, "b 3 h w"]]
-
-
-class GenerationReport:
-    """Distances of sets of images to one reference set.
-
-    With Inception weights: ``fid``, ``kid``, ``inception_score``, ``precision_inception``, ``recall_inception``;
-    without: ``fd_lite0``, ``kd_lite0``, ``precision_lite0``, ``recall_lite0``, never under the others' names. All
-    images are quantised to uint8 once; features are kept, in float32 on the CPU, and everything else is float64.
-
-    Args:
-        inception_weights: local file; None takes the one in torch's hub folder, if it is there, else Lite0.
-        extractor: instead, any extractor; its metrics are named after it.
-        device: where the extractor runs.
-    """
-
-    def __init__(
-        self,
-        inception_weights: str | None = None,
-        extractor: Extractor | None = None,
-        device: torch.device | str = "cpu",
-    ):
-        if extractor is None:
-            inception = inception_weights is not None or has_inception_weights()
-            extractor = InceptionFeatures(inception_weights) if inception else Lite0Features()
-        self.extractor, self.device = extractor.to(device).eval(), torch.device(device)  # type: ignore[attr-defined]
-        name = extractor.name
-        self.names = NAMES.get(name, (name, f"kd_{name}", f"precision_{name}", f"recall_{name}"))
-        self.reference: Float[Tensor, "n d"] | None = None
-        self.reference_facts: dict[str, Any] = {}
-
-    def set_reference(self, images: Batches) -> None:
-        """Take the images that all others are compared with."""
-        self.reference, self.reference_facts = self.features(images)
-
-    def features(self, images: Batches) -> tuple[Float[Tensor, "n d"], dict[str, Any]]:
-        """Features of images in [0, 1] or uint8, with their number, size and digest."""
-        found, digest, shape = [], hashlib.sha256(), None
-        for batch in images:
-            if shape not in (None, tuple(batch.shape[-2:])):
-                raise ValueError(f"images of one set have one size, got {shape} and {tuple(batch.shape[-2:])}")
-            shape = tuple(batch.shape[-2:])
-            pixels = quantise(batch)
-            digest.update(pixels.cpu().numpy().tobytes())
-            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                found.append(self.extractor(pixels.to(self.device)).float().cpu())
-        if not found:
-            raise ValueError("there are no images to measure")
-        features = torch.cat(found)
-        refuse_not_finite(features)
-        return features, {
-            "num_images": len(features),
-            "image_shape": list(shape or ()),
-            "images_sha256": digest.hexdigest(),
-        }
-
-    def compare(self, features: Float[Tensor, "n d"]) -> dict[str, float]:
-        """All metrics of a set against the reference.
-
-        Raises:
-            ValueError: without a reference, or for too few images.
-        """
-        if self.reference is None:
-            raise ValueError("set_reference comes first")
-        if min(len(features), len(self.reference)) <= NEIGHBOURS:
-            raise ValueError(
-                f"generation metrics need more than {NEIGHBOURS} images on each side, got {len(features)} and "
-                f"{len(self.reference)} in the reference"
-            )
-        distance = frechet_distance(*gaussian(features), *gaussian(self.reference))
-        values = [distance, kernel_distance(features, self.reference)]
-        values += precision_recall(features, self.reference, NEIGHBOURS)
-        metrics = {name: value.item() for name, value in zip(self.names, values, strict=True)}
-        if isinstance(self.extractor, InceptionFeatures):
-            with torch.no_grad():
-                metrics["inception_score"] = inception_score(self.extractor.logits(features.to(self.device))).item()
-        return metrics
-
-    def protocol(self) -> dict[str, Any]:
-        """What the values depend on besides the images that are compared."""
-        from zoo.version import __version__
-
-        frechet, kernel, precision, recall = self.names
-        facts: dict[str, Any] = {
-            "reference": self.reference_facts,
-            "quantisation": "uint8 once, clamped and rounded, both sides",
-            frechet: "Gaussians with unbiased covariance, float64",
-            kernel: "unbiased MMD^2, kernel (a.b / d + 1)^3, float64; whole sets of up to "
-            f"{FULL:,} images, else the mean over {SUBSETS} random subsets of {SUBSET_SIZE:,}",
-            f"{precision}, {recall}": f"balls to the {NEIGHBOURS}rd nearest neighbour, float64",
-            "extractor": self.extractor.protocol(),
-            "packages": {p: version(p) for p in ("torch", "torchmetrics")} | {"tokenzoo": __version__},
-        }
-        if isinstance(self.extractor, InceptionFeatures):
-            facts["inception_score"] = "logits without bias, mean over 10 splits after a shuffle with seed 0"
-        return facts
-
-
-def gaussian(features: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
-    """Mean and unbiased covariance in float64."""
-    features = features.double()
-    return features.mean(dim=0), features.T.cov()
-
+from zoo.tokens.abilities import BuiltOnTokenizer, Generator
 
 # ---------------------------------------------------------------- what is compared
 
 
 def labels_like(labels: Int[Tensor, " n"], count: int, seed: int = 0) -> Int[Tensor, " m"]:
     """``count`` labels in the proportions of the given ones (largest remainders), shuffled."""
-    classes, numbers = labels.unique(return_counts=True)
+    classes, numbers = torch.unique(labels, return_counts=True)
     share = numbers.double() * count / len(labels)
     whole = share.floor().long()
     rest = (share - whole).argsort(descending=True, stable=True)[: count - int(whole.sum())]
@@ -174,43 +55,104 @@ def random_tokens(
     return torch.cat(parts, dim=1)
 
 
-def sampler_settings(model: Any, given: dict[str, Any]) -> dict[str, Any]:
+def sampler_settings(model: Generator, given: dict[str, Any]) -> dict[str, Any]:
     """The settings of ``generate`` with their defaults, and what is given.
-
-    Where ``generate`` hands further settings on, they are those of ``complete``.
 
     Raises:
         ValueError: naming a setting that the model does not have.
     """
-    parameters = dict(inspect.signature(model.generate).parameters)
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    if open_ended and hasattr(model, "complete"):
-        parameters |= inspect.signature(model.complete).parameters
-    managed = ("labels", "num_images", "as_tokens", "return_steps", "seed", "generator", "noise", "ids")
-    known = {
-        name: p.default
-        for name, p in parameters.items()
-        if name not in managed and isinstance(p.default, bool | int | float | str | None)
-    }
+    known = model.sampling_settings()
     if wrong := sorted(set(given) - set(known)):
         raise ValueError(f"{type(model).__name__}.generate takes no {', '.join(wrong)}: it takes {', '.join(known)}")
     return known | given
 
 
+def check_generator(model: Any) -> None:
+    """Refuse a model whose samples cannot be compared with images.
+
+    Raises:
+        ValueError: for one that generates nothing.
+        NotInvertible: where the tokens do not decode to pixels.
+    """
+    if not isinstance(model, Generator):
+        raise ValueError(f"{type(model).__name__} generates nothing: take a second stage, such as MaskGIT")
+    if model.spec.decodes != "pixels":
+        raise NotInvertible(f"{type(model).__name__} does not decode to pixels, so there is nothing to compare")
+
+
 def generated_images(
     model: Any, labels: Int[Tensor, " n"] | None, count: int, batch_size: int, seed: int, sampling: dict[str, Any]
-) -> Batches:
-    """Images of ``model.generate``, in batches; all batches draw from one generator."""
+) -> Iterator[Float[Tensor, "b 3 h w"]]:
+    """Images of ``model.generate``, in batches; all batches draw from one generator.
+
+    Of several ranks each makes its part of the images, from noise of its own: ``seed`` plus its rank.
+    """
     device = next(model.parameters()).device
-    takes = inspect.signature(model.generate).parameters
-    seeded = "generator" in takes or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in takes.values())
-    generator = torch.Generator(device).manual_seed(seed)
-    if not seeded:
-        torch.manual_seed(seed)
-    for start in range(0, count, batch_size):
-        size = min(batch_size, count - start)
+    generator = torch.Generator(device).manual_seed(seed + rank())
+    first, last = count * rank() // world_size(), count * (rank() + 1) // world_size()
+    for start in range(first, last, batch_size):
+        size = min(batch_size, last - start)
         chosen = None if labels is None else labels[start : start + size].to(device)
-        yield model.generate(labels=chosen, num_images=size, **sampling, **({"generator": generator} if seeded else {}))
+        yield model.generate(labels=chosen, num_images=size, **sampling, generator=generator)
+
+
+def measure_samples(
+    report: GenerationReport,
+    model: Any,
+    labels: Int[Tensor, " n"] | None,
+    num_images: int | None,
+    sampling: dict[str, Any],
+    seed: int,
+    batch_size: int,
+    precision: str,
+    context: AbstractContextManager[Any],
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Generate images and compare them with the reference of a report.
+
+    Args:
+        report: whose reference is set.
+        model: with ``generate``.
+        labels: of the reference, where it has any; those of the samples are drawn in their proportions.
+        num_images: to generate; None takes as many as the reference has.
+        sampling: settings of ``generate``.
+        seed: of labels and noise.
+        batch_size: images at a time; with the seed it decides which noise an image gets.
+        precision: of the model, for the protocol.
+        context: under which images are made, such as autocast.
+
+    Returns:
+        Metrics, and the facts of the generated images for the protocol.
+
+    Raises:
+        ValueError: where labels, settings or image sizes do not fit.
+    """
+    settings = sampler_settings(model, sampling)
+    count = report.reference_facts["num_images"] if num_images is None else num_images
+    chosen = _labels(model, labels, count, seed)
+    with torch.inference_mode(), context:
+        metrics, facts = compare_set(
+            report, "model", generated_images(model, chosen, count, batch_size, seed, sampling)
+        )
+    return metrics, facts | {
+        "sampler": plain(settings),
+        "labels": "none" if chosen is None else "in the proportions of the reference",
+        "seed": seed,
+        "batch_size": batch_size,
+        "precision": precision,
+    }
+
+
+def compare_set(report: GenerationReport, name: str, images: Batches) -> tuple[dict[str, float], dict[str, Any]]:
+    """Metrics of a set of images against the reference of a report, and its facts.
+
+    Raises:
+        ValueError: for images of another size than the reference, naming the set.
+    """
+    features, facts = report.features(images)
+    if facts["image_shape"] != report.reference_facts["image_shape"]:
+        size, other = facts["image_shape"], report.reference_facts["image_shape"]
+        raise ValueError(f"{name} has images of {size}, the reference of {other}: set the image size of the data")
+    return report.compare(features), facts
 
 
 # ---------------------------------------------------------------- all together
@@ -238,7 +180,7 @@ def evaluate_generation(
     which no model on these tokens can be expected to beat; and images of the training split, the floor of the metric.
 
     Args:
-        model: has ``generate(labels=..., num_images=...)`` and decodes its tokens to pixels.
+        model: a :class:`~zoo.tokens.abilities.Generator` whose tokens decode to pixels.
         datamodule: has ``view(split)``: images without augmentation, cropped as in training.
         reference: ``train``, ``val`` or ``test``.
         num_images: to generate; None takes as many as the reference has.
@@ -259,15 +201,12 @@ def evaluate_generation(
         NotInvertible: where the tokens do not decode to pixels.
         ValueError: where labels, settings or images do not fit.
     """
-    if not callable(getattr(model, "generate", None)):
-        raise ValueError(f"{type(model).__name__} generates nothing: take a second stage, such as MaskGIT")
-    if model.spec is None or model.spec.decodes != "pixels":
-        raise NotInvertible(f"{type(model).__name__} does not decode to pixels, so there is nothing to compare")
+    check_generator(model)
     if precision not in DTYPES:
         raise ValueError(f"precision must be one of {', '.join(DTYPES)}, got {precision!r}")
     if num_images is not None and num_images < 1:
         raise ValueError(f"num_images must be at least 1, got {num_images}")
-    settings = sampler_settings(model, sampling or {})
+    sampler_settings(model, sampling or {})  # refuses a setting that there is not before any work is done
     real = _split(datamodule, reference)
     report = GenerationReport(inception_weights, extractor, device)
     model = model.to(device).eval()
@@ -276,45 +215,43 @@ def evaluate_generation(
     seen: list[Tensor] = []
     workers = getattr(datamodule, "num_workers", 0)
     report.set_reference(_images(real, batch_size, workers, seen))
-    count = report.reference_facts["num_images"] if num_images is None else num_images
-    labels = _labels(model, seen, count, seed)
-    sets: dict[str, Batches] = {"model": generated_images(model, labels, count, batch_size, seed, sampling or {})}
-    if baselines:
-        sets |= _baselines(model, _split(datamodule, "train"), real, count, batch_size, workers, seed)
+
+    def autocast() -> AbstractContextManager[Any]:
+        return torch.autocast(report.device.type, dtype=DTYPES[precision], enabled=DTYPES[precision] is not None)
+
+    say("model")
+    metrics, generated = measure_samples(
+        report, model, torch.cat(seen) if seen else None, num_images, sampling or {}, seed, batch_size, precision,
+        autocast(),
+    )  # fmt: skip
     rows: dict[str, dict[str, float]] = {}
     facts: dict[str, Any] = {}
-    for name, images in sets.items():
-        say(name)
-        rough = torch.autocast(report.device.type, dtype=DTYPES[precision], enabled=DTYPES[precision] is not None)
-        with torch.inference_mode(), rough:
-            features, facts[name] = report.features(images)
-        if facts[name]["image_shape"] != report.reference_facts["image_shape"]:
-            size, other = facts[name]["image_shape"], report.reference_facts["image_shape"]
-            raise ValueError(f"{name} has images of {size}, the reference of {other}: set the image size of the data")
-        rows[name] = report.compare(features)
+    if baselines:
+        train = _split(datamodule, "train")
+        sets = _baselines(model, train, real, generated["num_images"], batch_size, workers, seed)
+        for name, images in sets.items():
+            say(name)
+            with torch.inference_mode(), autocast():
+                rows[name], facts[name] = compare_set(report, name, images)
     protocol = report.protocol()
-    protocol["reference"] = {"split": reference, "view": "crop and resize of the data module, no augmentation"} | (
-        protocol["reference"]
-    )
-    protocol["generated"] = facts.pop("model") | {
-        "sampler": plain(settings),
-        "labels": "none" if labels is None else "in the proportions of the reference",
-        "seed": seed,
-        "batch_size": batch_size,
-        "precision": precision,
-    }
+    protocol["reference"] = reference_facts(report, reference)
+    protocol["generated"] = generated
     protocol["baselines"] = facts
-    protocol["data"] = {"class": type(datamodule).__name__, **plain(dict(getattr(datamodule, "hparams", {})))}
-    seconds = time.perf_counter() - start
-    metrics = rows.pop("model")
-    return {"metrics": metrics, "baselines": rows, "protocol": protocol, "seconds": seconds}
+    protocol["data"] = data_facts(datamodule)
+    return {"metrics": metrics, "baselines": rows, "protocol": protocol, "seconds": time.perf_counter() - start}
+
+
+def reference_facts(report: GenerationReport, split: str) -> dict[str, Any]:
+    """The reference as the protocol says it: which images, and how many."""
+    view = "crop and resize of the data module, no augmentation"
+    return {"split": split, "view": view} | report.reference_facts
 
 
 def _baselines(
     model: Any, train: Any, real: Any, count: int, batch_size: int, workers: int, seed: int
 ) -> dict[str, Batches]:
     """Sets to compare the model with; lazily made."""
-    tokenizer = getattr(model, "tokenizer", model)
+    tokenizer = model.tokenizer if isinstance(model, BuiltOnTokenizer) else model
     device = next(model.parameters()).device
     few = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:count].tolist()
 
@@ -323,7 +260,9 @@ def _baselines(
 
     def encoded(images: Any) -> Iterator[Tensor]:
         for batch in _images(images, batch_size, workers):
-            yield tokenizer.encode(batch.to(device)).ids
+            ids = tokenizer.encode(batch.to(device)).ids
+            assert ids is not None
+            yield ids
 
     def drawn(unigram: bool) -> Batches:
         generator = torch.Generator().manual_seed(seed)
@@ -339,15 +278,14 @@ def _baselines(
     }
 
 
-def _labels(model: Any, seen: list[Tensor], count: int, seed: int) -> Int[Tensor, " n"] | None:
-    if not getattr(model, "num_classes", 0):
+def _labels(model: Generator, seen: Int[Tensor, " n"] | None, count: int, seed: int) -> Int[Tensor, " m"] | None:
+    if not model.num_classes:
         return None
-    if not seen:
+    if seen is None:
         raise ValueError(f"the data has no labels, but the model has {model.num_classes} classes: take labelled data")
-    labels = torch.cat(seen)
-    if (highest := int(labels.max())) >= model.num_classes:
+    if (highest := int(seen.max())) >= model.num_classes:
         raise ValueError(f"labels of the reference reach {highest}, but the model has {model.num_classes} classes")
-    return labels_like(labels, count, seed)
+    return labels_like(seen, count, seed)
 
 
 def _split(datamodule: Any, split: str) -> Any:

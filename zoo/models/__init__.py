@@ -1,1 +1,1 @@
-"""One file per paper. The registry imports them all."""
+"""The papers, one file each, which the registry finds by itself."""

@@ -17,7 +17,7 @@ Equations: Eq. 1 -> `MaskGIT.losses`; Section 3.2 -> `sampling.parallel_decoding
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -59,7 +59,7 @@ class MaskGIT(ZooModule):
         num_classes: of the condition; 0 for an unconditional model.
         width: of the tokens.
         depth: layers.
-        heads: of the attention; None takes 16, or what loaded weights have.
+        heads: of the attention; None takes what loaded weights say or show, else 16, the published models'.
         mlp_width: hidden width of the MLPs; None takes four times ``width``.
         dropout: of the network.
         class_dropout: share of training images without their class, for classifier-free guidance.
@@ -106,7 +106,13 @@ class MaskGIT(ZooModule):
         self.layout = one_of("layout", layout, ("google", "valeoai"))
         #: whether it knows images without a class
         self.has_null = num_classes > 0 and (class_dropout > 0 or layout == "valeoai")
-        sizes = (width, depth, PUBLISHED_HEADS if heads is None else heads, mlp_width, dropout)
+        if heads is None and weights is None and width % PUBLISHED_HEADS:
+            raise ValueError(
+                f"width {width} is not divisible by the {PUBLISHED_HEADS} heads of the published model: set heads, or "
+                "start from weights that say it"
+            )
+        open_heads = PUBLISHED_HEADS if width % PUBLISHED_HEADS == 0 else 1  # for now: see take_open_settings
+        sizes = (width, depth, open_heads if heads is None else heads, mlp_width, dropout)
         vocab_size, length = self.spec.vocab_size, self.spec.num_tokens
         self.network: MaskGITTransformer | PreNormMaskGIT
         if layout == "valeoai":
@@ -134,11 +140,27 @@ class MaskGIT(ZooModule):
     def embed(self, ids: Int[Tensor, "b *n"]) -> Float[Tensor, "b *n d"]:
         return self.tokenizer.embed(ids)
 
-    def set_heads(self, heads: int) -> None:
-        """Take another number of attention heads; parameters have the same shapes for any."""
-        for layer in self.network.layers:  # type: ignore[union-attr]
-            layer.heads = heads
+    def take_open_settings(self, settings: Mapping[str, Any], source: str) -> tuple[str, ...]:
+        """Take the number of heads where the constructor left it open: parameters have the same shapes for any.
+
+        Raises:
+            ValueError: where the weights do not say it and the published number does not fit, or theirs does not.
+        """
+        if self.hparams["heads"] is not None:
+            return ()
+        width, heads = int(self.hparams["width"]), settings.get("heads")
+        if heads is None:
+            if width % PUBLISHED_HEADS:
+                raise ValueError(
+                    f"{source} does not say how many attention heads its weights have, and the {PUBLISHED_HEADS} of "
+                    f"the published ones do not divide width {width}: set heads"
+                )
+            note, heads = f"{PUBLISHED_HEADS} attention heads, as published: {source} does not say it", PUBLISHED_HEADS
+        else:
+            note = f"{heads} attention heads, as the weights have"
+        self.network.set_heads(heads)
         self.hparams["heads"] = heads
+        return (note,)
 
     # ------------------------------------------------------------------ generation
 

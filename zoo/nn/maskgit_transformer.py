@@ -78,6 +78,16 @@ class MaskGITTransformer(nn.Module):
             token = torch.where(labels == NO_CLASS, self.null_id, token)
         return self.sequence_logits(torch.cat([token.unsqueeze(1), ids], 1))[:, 1:]
 
+    def set_heads(self, heads: int) -> None:
+        """Take another number of attention heads; parameters have the same shapes for any.
+
+        Raises:
+            ValueError: for one that does not divide the width.
+        """
+        check_heads(self.word_embeddings.embedding_dim, heads)
+        for layer in self.layers:
+            layer.heads = heads
+
     def sequence_logits(self, sequence: Int[Tensor, "b s"]) -> Float[Tensor, "b s v"]:
         """The same for a sequence with its class token in front.
 
@@ -97,6 +107,12 @@ class MaskGITTransformer(nn.Module):
         return F.linear(x, self.word_embeddings.weight) + self.head_bias
 
 
+def check_heads(width: int, heads: int) -> None:
+    """Refuse a number of attention heads that does not divide the width."""
+    if heads < 1 or width % heads:
+        raise ValueError(f"width {width} is not divisible by {heads} heads")
+
+
 class PostNormLayer(nn.Module):
     """Self-attention and MLP, each followed by its residual sum and a layer norm.
 
@@ -109,8 +125,7 @@ class PostNormLayer(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_width: int, dropout: float):
         super().__init__()
-        if heads < 1 or width % heads:
-            raise ValueError(f"width {width} is not divisible by {heads} heads")
+        check_heads(width, heads)
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)

@@ -61,6 +61,10 @@ class JointBatchNorm2d(nn.BatchNorm2d):
         centred = x - mean[:, None, None]
         variance = mean_over_ranks(centred.square().mean((0, 2, 3)))
         count = world_size() * x.numel() // x.shape[1]
+        assert self.running_mean is not None  # as built by PatchGAN: with running statistics and a momentum
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)

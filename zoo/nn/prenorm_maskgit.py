@@ -5,13 +5,15 @@ after the last block, exact GELU, a bias per position and id, the class token be
 classes, absent class. Parameter names are the published ones.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from zoo.nn.maskgit_transformer import INIT_STD, LAYER_NORM_EPS, NO_CLASS
+from zoo.nn.maskgit_transformer import INIT_STD, LAYER_NORM_EPS, NO_CLASS, check_heads
 
 
 class PreNormMaskGIT(nn.Module):
@@ -72,11 +74,22 @@ class PreNormMaskGIT(nn.Module):
             labels = ids.new_full((len(ids),), NO_CLASS)
         token = torch.where(labels == NO_CLASS, self.null_id, labels + self.vocab_size + 1)
         x = self.first_layer(self.tok_emb(torch.cat([ids, token.unsqueeze(1)], 1)) + self.pos_emb)
-        for attention, mlp in self.transformer["layers"]:  # type: ignore[union-attr]
+        for branches in cast("nn.ModuleList", self.transformer["layers"]):
+            attention, mlp = cast("nn.ModuleList", branches)
             x = x + attention(x)
             x = x + mlp(x)
         kept = self.vocab_size + 1
         return F.linear(self.last_layer(x)[:, :-1], self.tok_emb.weight[:kept]) + self.bias[:-1, :kept]
+
+    def set_heads(self, heads: int) -> None:
+        """Take another number of attention heads; parameters have the same shapes for any.
+
+        Raises:
+            ValueError: for one that does not divide the width.
+        """
+        check_heads(self.tok_emb.embedding_dim, heads)
+        for attention, _ in self.transformer["layers"]:
+            attention.heads = heads
 
 
 class AttentionBranch(nn.Module):
@@ -90,8 +103,7 @@ class AttentionBranch(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
-        if heads < 1 or width % heads:
-            raise ValueError(f"width {width} is not divisible by {heads} heads")
+        check_heads(width, heads)
         self.norm = nn.LayerNorm(width)
         #: its forward is not used: it leaves the fused kernels where gradients are needed
         self.fn = nn.ModuleDict({"mha": nn.MultiheadAttention(width, heads, dropout, batch_first=True)})

@@ -5,7 +5,7 @@ Source: BLIP-2 (Li et al. 2023, arXiv:2301.12597), Section 3.1; constants from s
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from zoo.choices import one_of
 from zoo.nn.qformer_masks import HIDDEN
 
 EPS = 1e-12  # of BERT's LayerNorms
+KeysValues = tuple[Tensor, Tensor]  # of one layer, ``b heads s c`` each
 Cache = list  # of one (keys, values) per layer; the shape checks look into typed lists with code that does not compile
 
 
@@ -104,8 +105,9 @@ class QFormer(nn.Module):
             ),
         )
         if vocab_size and word_head:
-            self.cls = nn.ModuleDict({"predictions": _LanguageHead(width, vocab_size, eps)})
-            self.cls["predictions"].decoder.weight = self.bert.embeddings.word_embeddings.weight
+            head = _LanguageHead(width, vocab_size, eps)
+            self.cls = nn.ModuleDict({"predictions": head})
+            head.decoder.weight = self.bert.embeddings.word_embeddings.weight
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -123,7 +125,7 @@ class QFormer(nn.Module):
         """Start the queries' feed-forward networks from the text's, as BLIP-2 does after loading BERT."""
         if self.mlp_widths[0] != self.mlp_widths[1]:
             return
-        for layer in self.bert.encoder.layer:
+        for layer in self.bert.encoder.layers():
             layer.intermediate_query.load_state_dict(layer.intermediate.state_dict())
             layer.output_query.load_state_dict(layer.output.state_dict())
 
@@ -164,7 +166,7 @@ class QFormer(nn.Module):
             read = self.read_image(image)
         x = self.bert.embeddings(queries, text, offset)
         found: Cache = []
-        for i, layer in enumerate(self.bert.encoder.layer):
+        for i, layer in enumerate(self.bert.encoder.layers()):
             num_queries = 0 if queries is None else queries.shape[1]
             x, keys_values = layer(x, num_queries, read and read[i], mask, cache and cache[i])
             found.append(keys_values)
@@ -181,7 +183,7 @@ class QFormer(nn.Module):
             image: tokens.
             index: which image each row of the pass reads; None: row i reads image i.
         """
-        keys = [layer.read_image(image) for layer in self.bert.encoder.layer]
+        keys = [layer.read_image(image) for layer in self.bert.encoder.layers()]
         return keys if index is None else select(keys, index)
 
     def word_logits(self, text: Float[Tensor, "b t d"]) -> Float[Tensor, "b t v"]:
@@ -217,11 +219,26 @@ class _Bert(nn.Module):
     ):
         super().__init__()
         self.embeddings = _Embeddings(vocab_size, max_positions, sizes)
-        self.encoder = nn.Module()
-        self.encoder.layer = nn.ModuleList(
-            _Layer(image_width if i % cross_every == 0 else 0, bool(vocab_size), sizes) for i in range(depth)
-        )
-        self.encoder.final = nn.LayerNorm(sizes.width, sizes.eps) if sizes.pre else nn.Identity()
+        widths = [image_width if i % cross_every == 0 else 0 for i in range(depth)]
+        self.encoder = _Encoder(widths, bool(vocab_size), sizes)
+
+
+class _Encoder(nn.Module):
+    """The layers, and a last LayerNorm where it stands before each sublayer.
+
+    Args:
+        image_widths: of the image that each layer reads; 0 where it reads none.
+        text: whether layers have a text branch.
+        sizes: of every layer.
+    """
+
+    def __init__(self, image_widths: list[int], text: bool, sizes: _Sizes):
+        super().__init__()
+        self.layer = nn.ModuleList(_Layer(image_width, text, sizes) for image_width in image_widths)
+        self.final = nn.LayerNorm(sizes.width, sizes.eps) if sizes.pre else nn.Identity()
+
+    def layers(self) -> "list[_Layer]":
+        return cast("list[_Layer]", list(self.layer))
 
 
 class _Embeddings(nn.Module):
@@ -261,12 +278,14 @@ class _Layer(nn.Module):
         self.intermediate_query = _Dense(sizes.query_mlp_width, sizes)
         self.output_query = _Output(sizes.query_mlp_width, sizes)
 
-    def read_image(self, image):
+    def read_image(self, image: Tensor) -> KeysValues | None:
         if not self.reads_image:
             return None
         return self.attention.keys_of_image(image) if self.mixing == "joint" else self.crossattention.keys(image)
 
-    def forward(self, x, num_queries, read, mask, cache):
+    def forward(
+        self, x: Tensor, num_queries: int, read: KeysValues | None, mask: Tensor | None, cache: KeysValues | None
+    ) -> tuple[Tensor, KeysValues]:
         keys_values = (x[:, :0], x[:, :0])
         if self.mixing != "cross_only":
             x, keys_values = self.attention(x, mask, cache, read if self.mixing == "joint" else None, num_queries)
@@ -274,11 +293,22 @@ class _Layer(nn.Module):
         parts = []
         if num_queries:
             if self.reads_image and self.mixing != "joint":
+                assert read is not None
                 queries = self.crossattention.over(queries, read)
             parts.append(self.output_query(queries, self.intermediate_query))
         if text.shape[1]:
             parts.append(self.output(text, self.intermediate))
         return torch.cat(parts, dim=1), keys_values
+
+
+class _Projections(nn.Module):
+    """Queries, keys and values, under the published names."""
+
+    def __init__(self, width: int, source_width: int, inner: int, bias: bool):
+        super().__init__()
+        self.query = nn.Linear(width, inner, bias)
+        self.key = nn.Linear(source_width, inner, bias)
+        self.value = nn.Linear(source_width, inner, bias)
 
 
 class _Attention(nn.Module):
@@ -288,17 +318,21 @@ class _Attention(nn.Module):
         super().__init__()
         self.heads, self.dropout = sizes.heads, sizes.dropout
         width, inner, bias = sizes.width, sizes.heads * sizes.head_width, sizes.bias
-        self.self = nn.Module()
-        self.self.query = nn.Linear(width, inner, bias)
-        self.self.key = nn.Linear(source_width, inner, bias)
-        self.self.value = nn.Linear(source_width, inner, bias)
+        self.self = _Projections(width, source_width, inner, bias)
         self.output = _Output(inner, sizes)
         if joint_width:
             # Keys and values of the image are those of the queries' own projections, so the widths must agree.
             self.image_projection = nn.Linear(joint_width, width, bias) if joint_width != width else nn.Identity()
             self.image_LayerNorm = nn.LayerNorm(width, sizes.eps) if sizes.pre else nn.Identity()
 
-    def forward(self, x, mask=None, cache=None, joint=None, num_queries=0):
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        cache: KeysValues | None = None,
+        joint: KeysValues | None = None,
+        num_queries: int = 0,
+    ) -> tuple[Tensor, KeysValues]:
         """Self-attention, of [image ; cache ; x] where there is a joint image, and its keys and values."""
         normed = self.output.before(x)
         keys_values = key, value = self.keys(normed)
@@ -313,11 +347,11 @@ class _Attention(nn.Module):
             key, value = torch.cat([joint[0], key], dim=2), torch.cat([joint[1], value], dim=2)
         return self.output.residual(x, self.attend(normed, key, value, mask)), keys_values
 
-    def over(self, x, keys_values):
+    def over(self, x: Tensor, keys_values: KeysValues) -> Tensor:
         """Cross-attention over given keys and values."""
         return self.output.residual(x, self.attend(self.output.before(x), *keys_values))
 
-    def attend(self, normed, key, value, mask=None):
+    def attend(self, normed: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """Softmax attention of all heads, joined."""
         query = rearrange(self.self.query(normed), "b s (heads c) -> b heads s c", heads=self.heads)
         found = F.scaled_dot_product_attention(
@@ -325,11 +359,11 @@ class _Attention(nn.Module):
         )
         return rearrange(found, "b heads s c -> b s (heads c)")
 
-    def keys_of_image(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_of_image(self, image: Tensor) -> KeysValues:
         """Keys and values of the image by the queries' own projections."""
         return self.keys(self.image_LayerNorm(self.image_projection(image)))
 
-    def keys(self, source: Tensor) -> tuple[Tensor, Tensor]:
+    def keys(self, source: Tensor) -> KeysValues:
         """Keys and values per head."""
         parts = (self.self.key(source), self.self.value(source))
         key, value = (rearrange(part, "b s (heads c) -> b heads s c", heads=self.heads) for part in parts)
@@ -375,11 +409,9 @@ class _LanguageHead(nn.Module):
 
     def __init__(self, width: int, vocab_size: int, eps: float):
         super().__init__()
-        self.transform = nn.Module()
-        self.transform.dense = nn.Linear(width, width)
-        self.transform.LayerNorm = nn.LayerNorm(width, eps)
+        self.transform = nn.ModuleDict({"dense": nn.Linear(width, width), "LayerNorm": nn.LayerNorm(width, eps)})
         self.decoder = nn.Linear(width, vocab_size)
         self.bias = self.decoder.bias  # the published files hold it under both names
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.decoder(self.transform.LayerNorm(F.gelu(self.transform.dense(x))))
+        return self.decoder(self.transform["LayerNorm"](F.gelu(self.transform["dense"](x))))

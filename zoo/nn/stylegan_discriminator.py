@@ -21,7 +21,7 @@ class BlurPool(nn.Module):
 
     kernel: Tensor
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
         self.register_buffer("kernel", torch.outer(taps, taps)[None, None], persistent=False)

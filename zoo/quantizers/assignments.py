@@ -27,7 +27,7 @@ class Assignments:
         self.sums: Tensor | None = None
         self.rows: Tensor | None = None
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def watch(self, z: Float[Tensor, "n d"], ids: Int[Tensor, "n"]) -> None:
         """Collect these when the gradient of z arrives, once; at once where only the codebook is trained."""
         if not torch.is_grad_enabled():

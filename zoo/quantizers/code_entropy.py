@@ -25,7 +25,7 @@ def mixture_entropy(p: Float[Tensor, "k"]) -> Float[Tensor, ""]:
     return -(p * (p + EPSILON).log()).sum()
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def code_entropy(
     z: Float[Tensor, "n d"], codebook: Float[Tensor, "k d"], temperature: float
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:

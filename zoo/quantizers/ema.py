@@ -37,6 +37,8 @@ class EMAQuantizer(Quantizer):
 
     cluster_size: Tensor
     embed_avg: Tensor
+    updates: Tensor
+    initialised: Tensor
 
     def __init__(
         self,
@@ -118,7 +120,7 @@ class EMAQuantizer(Quantizer):
             self.cluster_size.copy_(torch.where(dead, start, self.cluster_size))
             self.embed_avg.copy_(torch.where(dead, start * rows.t(), self.embed_avg))
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def _initialise(self, flat: Float[Tensor, "n d"]) -> None:
         if not self.initialised:

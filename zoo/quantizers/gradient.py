@@ -35,7 +35,9 @@ class VectorQuantizer(Quantizer):
         decay: of that running mean.
     """
 
+    initialised: Tensor
     cluster_size: Tensor
+    updates: Tensor
 
     def __init__(
         self,
@@ -103,7 +105,7 @@ class VectorQuantizer(Quantizer):
         """What is compared with the codes."""
         return flat
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def _initialise(self, flat: Float[Tensor, "n d"]) -> None:
         if not self.initialised:

@@ -25,6 +25,8 @@ class GumbelQuantizer(Quantizer):
         straight_through: one-hot forward and soft backward; off: soft in both directions.
     """
 
+    embed: nn.Embedding
+
     def __init__(
         self,
         vocab_size: int,

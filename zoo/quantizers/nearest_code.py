@@ -9,7 +9,7 @@ from zoo.tokens.precision import without_tf32
 CHUNK_NUMBERS = {"cpu": 2**22, "cuda": 2**26}  # float32 scores held at once: 16 MiB, and 256 MiB
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 @torch.no_grad()
 def nearest_code(z: Float[Tensor, "n d"], codebook: Float[Tensor, "k d"], chunk: int | None = None) -> Int[Tensor, "n"]:
     """Argmin_k |z - e_k|^2 as argmax_k (z.e_k - |e_k|^2 / 2), in float32 whatever autocast and TF32 say.

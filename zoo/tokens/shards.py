@@ -6,11 +6,12 @@ A folder per split (``train/``, ``val/``) holds ``header.json`` and shards ``tok
 and ``image_id`` (of its record in an annotation file). A text is stored as ``NAME_bytes``, UTF-8 one after the other,
 and ``NAME_ends``, where each ends in bytes; :func:`text_in` reads one. The header is written last: a folder without
 one is an unfinished dump.
-It says which tokenizer the ids belong to, down to its weights, so that they are never read by another.
+It says which tokenizer the ids belong to, down to its weights, so that they are never read by another, and what they
+are: :func:`spec_of` makes the :class:`~zoo.tokens.interface.TokenSpec` of it.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from zoo.checkpoints.files import read_safetensors
 from zoo.files.atomic import write_text_whole, write_whole
 from zoo.files.strict_json import strict_json
 from zoo.fingerprints import fingerprint
-from zoo.tokens import TokenSpec
+from zoo.tokens import Segment, TokenSpec, Vocabulary
 from zoo.tokens.precision import ID_PRECISION
 
 FORMAT = 1
@@ -75,9 +76,50 @@ def make_header(
         "segments": [
             {"name": s.name, "shape": list(s.shape), "offset": s.offset, "size": s.size} for s in spec.segments
         ],
+        "dim": spec.dim,
+        "order": spec.order,
+        "decodes": spec.decodes,
+        "prefix_of": spec.prefix_of,
+        "vocabulary": _vocabulary_entry(spec),
         "split": split,
         "count": count,
     }
+
+
+def _vocabulary_entry(spec: TokenSpec) -> dict[str, Any]:
+    """What kind of ids these are and, of words, which: their fingerprint in place of some 50,000 strings."""
+    entry: dict[str, Any] = {"kind": spec.vocabulary}
+    if spec.words is not None:
+        entry |= {"name": spec.words.name, "size": len(spec.words), "fingerprint": spec.words.fingerprint}
+    return entry
+
+
+def spec_of(header: Mapping[str, Any]) -> TokenSpec:
+    """What the tokens of a dump are: a spec that equals that of the tokenizer, for the image size of the dump.
+
+    The header names the vocabulary of words and does not list it: ``Tokens.words`` needs the tokenizer's own spec.
+
+    Args:
+        header: of the shards.
+
+    Raises:
+        ValueError: for a header that does not say all of it, as those of earlier versions.
+    """
+    try:
+        vocabulary = header["vocabulary"]
+        words = None
+        if "fingerprint" in vocabulary:
+            words = Vocabulary.unread(vocabulary["name"], vocabulary["size"], vocabulary["fingerprint"])
+        return TokenSpec(
+            tuple(Segment(s["name"], tuple(s["shape"]), s["offset"], s["size"]) for s in header["segments"]),
+            header["dim"], header["order"], vocabulary["kind"], header["decodes"], words, header["prefix_of"],
+        )  # fmt: skip
+    except (KeyError, TypeError) as error:
+        lacking = error.args[0] if isinstance(error, KeyError) else "what its tokens are"
+        raise ValueError(
+            f"the header of these token shards does not say {lacking}, as those of earlier versions: take the spec of "
+            "the tokenizer that wrote them"
+        ) from None
 
 
 def write_header(folder: str | Path, header: dict[str, Any]) -> Path:
@@ -178,6 +220,12 @@ def check_tokenizer(header: dict[str, Any], tokenizer: Any) -> None:
         raise ValueError(
             f"the token shards were written by {_source(header)} with vocab_size {header['vocab_size']}, but "
             f"{type(tokenizer).__name__} has {tokenizer.spec.vocab_size}: {remedy}"
+        )
+    words, stored = tokenizer.spec.words, header.get("vocabulary", {}).get("fingerprint")
+    if words is not None and stored is not None and words.fingerprint != stored:
+        raise ValueError(
+            f"the token shards were written by {_source(header)} with other words (fingerprint {stored[:12]}) than "
+            f"this {type(tokenizer).__name__} has ({words.fingerprint[:12]}): {remedy}"
         )
     own = fingerprint(tokenizer)
     if own != header["fingerprint"]:

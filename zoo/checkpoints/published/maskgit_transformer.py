@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.checkpoints.format import Converted, Format, State
 
@@ -39,7 +39,7 @@ def matches(state: State) -> bool:
     return any(name.endswith(MARK) for name in state)
 
 
-def convert(state: State, model: nn.Module) -> Converted:
+def convert(state: State, model: Any) -> Converted:
     """Rename, transpose, and stack queries, keys and values.
 
     Raises:
@@ -61,8 +61,10 @@ def convert(state: State, model: nn.Module) -> Converted:
             found[PREFIX + new] = value.t() if name.endswith("/kernel") else value
     for layer in sorted({m[1] for name in state if (m := re.match(r"TransformerLayer_(\d+)/", name))}, key=int):
         found |= _attention(state, layer)
-    found = {name: value.float().contiguous() for name, value in found.items()}
-    return Converted(found, notes=_take_heads(model, heads, found))
+    asked = model.hparams.get("heads")
+    if asked not in (None, heads):
+        raise ValueError(f"the weights have {heads} attention heads, the model {asked}: set heads to {heads} or None")
+    return Converted({name: value.float().contiguous() for name, value in found.items()}, settings={"heads": heads})
 
 
 def _renamed(name: str) -> str | None:
@@ -87,17 +89,6 @@ def _attention(state: State, layer: str) -> dict[str, Tensor]:
         f"{PREFIX}layers.{layer}.out.weight": rearrange(part("out/kernel"), "h e d -> d (h e)"),
         f"{PREFIX}layers.{layer}.out.bias": part("out/bias"),
     }
-
-
-def _take_heads(model: Any, heads: int, state: State) -> tuple[str, ...]:
-    """Give the model the heads of the file, where it leaves them open and everything else fits."""
-    asked = model.hparams.get("heads")
-    if asked not in (None, heads):
-        raise ValueError(f"the weights have {heads} attention heads, the model {asked}: set heads to {heads} or None")
-    own = model.state_dict()
-    if asked is None and all(name in own and own[name].shape == value.shape for name, value in state.items()):
-        model.set_heads(heads)
-    return (f"{heads} attention heads, as the weights have",)
 
 
 GOOGLE = Format("Google's MaskGIT transformer (Flax)", matches, convert)
