@@ -170,9 +170,7 @@ def test_the_optimizer_is_fused_unless_lightning_refuses_it(options, fused):
 def test_a_fused_optimizer_takes_the_steps_of_the_other(monkeypatch):
     results = []
     for fused in (True, False):
-        monkeypatch.setattr(
-            "zoo.runs.optimised.can_fuse", lambda parameters, fused=fused: fused and can_fuse(parameters)
-        )
+        monkeypatch.setattr("zoo.runs.module.can_fuse", lambda parameters, fused=fused: fused and can_fuse(parameters))
         pl.seed_everything(0, verbose=False)
         trainer = fit(model := Toy(optim=Optim(lr=0.05)))
         assert trainer.optimizers[0].param_groups[0]["fused"] is (fused or None)

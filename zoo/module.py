@@ -5,28 +5,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-import lightning.pytorch as pl
-from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.parsing import AttributeDict
 from torch import Tensor, nn
 
 from zoo.checkpoints.format import Format
-from zoo.checkpoints.io import load_from_checkpoint, read_safely
 from zoo.checkpoints.load import load_weights
 from zoo.frozen import FrozenNetworks, Role, describe_frozen, hold_partly_frozen, refuse_unsaved, warn_of_other_networks
 from zoo.init_args import constructor_arguments, plain
 from zoo.optim import Optim
 from zoo.presets import known_classes, locate_weights
-from zoo.runs.optimised import OptimisedModule
-from zoo.runs.resuming import Resuming
-from zoo.runs.untrained import UntrainedWarning
+from zoo.runs.module import RunModule
 from zoo.tokens import NotInvertible, Tokens, TokenSpec
 from zoo.tokens.batch import Batch, batch_size_of, check_classes, token_images_of
 from zoo.tokens.precision import check_precision, ids_in_float32
 from zoo.version import __version__
 
 
-class ZooModule(OptimisedModule):
+class ZooModule(RunModule):
     """Base of every paper. Constructor arguments are plain data and frozen dataclasses of it, such as :class:`Optim`.
 
     A subclass builds its networks in ``__init__`` and ends it with ``self.load_weights(weights)``; it implements
@@ -86,28 +81,12 @@ class ZooModule(OptimisedModule):
         """All mathematics of the paper: ``loss`` to minimise, and every term to look at."""
         raise NotImplementedError
 
-    @property
-    def trainer(self) -> pl.Trainer:
-        """The trainer, which from the moment it meets this module reads checkpoints safely."""
-        return super().trainer
-
-    @trainer.setter
-    def trainer(self, trainer: pl.Trainer | None) -> None:
-        pl.LightningModule.trainer.fset(self, trainer)
-        if isinstance(trainer, pl.Trainer):
-            read_safely(trainer)
-
     def setup(self, stage: str) -> None:
         check_precision(str(self.trainer.precision))
         if stage != "predict":
             check_classes(self, getattr(self.trainer, "datamodule", None))
         for network in self.frozen.values():  # FSDP moves registered modules alone
             network.to(self.trainer.strategy.root_device)
-
-    def configure_callbacks(self) -> list[pl.Callback]:
-        """What every run has: places that checkpoints say and noise depends on, and words about random weights."""
-        there = [] if self._trainer is None else [type(callback) for callback in self._trainer.callbacks]
-        return [callback() for callback in (Resuming, UntrainedWarning) if callback not in there]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.trained_here = True
@@ -162,22 +141,6 @@ class ZooModule(OptimisedModule):
                 child.compile(**options)
 
     # ------------------------------------------------------------------ weights
-
-    @_restricted_classmethod  # type: ignore[untyped-decorator]
-    def load_from_checkpoint(
-        cls,
-        checkpoint_path: Any,
-        map_location: Any = None,
-        hparams_file: Any = None,
-        strict: bool | None = None,
-        weights_only: bool | None = None,
-        **overrides: Any,
-    ) -> Any:
-        """Lightning's way to read a checkpoint; see :func:`zoo.checkpoints.io.load_from_checkpoint`.
-
-        Nothing but tensors and plain data is ever read, whatever ``weights_only`` says.
-        """
-        return load_from_checkpoint(cls, checkpoint_path, map_location, hparams_file, strict, **overrides)
 
     def load_weights(self, weights: str | Path | None) -> None:
         """Start from weights: a registry name, or a file or folder in any layout of ``formats``.

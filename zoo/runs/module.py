@@ -1,4 +1,4 @@
-"""The optimizer's side of a module: which parameters it trains, how fast, and by which schedule."""
+"""A module as a run sees it: its optimizer, the callbacks that every run has, and checkpoints that are read safely."""
 
 import dataclasses
 from typing import Any
@@ -6,15 +6,21 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import nn
 
+from zoo.checkpoints.io import load_from_checkpoint, read_safely
 from zoo.optim import Optim, can_fuse, lr_factor, parameter_groups, settings_of
+from zoo.runs.resuming import Resuming
+from zoo.runs.untrained import UntrainedWarning
 
 
-class OptimisedModule(pl.LightningModule):
-    """A module that is trained as an :class:`~zoo.optim.Optim` says; the hooks divide its parameters."""
+class RunModule(pl.LightningModule):
+    """A module that is trained as an :class:`~zoo.optim.Optim` says and runs no program that a checkpoint asks for."""
 
     optim_settings: Optim
+
+    # ------------------------------------------------------------------ parameters: hooks of a subclass
 
     def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
         """Whether a matrix-shaped parameter is exempt from weight decay."""
@@ -32,6 +38,8 @@ class OptimisedModule(pl.LightningModule):
     def num_layers(self) -> int:
         """Index of the topmost layer group of :meth:`layer_of`."""
         return 0
+
+    # ------------------------------------------------------------------ optimizer
 
     @property
     def lr(self) -> float:
@@ -71,3 +79,37 @@ class OptimisedModule(pl.LightningModule):
             )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lr_factor(optim, int(total)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "lr"}}
+
+    # ------------------------------------------------------------------ callbacks and checkpoints
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Add the callbacks of every run: one that resumes it exactly, and one that warns of random weights."""
+        there = [] if self._trainer is None else [type(callback) for callback in self._trainer.callbacks]
+        return [callback() for callback in (Resuming, UntrainedWarning) if callback not in there]
+
+    @property
+    def trainer(self) -> pl.Trainer:
+        """The trainer, which from the moment it meets this module reads checkpoints safely."""
+        return super().trainer
+
+    @trainer.setter
+    def trainer(self, trainer: pl.Trainer | None) -> None:
+        pl.LightningModule.trainer.fset(self, trainer)
+        if isinstance(trainer, pl.Trainer):
+            read_safely(trainer)
+
+    @_restricted_classmethod  # type: ignore[untyped-decorator]
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **overrides: Any,
+    ) -> Any:
+        """Lightning's way to read a checkpoint; see :func:`zoo.checkpoints.io.load_from_checkpoint`.
+
+        Nothing but tensors and plain data is ever read, whatever ``weights_only`` says.
+        """
+        return load_from_checkpoint(cls, checkpoint_path, map_location, hparams_file, strict, **overrides)
