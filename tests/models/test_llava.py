@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import zoo
+from zoo.language.by_name import find_language_model
 from zoo.language.conversations import check_turns, image_first, pieces, render
-from zoo.language.language_model import language_model
 from zoo.language.splice import IGNORED, Image
 from zoo.models.llava import LLaVA
 from zoo.optim import parameter_groups
@@ -126,7 +126,7 @@ def test_an_open_question_is_the_beginning_of_its_answer(template):
 
 
 def test_ids_and_labels_of_a_conversation():
-    codec = language_model("tiny_llama").text
+    codec = find_language_model("tiny_llama").text
     found = pieces(render(image_first(MORE), "v1", "</s>", "S."), codec, 1)
     assert found[0].ids == codec.start
     assert found[2] == Image(1)

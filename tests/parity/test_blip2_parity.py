@@ -189,7 +189,7 @@ def test_matching_logits_and_drawn_negatives_against_lavis(recorded, stage1):
     assert torch.equal(again[1], drawn[1])
     c = config["constructor"]
     assert model.Qformer.vocab_size == c["vocab_size"]
-    assert model.words.start_id == config["special_ids"]["dec_bos"]
+    assert model.text_codec.start_id == config["special_ids"]["dec_bos"]
 
 
 @torch.no_grad()

@@ -9,8 +9,8 @@ import torch
 import zoo
 from zoo.checkpoints.published.llava import save_llava
 from zoo.language.conversations import pieces, render
-from zoo.language.language_model import TextCodec
 from zoo.language.splice import IGNORED, splice
+from zoo.language.text_codec import PretrainedCodec
 
 IMAGES = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 CAPTIONS = ["a red cat", "dogs", "a tree in snow"]
@@ -86,7 +86,7 @@ def llama():
     file = folder / "tokenizers" / "l2_supercat_tokenizer_config.json"
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file), bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     assert len(tokenizer) == 32000
-    return TextCodec(tokenizer)
+    return PretrainedCodec(tokenizer)
 
 
 TURNS = [

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from zoo.choices import one_of
-from zoo.language.language_model import TextCodec
 from zoo.language.splice import Image, Piece, Text
+from zoo.language.text_codec import PretrainedCodec
 
 IMAGE = "<image>"
 Turn = dict[str, str]  # {"from": "human" or "gpt", "value": text}, as in LLaVA's files
@@ -143,7 +143,7 @@ LAYOUTS: dict[str, Callable[[Sequence[str], str, str], list[Part]]] = {
 }  # fmt: skip
 
 
-def pieces(parts: Sequence[Part], codec: TextCodec, image: int | None, start: bool = True) -> list[Piece]:
+def pieces(parts: Sequence[Part], codec: PretrainedCodec, image: int | None, start: bool = True) -> list[Piece]:
     """Parts as ids and image tokens.
 
     The text between two images is tokenised as one, so that ids are those of the whole text; a token is learned where

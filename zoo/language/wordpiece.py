@@ -2,15 +2,14 @@
 
 import re
 import string
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Int
-from torch import Tensor
-
 from zoo.assets import minilm_folder
+from zoo.language.text_codec import TextCodec
+from zoo.tokens import Vocabulary
 
 BERT_SIZE = 30522
 SPECIAL = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
@@ -31,16 +30,18 @@ def clean_question(question: str) -> str:
     return " ".join(re.sub(r"[.!\"()*#:;~]", "", question.lower()).split()[:MAX_WORDS])
 
 
-class WordPiece:
-    """A tokenizer of captions. The last id is ``[DEC]``, the start token of generation.
+class WordPiece(TextCodec):
+    """A tokenizer of captions, which it cleans first. The last id is ``[DEC]``, the start token of generation.
 
     Args:
         vocabulary: ``bert_base_uncased`` (from a pip package), ``characters`` (printable ASCII, no file), or the path
             of a ``vocab.txt``.
     """
 
+    refuses_empty = True
+
     def __init__(self, vocabulary: str):
-        self.vocabulary = vocabulary
+        self.source = vocabulary
 
     @cached_property
     def words(self) -> dict[str, int]:
@@ -50,7 +51,7 @@ class WordPiece:
             ModuleNotFoundError: with the pip line.
             ValueError: for a file that is no vocabulary of BERT.
         """
-        if self.vocabulary == "characters":
+        if self.source == "characters":
             letters = [c for c in string.printable if not c.isspace()]
             lines = [*SPECIAL, *letters, *(f"##{c}" for c in letters)]
         else:
@@ -58,23 +59,43 @@ class WordPiece:
             lines = self._file().read_text(encoding="utf-8").removesuffix("\n").split("\n")
         words = {word: i for i, word in enumerate(lines)}
         if missing := [word for word in SPECIAL if word not in words]:
-            raise ValueError(f"{self.vocabulary} is no vocabulary of BERT: it lacks {', '.join(missing)}")
+            raise ValueError(f"{self.source} is no vocabulary of BERT: it lacks {', '.join(missing)}")
         return words
 
     def _file(self) -> Path:
-        if self.vocabulary != "bert_base_uncased":
-            if not Path(self.vocabulary).is_file():
+        if self.source != "bert_base_uncased":
+            if not Path(self.source).is_file():
                 raise FileNotFoundError(
-                    f"there is no vocabulary {self.vocabulary!r}: give bert_base_uncased, characters, or the path of a "
+                    f"there is no vocabulary {self.source!r}: give bert_base_uncased, characters, or the path of a "
                     "vocab.txt"
                 )
-            return Path(self.vocabulary)
+            return Path(self.source)
         return minilm_folder() / "vocab.txt"
 
     @property
     def vocab_size(self) -> int:
         """Number of ids, ``[DEC]`` included; needs no file for the published vocabulary."""
-        return (BERT_SIZE if self.vocabulary == "bert_base_uncased" else len(self.words)) + 1
+        return (BERT_SIZE if self.source == "bert_base_uncased" else len(self.words)) + 1
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """All pieces and ``[DEC]``."""
+        return Vocabulary([*self.words, "[DEC]"], self.source)
+
+    @property
+    def start(self) -> tuple[int, ...]:
+        """``[CLS]``."""
+        return (self.words["[CLS]"],)
+
+    @property
+    def stop(self) -> tuple[int, ...]:
+        """``[SEP]``."""
+        return (self.words["[SEP]"],)
+
+    @property
+    def pad(self) -> int:
+        """``[PAD]``."""
+        return self.words["[PAD]"]
 
     @property
     def start_id(self) -> int:
@@ -83,34 +104,19 @@ class WordPiece:
 
     @cached_property
     def _pieces(self) -> Any:
-        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+        from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
         pieces = Tokenizer(models.WordPiece(self.words, unk_token="[UNK]"))
         pieces.normalizer = normalizers.BertNormalizer(lowercase=True)
         pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        pieces.decoder = decoders.WordPiece(cleanup=False)
         return pieces
 
-    def __call__(
-        self, captions: list[str], length: int, full: bool = False
-    ) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
-        """Ids between ``[CLS]`` and ``[SEP]``, cut and padded, and a mask that is 0 on padding.
+    def ids(self, text: str) -> tuple[int, ...]:
+        """Ids of a text, after :func:`clean_caption`; none where nothing is left of it."""
+        return tuple(self._pieces.encode(clean_caption(text)).ids)
 
-        Args:
-            captions: raw text.
-            length: longest sequence, special tokens included.
-            full: pad to that length rather than to the longest caption.
-
-        Raises:
-            ValueError: for a caption of which nothing is left.
-        """
-        rows = []
-        for i, caption in enumerate(captions):
-            found = self._pieces.encode(clean_caption(caption)).ids
-            if not found:
-                raise ValueError(f"caption {i} of the batch is {caption!r}, which has no words: remove such images")
-            rows.append([self.words["[CLS]"], *found[: length - 2], self.words["[SEP]"]])
-        longest = length if full else max(map(len, rows))
-        pad = self.words["[PAD]"]
-        ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rows])
-        mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-        return ids, mask
+    def text(self, ids: Sequence[int]) -> str:
+        """Lower-case words with a space between them; ids of ``[PAD]`` and the like are left out."""
+        special = {self.words[word] for word in SPECIAL} | {self.start_id}
+        return str(self._pieces.decode([i for i in ids if i not in special], skip_special_tokens=False))

@@ -117,13 +117,13 @@ class BLIP2Stage1(ZooModule):
             raise ValueError(f"num_queries and temperature must be positive, got {num_queries} and {temperature}")
         self.image_size, self.max_text_tokens, self.label_smoothing = image_size, max_text_tokens, label_smoothing
         self.min_temperature = min_temperature
-        self.words = WordPiece(vocabulary)
+        self.text_codec = WordPiece(vocabulary)
         tower = vision_tower(vision, image_size, vision_cache)
         self.add_frozen("vision", tower, role="vectors")
         self.ln_vision = nn.LayerNorm(tower.width, LN_VISION_EPS)
         self.query_tokens = nn.Parameter(torch.randn(1, num_queries, width) * 0.02)
         self.Qformer = QFormer(
-            width, depth, heads, mlp_width, tower.width, self.words.vocab_size, max_positions, cross_every, mixing,
+            width, depth, heads, mlp_width, tower.width, self.text_codec.vocab_size, max_positions, cross_every, mixing,
             norm, dropout=dropout,
         )  # fmt: skip
         self.vision_proj = nn.Linear(width, projection_width)
@@ -275,7 +275,7 @@ class BLIP2Stage1(ZooModule):
 
     def tokenise(self, captions: Sequence[str], full: bool = False) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
         """Ids and mask of captions, on the model's device."""
-        ids, mask = self.words(list(captions), self.max_text_tokens, full)
+        ids, mask = self.text_codec.batch(captions, self.max_text_tokens, full)
         return ids.to(self.device), mask.to(self.device)
 
     @torch.no_grad()

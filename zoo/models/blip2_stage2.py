@@ -25,7 +25,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from zoo.checkpoints.published import hf_blip2, lavis
-from zoo.language.language_model import language_model as find_language_model
+from zoo.language.by_name import find_language_model
 from zoo.language.splice import IGNORED, Image, Piece, Text, splice
 from zoo.language.wordpiece import clean_caption, clean_question
 from zoo.module import ZooModule
@@ -44,7 +44,7 @@ class BLIP2Stage2(ZooModule):
     Args:
         image_size: side of the images in pixels.
         vision: frozen image encoder, see :func:`zoo.vision.encoders.vision_tower`.
-        language_model: frozen, see :func:`zoo.language.language_model.language_model`; None builds the part up
+        language_model: frozen, see :func:`zoo.language.by_name.find_language_model`; None builds the part up
             to the queries, which then serve another model.
         language_dtype: of its weights.
         prompt: in front of every caption; given, not learned.

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from zoo.checkpoints.published import llava, llava_config
 from zoo.choices import one_of
+from zoo.language.by_name import find_language_model
 from zoo.language.conversations import IMAGE, TemplateName, Turn, image_first, pieces, render
-from zoo.language.language_model import language_model as find_language_model
 from zoo.language.lora import add_lora
 from zoo.language.splice import Spliced, splice
 from zoo.module import ZooModule
@@ -48,7 +48,7 @@ class LLaVA(ZooModule):
         vision: frozen image encoder, see :func:`zoo.vision.encoders.vision_tower`.
         select: all tokens of the image encoder (``cls_patch``), or those without the class token (``patch``). None
             takes what the ``config.json`` of a LLaVA that ``vision`` or ``language_model`` names says, else ``patch``.
-        language_model: see :func:`zoo.language.language_model.language_model`.
+        language_model: see :func:`zoo.language.by_name.find_language_model`.
         language_dtype: of its weights where it is frozen or has LoRA.
         projector_depth: linear layers: 1 in LLaVA-1.0, 2 in 1.5.
         conversation: layout of the text: ``plain`` in the first stage, that of the language model in the second.

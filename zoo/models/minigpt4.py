@@ -20,7 +20,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from zoo.checkpoints.published import minigpt4
-from zoo.language.language_model import language_model as find_language_model
+from zoo.language.by_name import find_language_model
 from zoo.language.splice import Image, Piece, Spliced, Text, splice
 from zoo.language.wordpiece import clean_caption
 from zoo.module import ZooModule
@@ -55,7 +55,7 @@ class MiniGPT4(ZooModule):
         vision: image encoder, see :func:`zoo.vision.encoders.vision_tower`; beside a tokenizer, in place of its own.
         merge: neighbouring image tokens that become one; 4 in the version without a Q-Former.
         image_size: side of the images in pixels; that of the tokenizer, where there is one.
-        language_model: frozen, see :func:`zoo.language.language_model.language_model`.
+        language_model: frozen, see :func:`zoo.language.by_name.find_language_model`.
         language_dtype: of its weights.
         prompts: instructions of the second stage, with ``<ImageHere>``; one is drawn for each image. None is the first
             stage, where captions follow the image without a prompt.

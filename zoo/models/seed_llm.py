@@ -24,9 +24,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from zoo.choices import one_of
+from zoo.language.by_name import DTYPES, find_language_model
 from zoo.language.image_vocabulary import CodesAsWords, ImageVocabulary, extend_vocabulary
-from zoo.language.language_model import DTYPES
-from zoo.language.language_model import language_model as find_language_model
 from zoo.language.lora import add_lora
 from zoo.language.splice import IGNORED, Piece, Spliced, Text, splice
 from zoo.module import ZooModule
@@ -47,7 +46,7 @@ class SEEDLLM(ZooModule):
     Args:
         tokenizer: whose ids are the words; any discrete one of the registry, SEED's as published.
         vision: image encoder of the tokenizer, such as ``eva_vit_g:PATH``; None leaves it.
-        language_model: a decoder-only one, see :func:`zoo.language.language_model.language_model`.
+        language_model: a decoder-only one, see :func:`zoo.language.by_name.find_language_model`.
         language_dtype: of its weights that are frozen beside LoRA; what is trained is float32.
         form: ids in the vocabulary (``vocabulary``, SEED-LLaMA), or codes through a linear layer (``embeddings``,
             SEED-OPT); ids are written through the output layer in both.

@@ -122,13 +122,13 @@ class SEEDStage1(ZooModule):
         if diversity_weight < 0:
             raise ValueError(f"diversity_weight must not be negative, got {diversity_weight}")
         self.causal, self.min_temperature, self.diversity_weight = causal, min_temperature, diversity_weight
-        self.words = WordPiece(vocabulary)
+        self.text_codec = WordPiece(vocabulary)
         tower = vision_tower(vision, image_size, vision_cache)
         self.add_frozen("vision", tower, role="vectors")
         self.ln_vision = nn.LayerNorm(tower.width, LN_VISION_EPS)
         self.query_tokens = nn.Parameter(torch.randn(1, num_queries, width) * 0.02)
         self.Qformer = QFormer(
-            width, depth, heads, mlp_width, tower.width, self.words.vocab_size, max_positions, cross_every,
+            width, depth, heads, mlp_width, tower.width, self.text_codec.vocab_size, max_positions, cross_every,
             dropout=dropout, word_head=False, query_mlp_width=query_mlp_width,
         )  # fmt: skip
         self.vision_proj = nn.Linear(width, projection_width)
@@ -238,7 +238,7 @@ class SEEDStage1(ZooModule):
 
     def tokenise(self, captions: Sequence[str], full: bool = False) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:
         """Ids and mask of captions, on the model's device."""
-        ids, mask = self.words(list(captions), self.max_text_tokens, full)
+        ids, mask = self.text_codec.batch(captions, self.max_text_tokens, full)
         return ids.to(self.device), mask.to(self.device)
 
 
