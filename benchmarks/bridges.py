@@ -32,7 +32,7 @@ PATCHES = COMMON | {"vision": "lite0", "max_length": 128}
 BRIDGES: dict[str, tuple[str, dict[str, Any]]] = {
     "blind": ("blip2_stage2_emoji", QUERIES | {"vision": "blind", "depth": 2}),
     "blind_lora": (
-        "llava_emoji", PATCHES | {"vision": "blind", "tuning": "lora", "lora_rank": 16, "lora_alpha": 32},
+        "llava_emoji", PATCHES | {"vision": "blind", "tuning": "lora", "lora": {"rank": 16, "alpha": 32}},
     ),
     "linear": ("llava_emoji", PATCHES | {"projector_depth": 1}),
     "mlp": ("llava_emoji", PATCHES | {"projector_depth": 2}),

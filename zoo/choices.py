@@ -1,6 +1,7 @@
 """Settings that are one of a few words, and arguments that have one of a few names."""
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -35,6 +36,30 @@ def known_names(owner: str, given: Iterable[str], accepted: Sequence[str]) -> No
             close = difflib.get_close_matches(name, accepted, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
             raise TypeError(f"{owner} takes no {name!r}: {hint}it takes {', '.join(accepted)}")
+
+
+def check_number(
+    name: str, value: Any, least: float | None = None, below: float | None = None, whole: bool = False
+) -> None:
+    """Refuse what is no finite number in a range; Python callers are checked here, the command line checks types.
+
+    Args:
+        name: of the setting, for the message.
+        value: as given.
+        least: smallest value that is allowed; None for any.
+        below: all allowed values are below this; None for any.
+        whole: whether it must be a whole number.
+
+    Raises:
+        ValueError: naming the setting and what it may be.
+    """
+    kinds = (int,) if whole else (int, float)
+    fits = not isinstance(value, bool) and isinstance(value, kinds) and math.isfinite(value)
+    if fits and (least is None or value >= least) and (below is None or value < below):
+        return
+    noun = "a whole number" if whole else "a number"
+    from_, to = "" if least is None else f" of at least {least:g}", "" if below is None else f" below {below:g}"
+    raise ValueError(f"{name} must be {noun}{from_}{' and' if from_ and to else ''}{to}, got {value!r}")
 
 
 def natural_order(name: str) -> list[Any]:

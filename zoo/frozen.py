@@ -7,7 +7,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from zoo.fingerprints import fingerprint, quick_fingerprint
-from zoo.init_args import plain
+from zoo.init_args import plain, value_at
 
 #: what the weights of a model were trained on: the ids that a frozen network makes, or its vectors
 Role = Literal["ids", "vectors"]
@@ -106,7 +106,7 @@ def warn_of_other_networks(model: Any, said: Any, source: str) -> None:
     """
     if not isinstance(said, dict):
         return
-    args = said.get("init_args", {})
+    args = model.migrate(said.get("init_args", {}))
     for name in (name for name, role in model.frozen.roles.items() if role == "ids"):
         theirs, ours = said.get(f"{name}_fingerprint"), model.hparams.get(name)
         own = model.frozen.fingerprint_of(name) if name in _named(model, "ids") else None
@@ -125,7 +125,7 @@ def warn_of_other_networks(model: Any, said: Any, source: str) -> None:
                 f"further, or set {name} to the one of the checkpoint"
             )
     for name in model.must_match:
-        theirs, ours = args.get(name), plain(model.hparams.get(name))
+        theirs, ours = value_at(args, name), plain(value_at(model.hparams, name))
         if theirs is not None and ours is not None and theirs != ours:
             rank_zero_warn(f"{source} was trained with {name} {theirs}, and this model has {ours}")
 

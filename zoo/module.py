@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zoo.checkpoints.format import Format
 from zoo.checkpoints.load import load_weights
 from zoo.frozen import FrozenNetworks, Role, describe_frozen, hold_partly_frozen, refuse_unsaved, warn_of_other_networks
-from zoo.init_args import constructor_arguments, plain
+from zoo.init_args import Moved, constructor_arguments, migrate, plain, without_classes
 from zoo.optim import Optim
 from zoo.presets import known_classes, locate_weights
 from zoo.runs.module import RunModule
@@ -39,6 +39,8 @@ class ZooModule(RunModule):
     start_only: ClassVar[tuple[str, ...]] = ("weights",)
     #: settings that decide what the weights compute and that no tensor shows: another value is warned of
     must_match: ClassVar[tuple[str, ...]] = ()
+    #: flat arguments of older versions, and the settings groups that hold them now
+    moved: ClassVar[tuple[Moved, ...]] = ()
     #: whether ``encode`` is that of the frozen tokenizer, and needs none of the model's own weights
     encodes_by_tokenizer: ClassVar[bool] = False
     spec: TokenSpec | None = None
@@ -175,6 +177,11 @@ class ZooModule(RunModule):
         """Note what the loaded weights do not hold, prefix -> why; a model that then cannot decode changes its spec."""
         self.not_in_file = dict(parts)
 
+    @classmethod
+    def migrate(cls, init_args: dict[str, Any]) -> dict[str, Any]:
+        """Constructor arguments of an older version under their names of today; see :func:`zoo.init_args.migrate`."""
+        return migrate(cls, init_args)
+
     def init_args(self) -> dict[str, Any]:
         """The constructor arguments as plain, JSON-able data."""
         names = inspect.signature(type(self).__init__).parameters
@@ -190,6 +197,8 @@ class ZooModule(RunModule):
         name = f"{type(self).__module__}.{type(self).__qualname__}"
         described = {"class": name, "init_args": self.init_args(), "version": __version__}
         checkpoint["zoo"] = described | describe_frozen(self)
+        if (key := self.CHECKPOINT_HYPER_PARAMS_KEY) in checkpoint:  # files name no classes
+            checkpoint[key] = without_classes(checkpoint[key])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         warn_of_other_networks(self, checkpoint.get("zoo"), "the checkpoint")

@@ -16,7 +16,7 @@ from zoo.checkpoints.addresses import local_path
 from zoo.checkpoints.weight_sets import split_choice
 from zoo.choices import natural_order
 from zoo.files.recipes import how_to_make
-from zoo.init_args import class_by_path, without_towers
+from zoo.init_args import as_init_args, class_by_path, migrate_and_say, without_towers
 from zoo.tokens import TokenSpec
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
@@ -94,16 +94,17 @@ def register(
         paper: arXiv id.
         recipe: file in ``recipes`` that trains exactly this preset.
         weights: tag -> weights; the first is the default.
-        init_args: constructor arguments.
+        init_args: constructor arguments; a dictionary for a settings group changes these fields of its default.
     """
     if not re.fullmatch(r"[a-z0-9_]+", name):
         raise ValueError(f"registry names are lower snake case, got {name!r}")
     if name in _PRESETS:
         raise ValueError(f"{name!r} is registered twice")
+    init_args = migrate_and_say(cls, init_args)
     unknown = set(init_args) - set(inspect.signature(cls.__init__).parameters)
     if unknown:
         raise ValueError(f"{name}: {cls.__name__} takes no {', '.join(sorted(unknown))}")
-    _PRESETS[name] = Preset(name, cls, paper, recipe, weights or {}, init_args)
+    _PRESETS[name] = Preset(name, cls, paper, recipe, weights or {}, as_init_args(cls, init_args))
 
 
 def presets() -> dict[str, Preset]:

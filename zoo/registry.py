@@ -8,7 +8,7 @@ from typing import Any, Literal
 from zoo.checkpoints.files import Checkpoint, read
 from zoo.checkpoints.load import load_into, pickled_classes
 from zoo.checkpoints.size import check_size
-from zoo.init_args import as_init_args, check_overrides, typed_arguments
+from zoo.init_args import as_init_args, check_overrides, migrate_and_say, typed_arguments
 from zoo.module import ZooModule
 from zoo.presets import (
     ModelInfo,
@@ -122,7 +122,8 @@ def create_model(name: str, weights: bool | str | Path | None = None, **override
             ``ckpt:PATH`` for a checkpoint that one of our runs wrote.
         weights: None for random initialisation, True for the preset's default weights, a tag, the name of another
             model whose weights this one can start from, or a path to weights in any layout that the model reads.
-        overrides: constructor arguments that differ from the preset.
+        overrides: constructor arguments that differ from the preset; a dictionary for a settings group, such as
+            ``optim={"lr": 1e-4}``, changes these fields and keeps the preset's others.
 
     Returns:
         The :class:`ZooModule`, on the CPU, in training mode.
@@ -142,8 +143,9 @@ def create_model(name: str, weights: bool | str | Path | None = None, **override
     if reference.source is not None and reference.source != "random":
         weights = reference.available_weights()
     preset = reference.preset
+    overrides = migrate_and_say(preset.cls, overrides)
     check_overrides(preset.cls, overrides)
-    args = as_init_args(preset.init_args | overrides)
+    args = as_init_args(preset.cls, overrides, preset.init_args)
     if weights is not None and weights is not False:  # the constructor may leave to them what it is not told
         args["weights"] = str(weights_path(preset, weights))
     model = preset.cls(**args)
@@ -205,10 +207,10 @@ def from_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
         ValueError: for a file without a description, of an unknown class, or with other weights.
         TypeError: for an override that the class does not take.
     """
-    overrides = dict(overrides or {})
     checkpoint, cls, settings = read_described(Path(path))
+    overrides = migrate_and_say(cls, overrides or {})
     check_overrides(cls, overrides)
-    model = cls(**settings | overrides)
+    model = cls(**as_init_args(cls, overrides, settings))
     load_into(model, checkpoint, known_classes())
     return model
 

@@ -294,7 +294,7 @@ def test_fields_of_the_published_llava_that_change_nothing(original_llava, tmp_p
     ("fields", "sentence"),
     [
         ({"peft_type": "LOHA"}, "peft_type 'LOHA'"),
-        ({"r": 8}, "says r 8, and this model has 4: set lora_rank"),
+        ({"r": 8}, "says r 8, and this model has 4: set lora.rank"),
         ({"use_rslora": True}, "use_rslora True"),
         ({"use_dora": True}, "use_dora True"),
         ({"lora_bias": True}, "lora_bias True"),
@@ -324,7 +324,7 @@ def test_fields_of_an_adapter_are_compared_or_refused(tmp_path, fields, sentence
 
 @pytest.mark.parametrize(
     ("fields", "sentence"),
-    [({"target_modules": ["q_proj"]}, "matrices beside every linear"), ({"r": 9}, "set lora_rank"),
+    [({"target_modules": ["q_proj"]}, "matrices beside every linear"), ({"r": 9}, "set lora.rank"),
      ({"layers_to_transform": [0]}, "layers_to_transform"), ({"init_lora_weights": "pissa"}, "'pissa'")],
 )  # fmt: skip
 def test_fields_of_an_adapter_beside_lora_of_any_model_are_compared(tmp_path, fields, sentence):
@@ -345,7 +345,7 @@ def test_an_adapter_is_compared_where_its_file_is_named_too(tmp_path):
     torch.save(zoo.create_model("seed_llm_tiny").state_dict(), tmp_path / "adapter_model.bin")
     LoraConfig(r=4, lora_alpha=256, target_modules="all-linear").save_pretrained(tmp_path)
     for path in (tmp_path, tmp_path / "adapter_model.bin"):
-        with pytest.warns(UserWarning, match="trained with lora_alpha 256, and this model has 8"):
+        with pytest.warns(UserWarning, match="trained with lora.alpha 256, and this model has 8"):
             zoo.create_model("seed_llm_tiny", weights=path)
 
 

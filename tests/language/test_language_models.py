@@ -9,7 +9,7 @@ import torch
 
 import zoo
 from zoo.language.by_name import SMOLLM2_PIP, find_language_model
-from zoo.language.lora import add_lora, merge_lora
+from zoo.language.lora import LoRA, add_lora, merge_lora
 from zoo.language.splice import IGNORED, Image, Text, splice
 from zoo.language.text_codec import PretrainedCodec
 from zoo.language.tiny import characters
@@ -136,7 +136,7 @@ def test_lora_starts_as_the_identity_and_trains_little():
     pytest.importorskip("peft")
     model = find_language_model("tiny_llama").eval()
     before = model.loss(batch_of(model))
-    add_lora(model, 4, 8, 0.0)
+    add_lora(model, LoRA(4, 8, 0.0))
     torch.testing.assert_close(model.loss(batch_of(model)), before)
     trained = {name for name, p in model.network.named_parameters() if p.requires_grad}
     assert trained
@@ -152,8 +152,8 @@ def test_lora_starts_as_the_identity_and_trains_little():
     merge_lora(model)
     torch.testing.assert_close(model.loss(batch_of(model)), tuned)
     assert not any("lora" in name for name, _ in model.network.named_modules())
-    with pytest.raises(ValueError, match="lora_rank must be at least 1"):
-        add_lora(model, 0, 1, 0.0)
+    with pytest.raises(ValueError, match=r"lora\.rank must be a whole number of at least 1, got 0"):
+        LoRA(rank=0)
 
 
 # ---------------------------------------------------------------- where they come from

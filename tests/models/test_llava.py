@@ -46,7 +46,7 @@ def test_published_numbers_of_trainable_parameters(name, count, tokens):
 def test_what_is_trained():
     trained = {}
     for tuning in ("projector", "full", "lora"):
-        model = tiny(tuning=tuning, lora_rank=2)
+        model = tiny(tuning=tuning, lora={"rank": 2})
         trained[tuning] = {n for n, p in model.named_parameters() if p.requires_grad}
         assert set(model.state_dict()) >= trained[tuning]
         frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
@@ -58,7 +58,7 @@ def test_what_is_trained():
 
 
 def test_the_projector_has_a_learning_rate_of_its_own():
-    model = tiny(tuning="lora", lora_rank=2, projector_lr=0.1, optim=zoo.Optim(lr=2e-4))
+    model = tiny(tuning="lora", lora={"rank": 2}, projector_lr=0.1, optim=zoo.Optim(lr=2e-4))
     groups = parameter_groups(model.named_parameters(), model.optim_settings, scale_of=model.lr_scale)
     rates = {id(p): g["lr"] for g in groups for p in g["params"]}
     for name, parameter in model.named_parameters():
@@ -230,7 +230,7 @@ def test_lora_folder(tmp_path):
     again = zoo.create_model("llava_lora_tiny", weights=tmp_path)
     torch.testing.assert_close(dict(again.state_dict()), state)
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 256}))
-    with pytest.warns(UserWarning, match="trained with lora_alpha 256, and this model has 8"):
+    with pytest.warns(UserWarning, match="trained with lora.alpha 256, and this model has 8"):
         zoo.create_model("llava_lora_tiny", weights=tmp_path)
     before = {n: v.clone() for n, v in model.state_dict().items()}
     for field, value in (("use_rslora", True), ("use_dora", True), ("bias", "all"), ("alpha_pattern", {"q_proj": 4})):
@@ -289,8 +289,8 @@ def test_another_scale_of_lora_is_named(tmp_path):
     from zoo.checkpoints.export import save_weights
 
     path = str(save_weights(zoo.create_model("llava_lora_tiny"), tmp_path / "a.safetensors"))
-    with pytest.warns(UserWarning, match="trained with lora_alpha 8, and this model has 16"):
-        zoo.create_model("llava_lora_tiny", lora_alpha=16, weights=path)
+    with pytest.warns(UserWarning, match="trained with lora.alpha 8, and this model has 16"):
+        zoo.create_model("llava_lora_tiny", lora={"alpha": 16}, weights=path)
 
 
 def test_bad_settings_and_batches():

@@ -375,7 +375,7 @@ def test_frozen_weights_may_be_of_half_the_size(form):
 
 
 def test_a_language_model_trained_as_a_whole_stays_float32():
-    model = tiny(language_dtype="bfloat16", lora_rank=0)
+    model = tiny(language_dtype="bfloat16", lora=None)
     assert {p.dtype for p in model.language_model.parameters()} == {torch.float32}
 
 
@@ -400,8 +400,8 @@ def test_ways_of_writing_that_exclude_each_other(writing, sentence):
     ("settings", "sentence"),
     [
         ({"max_text_tokens": 0}, "max_text_tokens must be at least 1, got 0"),
-        ({"lora_alpha": 0}, "lora_alpha at least 1, got 4 and 0"),
-        ({"language_dtype": "fp16", "lora_rank": 0}, "language_dtype"),
+        ({"lora": {"alpha": 0}}, "lora.alpha must be a whole number of at least 1, got 0"),
+        ({"language_dtype": "fp16", "lora": None}, "language_dtype"),
         ({"max_text_tokens": 2040}, r"words and image tokens are more than the 256 positions"),
     ],
 )

@@ -22,7 +22,7 @@ from zoo.checkpoints.run_state import check_run, say_what_does_not_fit
 from zoo.checkpoints.sharded import check_folder
 from zoo.files.atomic import write_whole
 from zoo.files.recipes import how_to_make
-from zoo.init_args import class_by_path
+from zoo.init_args import as_init_args, class_by_path, migrate_and_say, typed_arguments, without_classes
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -165,11 +165,16 @@ def load_from_checkpoint(
     if hparams_file is not None:
         reader = load_hparams_from_tags_csv if str(hparams_file).endswith(".csv") else load_hparams_from_yaml
         content[key] = reader(local_path(hparams_file))
-    content[key] = dict(content.get(key) or {}) | overrides
+    said = dict(content.get(key) or {})
     if issubclass(cls, LightningDataModule):
+        content[key] = said | overrides
         return _load_state(cls, content, **overrides)
-    check_size(_class_asked_for(cls, content[key]), content[key], content["state_dict"], path)
-    module = _load_state(cls, content, strict=strict, **overrides)
+    made = _class_asked_for(cls, said | overrides)
+    settings = as_init_args(made, migrate_and_say(made, overrides), typed_arguments(made, said))
+    # the parser of the command line makes classes of dictionaries itself
+    content[key] = without_classes(settings) if "_instantiator" in said else settings
+    check_size(made, settings, content["state_dict"], path)
+    module = _load_state(cls, content, strict=strict)
     return module if map_location is None else module.to(map_location)
 
 

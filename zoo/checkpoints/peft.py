@@ -25,12 +25,13 @@ def adapter_settings(adapter: Mapping[str, Any], source: str) -> dict[str, Any]:
     Raises:
         ValueError: for another kind of adapter than plain LoRA.
     """
-    names = {"lora_rank": "r", "lora_alpha": "lora_alpha"}
+    names = {"rank": "r", "alpha": "lora_alpha"}
     for name, plain in PLAIN_LORA.items():
         found = adapter.get(name, plain)
         if found != plain and (found is not None or plain):
             raise ValueError(f"{source} says {name} {found!r}, and only LoRA with {plain!r} is read: merge it first")
-    return {"init_args": {ours: adapter[theirs] for ours, theirs in names.items() if theirs in adapter}}
+    found = {ours: adapter[theirs] for ours, theirs in names.items() if theirs in adapter}
+    return {"init_args": {"lora": found}}
 
 
 def check_adapter(adapter: Mapping[str, Any], model: Any, source: str) -> None:
@@ -48,7 +49,7 @@ def check_adapter(adapter: Mapping[str, Any], model: Any, source: str) -> None:
     layers = [name.partition(".network.")[2].partition(".lora_A.")[0] for name in state]
     rank = model.state_dict()[state[0]].shape[0] if state else 0
     must = {
-        "r": Must(rank, rank, "set lora_rank"),
+        "r": Must(rank, rank, "set lora.rank"),
         "init_lora_weights": Must(
             True, True, "the language model was changed with the matrices",
             set_to(True, False, None, "gaussian", "eva", "orthogonal"),

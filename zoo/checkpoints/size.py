@@ -14,11 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
 
+from zoo.init_args import without_classes, without_towers
+
 #: no size of a published model comes near it; a larger number must be a size of one of its tensors
 MOST = 2**20
 LARGEST = {"image_size": 4096}  # pixels; frozen encoders have positions for each patch
 #: settings that count steps or images, not parts
-COUNTERS = re.compile(r"optim|tau|beta|temperature|.*_(start|warmup|cache)")
+COUNTERS = re.compile(r"optim|(.*\.)?(tau|beta|temperature|start|warmup)|.*_(start|warmup|cache)")
 #: layers and parameters of a model beyond eight for each tensor in its file: those of frozen networks
 PARTS = 4_000
 NUMBERS = 2**24  # of a model beyond twice those of its file: tables that are made anew
@@ -43,10 +45,8 @@ def check_size(
     Raises:
         TooLargeError: naming what the file asks for.
     """
-    from zoo.init_args import without_towers
-
     sizes = {size for value in state.values() if isinstance(value, Tensor) for size in value.shape}
-    for name, number in _numbers(settings):
+    for name, number in _numbers(without_classes(settings)):
         if abs(number) > LARGEST.get(name, MOST) and number not in sizes:
             raise TooLargeError(f"{path} asks for a model with {name} {number:,}, and holds no tensor of that size")
     allowed, count = 8 * len(state) + PARTS, 0
@@ -82,19 +82,18 @@ def check_size(
         raise TooLargeError(f"{path} asks for a model of {min(wanted, 10**18):,} numbers or more, and holds {found:,}")
 
 
-def _numbers(settings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Each number among the settings with the name of its setting."""
-    for name, value in settings.items():
-        if COUNTERS.fullmatch(str(name)):
-            continue
-        waiting = [value]
+def _numbers(settings: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, float]]:
+    """Each number among the settings with the dotted name of its setting."""
+    for key, value in settings.items():
+        name = f"{where}{key}"
+        waiting = [] if COUNTERS.fullmatch(name) else [value]
         while waiting:
             found = waiting.pop()
             if isinstance(found, list | tuple):
                 waiting += found
             elif isinstance(found, dict):
-                waiting += found.values()
+                yield from _numbers(found, f"{name}.")
             elif isinstance(found, int | float) and not isinstance(found, bool):
-                yield str(name), found
+                yield name, found
             elif isinstance(found, str) and (match := re.search(r":(\d{1,30})$", found)):  # tiny_random:WIDTH
-                yield str(name), int(match[1])
+                yield name, int(match[1])

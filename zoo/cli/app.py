@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 import zoo
 import zoo.callbacks
 from zoo.callbacks.record import RunRecord
+from zoo.cli.old_names import with_names_of_today
 from zoo.cli.parser import ZooParser
 from zoo.cli.precision import DTYPES_SAY, RECIPES_SAY, register_with_recipes, remark, remark_on_language
 from zoo.cli.recipes import resolve_arguments
@@ -96,7 +97,7 @@ class ZooCLI(LightningCLI):
                 "version": f"tokenzoo {zoo.__version__}",
                 "description": DESCRIPTION,
             },
-            args=resolve_arguments(arguments, self.recipes),
+            args=with_names_of_today(resolve_arguments(arguments, self.recipes)),
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

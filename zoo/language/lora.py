@@ -1,33 +1,54 @@
 """LoRA (Hu et al. 2021, arXiv:2106.09685) in a language model, by peft."""
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zoo.choices import check_number
 from zoo.language.language_model import LanguageModel
 
 
-def add_lora(
-    language: LanguageModel, rank: int, alpha: int, dropout: float, train_embeddings_and_norms: bool = False
-) -> None:
-    """Add trainable low-rank matrices to every linear layer of the blocks (LoRA, arXiv:2106.09685).
+@dataclass(frozen=True)
+class LoRA:
+    """Settings of low-rank matrices (LoRA, arXiv:2106.09685).
 
     Args:
-        language: changed in place; everything else in it is frozen.
         rank: of the matrices.
-        alpha: the product of two matrices is scaled by ``alpha / rank``.
-        dropout: probability of dropout on the input of the matrices.
-        train_embeddings_and_norms: train the embeddings, the output layer and all norms in full, without LoRA. What is
-            trained is float32, whatever the dtype of the frozen rest, and is cast where the two meet.
+        alpha: their products are scaled by ``alpha / rank``.
+        dropout: in front of them, a probability.
+        train_embeddings_and_norms: whether word vectors (with what else makes vectors of words), output layer and norms
+            are trained as they are. None does as the paper of the model.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.05
+    train_embeddings_and_norms: bool | None = None
+
+    def __post_init__(self) -> None:
+        check_number("lora.rank", self.rank, least=1, whole=True)
+        check_number("lora.alpha", self.alpha, least=1, whole=True)
+        check_number("lora.dropout", self.dropout, least=0, below=1)
+
+
+def add_lora(language: LanguageModel, lora: LoRA, train_embeddings_and_norms: bool = False) -> None:
+    """Put trainable low-rank matrices beside every linear layer of the blocks (LoRA, arXiv:2106.09685).
+
+    What is trained is float32 whatever the rest is, and changes to the rest's type and back where they meet.
+
+    Args:
+        language: gets them, in place; everything else is frozen.
+        lora: rank, scale, dropout, and what else is trained.
+        train_embeddings_and_norms: as in the paper of the model, where ``lora`` leaves it open.
 
     Raises:
         ModuleNotFoundError: with the pip line.
-        ValueError: for a rank below 1.
     """
-    if rank < 1:
-        raise ValueError(f"lora_rank must be at least 1, got {rank}")
+    if lora.train_embeddings_and_norms is not None:
+        train_embeddings_and_norms = lora.train_embeddings_and_norms
     if language.network is None:  # on the meta device
         return
     try:
@@ -45,7 +66,7 @@ def add_lora(
     linear = (nn.Linear, Conv1D)  # GPT-2's
     targets = {n: m for n, m in network.named_modules() if isinstance(m, linear) and id(m) not in ends}
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), bias="none",
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(targets), bias="none",
         fan_in_fan_out=all(isinstance(m, Conv1D) for m in targets.values()),
     )  # fmt: skip
     rest = next(iter(targets.values())).weight.dtype

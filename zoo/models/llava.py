@@ -26,9 +26,10 @@ from torch import Tensor
 
 from zoo.checkpoints.published import llava, llava_config
 from zoo.choices import one_of
+from zoo.init_args import Moved
 from zoo.language.by_name import find_language_model
 from zoo.language.conversations import IMAGE, TemplateName, Turn, image_first, pieces, render
-from zoo.language.lora import add_lora
+from zoo.language.lora import LoRA, add_lora
 from zoo.language.splice import Spliced, splice
 from zoo.module import ZooModule
 from zoo.nn.bridges import MLPBridge
@@ -56,9 +57,7 @@ class LLaVA(ZooModule):
         question: asked where the data has captions and no conversation, and by :meth:`caption`.
         max_length: longest sequence, image tokens included; what is behind it is cut off (``answers_cut_off``).
         tuning: the ``projector`` alone, or also the ``full`` language model, or ``lora`` matrices in it.
-        lora_rank: of these matrices.
-        lora_alpha: their products are scaled by ``lora_alpha / lora_rank``.
-        lora_dropout: in front of them.
+        lora: rank, scale and dropout of these matrices.
         projector_lr: learning rate of the projector as a fraction of ``optim.lr``.
         gradient_checkpointing: compute the language model's activations twice rather than keep them.
         vision_cache: images whose features are kept, for data without augmentation.
@@ -68,7 +67,8 @@ class LLaVA(ZooModule):
             ``config.json`` of a LLaVA that ``vision`` or ``language_model`` names says, else -2, as published.
     """
 
-    must_match = ("lora_rank", "lora_alpha")
+    must_match = ("lora.rank", "lora.alpha")
+    moved = (Moved("lora", {"lora_rank": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}),)
 
     spec: TokenSpec
 
@@ -85,9 +85,7 @@ class LLaVA(ZooModule):
         question: str = "What does this image show?",
         max_length: int = 2048,
         tuning: Literal["projector", "full", "lora"] = "projector",
-        lora_rank: int = 128,
-        lora_alpha: int = 256,
-        lora_dropout: float = 0.05,
+        lora: LoRA = LoRA(rank=128, alpha=256),
         projector_lr: float = 1.0,
         gradient_checkpointing: bool = False,
         vision_cache: int = 0,
@@ -116,7 +114,7 @@ class LLaVA(ZooModule):
         language.check_writes_on(language_model)
         self._add_language(language)
         if tuning == "lora":
-            add_lora(self.language, lora_rank, lora_alpha, lora_dropout)
+            add_lora(self.language, lora)
         network = self.language.network  # None where a preset is described whose files are not here
         if gradient_checkpointing and tuning != "projector" and network is not None:
             # the older name warns in the newer releases
@@ -280,7 +278,7 @@ TINY = {
 }
 register("llava_tiny", LLaVA, paper=PAPER, **TINY)
 register("llava_lora_tiny", LLaVA, paper=PAPER, **TINY | {
-    "conversation": "v1", "system": "", "tuning": "lora", "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.0,
+    "conversation": "v1", "system": "", "tuning": "lora", "lora": LoRA(rank=4, alpha=8, dropout=0.0),
 })  # fmt: skip
 EMOJI = {"image_size": 128, "vision": "lite0", "language_model": "smollm2_135m", "language_dtype": "bfloat16",
          "question": "Which emoji is this?", "max_length": 128}  # fmt: skip
@@ -290,7 +288,7 @@ register(
 )  # fmt: skip
 register(
     "llava_emoji_lora", LLaVA, paper=PAPER, recipe="llava_finetune.yaml", **EMOJI, conversation="chatml", tuning="lora",
-    lora_rank=16, lora_alpha=32, projector_lr=0.5, optim=Optim(lr=4e-4, weight_decay=0.0, warmup_steps=20),
+    lora=LoRA(rank=16, alpha=32), projector_lr=0.5, optim=Optim(lr=4e-4, weight_decay=0.0, warmup_steps=20),
 )  # fmt: skip
 for size in (7, 13):
     register(

@@ -24,9 +24,10 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from zoo.choices import one_of
+from zoo.init_args import Moved
 from zoo.language.by_name import DTYPES, find_language_model
 from zoo.language.image_vocabulary import CodesAsWords, ImageVocabulary, extend_vocabulary
-from zoo.language.lora import add_lora
+from zoo.language.lora import LoRA, add_lora
 from zoo.language.splice import IGNORED, Piece, Spliced, Text, splice
 from zoo.module import ZooModule
 from zoo.optim import Optim
@@ -57,15 +58,15 @@ class SEEDLLM(ZooModule):
         generation_share: of the samples that are text to image; the others are image to text.
         learn: ``all`` words, the prompt's and the given ones too (SEED-LLaMA's pre-training), or the ``answer`` alone.
         max_text_tokens: longest caption.
-        lora_rank: of the low-rank matrices; 0 trains the whole language model.
-        lora_alpha: their products are scaled by ``lora_alpha / lora_rank``.
-        lora_dropout: in front of them.
+        lora: low-rank matrices, beside which word vectors, output layer and norms are trained; None trains the whole
+            language model.
         gradient_checkpointing: compute the language model's activations twice rather than keep them.
         optim: optimizer and schedule; those of SEED-LLaMA's pre-training by default.
         weights: start from these: a registry name or a path.
     """
 
-    must_match = ("lora_rank", "lora_alpha")
+    must_match = ("lora.rank", "lora.alpha")
+    moved = (Moved("lora", {"lora_rank": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}, none=("rank", 0)),)
 
     encodes_by_tokenizer = True
     spec: TokenSpec
@@ -83,9 +84,7 @@ class SEEDLLM(ZooModule):
         generation_share: float = 0.5,
         learn: Literal["all", "answer"] = "all",
         max_text_tokens: int = 64,
-        lora_rank: int = 16,
-        lora_alpha: int = 32,
-        lora_dropout: float = 0.05,
+        lora: LoRA | None = LoRA(),
         gradient_checkpointing: bool = False,
         optim: Optim = Optim(lr=1.5e-4, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.05, warmup_steps=900),
         weights: str | None = None,
@@ -95,8 +94,6 @@ class SEEDLLM(ZooModule):
             raise ValueError(f"generation_share must lie in [0, 1], got {generation_share}")
         if max_text_tokens < 1:
             raise ValueError(f"max_text_tokens must be at least 1, got {max_text_tokens}")
-        if lora_rank < 0 or lora_alpha < 1:
-            raise ValueError(f"lora_rank must be 0 or more, lora_alpha at least 1, got {lora_rank} and {lora_alpha}")
         one_of("language_dtype", language_dtype, DTYPES)
         self.form = one_of("form", form, ("vocabulary", "embeddings"))
         self.image_words = one_of("image_words", image_words, ("mean", "codes"))
@@ -105,7 +102,7 @@ class SEEDLLM(ZooModule):
         self.generation_share, self.max_text_tokens = generation_share, max_text_tokens
         self.add_frozen("tokenizer", discrete_tokenizer(tokenizer, vision=vision), role="ids")
         self.spec = self.tokenizer.spec
-        language = find_language_model(language_model, language_dtype if lora_rank else "float32")
+        language = find_language_model(language_model, language_dtype if lora else "float32")
         if language.encoder_decoder:
             raise ValueError(f"SEED writes images with a decoder, and {language_model!r} has an encoder: take another")
         if language.network is not None and FIRST_WORD in language.text.tokenizer.get_vocab():
@@ -118,13 +115,13 @@ class SEEDLLM(ZooModule):
             prompt = max(len(text.ids(f" {given}")) for given in (caption_prompt, generation_prompt))
             ends = 3  # BOI, EOI, and the line break behind a caption
             language.check_length(len(text.start) + max_text_tokens + prompt + self.spec.num_tokens + ends)
-        self._add_language(language, lora_rank, lora_alpha, lora_dropout)
+        self._add_language(language, lora)
         if gradient_checkpointing and language.network is not None:
             enable = getattr(language.network, "activation_checkpointing_enable", None)
             (enable or language.network.gradient_checkpointing_enable)({"use_reentrant": False})
         self.load_weights(weights)
 
-    def _add_language(self, language: Any, rank: int, alpha: int, dropout: float) -> None:
+    def _add_language(self, language: Any, lora: LoRA | None) -> None:
         network = language.network
         self.words = ImageVocabulary(
             0 if network is None else network.get_input_embeddings().weight.shape[0], self.spec
@@ -135,9 +132,9 @@ class SEEDLLM(ZooModule):
             if self.form == "embeddings":
                 table = network.get_input_embeddings()
                 network.set_input_embeddings(CodesAsWords(table, self.words, self.spec.dim, self.tokenizer.embed))
-        if rank:
+        if lora is not None:
             self.add_partly_frozen("language_model", language, role="vectors")
-            add_lora(language, rank, alpha, dropout, train_embeddings_and_norms=True)
+            add_lora(language, lora, train_embeddings_and_norms=True)
         else:
             self.language_model = language.requires_grad_(True)
 
@@ -356,14 +353,14 @@ class SEEDLLM(ZooModule):
 
 PAPER = "arXiv:2310.01218"
 TINY = {
-    "tokenizer": "seed_stage2_tiny:random", "language_model": "tiny_llama", "max_text_tokens": 16, "lora_rank": 4,
-    "lora_alpha": 8, "lora_dropout": 0.0, "optim": Optim(lr=1e-2),
+    "tokenizer": "seed_stage2_tiny:random", "language_model": "tiny_llama", "max_text_tokens": 16,
+    "lora": LoRA(rank=4, alpha=8, dropout=0.0), "optim": Optim(lr=1e-2),
 }  # fmt: skip
 register("seed_llm_tiny", SEEDLLM, paper=PAPER, **TINY)
 register(
     "seed_llm_emoji", SEEDLLM, paper=PAPER, recipe="seed_llm.yaml", tokenizer="seed_stage2_emoji",
     language_model="smollm2_135m", caption_prompt="This emoji shows", generation_prompt="Draw it", learn="answer",
-    max_text_tokens=24, lora_dropout=0.0, image_words="codes",
+    max_text_tokens=24, lora=LoRA(dropout=0.0), image_words="codes",
     optim=Optim(lr=5e-4, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.01, warmup_steps=30),
 )  # fmt: skip
 register(

@@ -304,11 +304,11 @@ def _let_settings_decide(trainer: Trainer, model: Any, checkpoint: dict[str, Any
     raw = checkpoint.get("current_model_state")
     if raw is not None and not any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):
         model.load_state_dict(raw)  # what was trained, not its average
-    zoo, run = checkpoint.get("zoo", {}), checkpoint.get(KEY, {})
-    _regroup(model, checkpoint, zoo.get("init_args", {}).get("optim"), run.get("parameters"))
+    run, args = checkpoint.get(KEY, {}), model.migrate(checkpoint.get("zoo", {}).get("init_args", {}))
+    _regroup(model, checkpoint, args.get("optim"), run.get("parameters"))
     data = getattr(trainer.datamodule, "hparams", {})
     pairs = [
-        (zoo.get("init_args", {}), model.init_args()),
+        (args, model.init_args()),
         (_plain(checkpoint.get("datamodule_hyper_parameters", {})), _plain(data)),
         (run.get("trainer", {}), _trainer_settings(trainer)),
     ]

@@ -1,0 +1,121 @@
+"""Settings groups on the command line, in YAML and as options, under the names of today and of older versions."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from command_line import message
+
+from zoo.language.lora import LoRA
+
+
+@pytest.fixture
+def model(run_cli, in_tmp):
+    """Constructor arguments after parsing, and what the terminal said."""
+
+    def parse(*args, cls=None, **settings):
+        files = []
+        if cls is not None:
+            Path("a.yaml").write_text(yaml.safe_dump({"model": {"class_path": cls, "init_args": settings}}))
+            files = ["--config", "a.yaml"]
+        code, out, err = run_cli("fit", "--data=EmojiData", *files, *args, "--print_config")
+        assert code == 0, err
+        return yaml.safe_load(out)["model"]["init_args"], err
+
+    return parse
+
+
+LORA = {"rank": 16, "alpha": 32, "dropout": 0.05, "train_embeddings_and_norms": None}
+
+
+@pytest.mark.parametrize("option", ["--model.lora.rank=8", "--model.init_args.lora.rank=8"])
+def test_a_field_of_a_group_is_an_option(model, option):
+    assert model("--model=SEEDLLM", option)[0]["lora"] == LORA | {"rank": 8}
+
+
+def test_fields_of_a_recipe_are_changed_by_options_one_by_one(model):
+    args, err = model("--model.lora.alpha=7", "--model.optim.lr=0.1", cls="zoo.SEEDLLM", lora={"rank": 2, "dropout": 0})
+    assert args["lora"] == LORA | {"rank": 2, "alpha": 7, "dropout": 0.0} and err == ""
+    assert args["optim"]["lr"] == 0.1 and args["optim"]["warmup_steps"] == 900
+
+
+@pytest.mark.parametrize("cls", ["LLaVA", "SEEDLLM"])
+def test_fields_that_a_recipe_leaves_out_are_those_of_the_constructor(model, cls):
+    default = LORA | ({"rank": 128, "alpha": 256} if cls == "LLaVA" else {})
+    assert model(cls=f"zoo.{cls}", lora={"dropout": 0.5})[0]["lora"] == default | {"dropout": 0.5}
+
+
+def test_an_optional_group_can_be_null(model):
+    assert model("--model.lora=null", cls="zoo.SEEDLLM", lora={"rank": 2})[0]["lora"] is None
+    assert model(cls="zoo.SEEDLLM", lora=None)[0]["lora"] is None
+    assert model("--model.lora.rank=4", cls="zoo.SEEDLLM", lora=None)[0]["lora"] == LORA | {"rank": 4}
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--model.lora.rnak=3", "takes no 'rnak'; did you mean 'rank'?"),
+        ("--model.lora.rank=many", "model.lora.rank: expected int, got 'many'"),
+        ("--model.lora.rank=0", "lora.rank must be a whole number of at least 1, got 0"),
+        ("--model.lor.rank=3", "zoo.SEEDLLM takes no 'lor"),
+    ],
+)
+def test_mistakes_in_a_group_are_named_in_one_line(run_cli, in_tmp, option, said):
+    code = 1 if "must be" in said else 2
+    assert said in message(run_cli, "fit", "--model=SEEDLLM", "--data=EmojiData", option, code=code)
+
+
+def test_help_shows_the_fields_of_a_group(run_cli):
+    code, out, _ = run_cli("fit", "--model.help=zoo.LLaVA")
+    assert code == 0 and "--model.lora.rank" in out and "of the matrices" in out
+
+
+# ---------------------------------------------------------------- names of older versions
+
+
+def test_a_recipe_with_older_names_works_and_says_so_in_one_line(model):
+    args, err = model(cls="zoo.LLaVA", lora_rank=7, lora_alpha=9, tuning="lora", optim={"lr": 1e-4})
+    assert args["lora"] == LORA | {"rank": 7, "alpha": 9} and args["tuning"] == "lora" and args["optim"]["lr"] == 1e-4
+    assert err == "a.yaml has settings of LLaVA under older names: lora_rank is lora.rank, lora_alpha is lora.alpha\n"
+
+
+@pytest.mark.parametrize("typed", [["--model.lora_rank=7"], ["--model.init_args.lora_rank", "7"]])
+def test_an_option_with_an_older_name_works_and_says_so_in_one_line(model, typed):
+    args, err = model("--model=LLaVA", *typed)
+    assert args["lora"]["rank"] == 7 and args["lora"]["alpha"] == 256
+    assert err == "LLaVA has settings under other names now: lora_rank is lora.rank\n"
+
+
+def test_options_with_older_names_change_recipes_with_names_of_today(model):
+    assert model("--model.lora_alpha=7", cls="zoo.SEEDLLM", lora={"rank": 2})[0]["lora"] == LORA | {
+        "rank": 2,
+        "alpha": 7,
+    }
+
+
+def test_what_stood_for_no_group_is_null(model):
+    assert model("--model=SEEDLLM", "--model.lora_rank=0", "--model.lora_alpha=9")[0]["lora"] is None
+    assert model(cls="zoo.SEEDLLM", lora_rank=0, lora_alpha=9)[0]["lora"] is None
+
+
+def test_a_setting_under_both_names_is_refused(run_cli, in_tmp):
+    Path("a.yaml").write_text("model: {class_path: zoo.LLaVA, init_args: {lora_rank: 7, lora: {rank: 3}}}\n")
+    said = message(run_cli, "fit", "--config", "a.yaml", "--data=EmojiData")
+    assert "lora_rank is lora.rank now, and lora is given too: leave lora_rank out" in said
+
+
+def test_words_and_references_of_a_recipe_with_older_names_stay(run_cli, in_tmp):
+    Path("a.yaml").write_text(
+        "seed_everything: ${data.init_args.batch_size}\nmodel:\n  class_path: zoo.LLaVA\n  init_args:\n"
+        "    image_size: ${data.init_args.image_size}\n    vision: 1e3\n    lora_rank: 2\n"
+        "data: {class_path: datamodules.EmojiData, init_args: {image_size: 48, batch_size: 3}}\n"
+    )
+    code, out, err = run_cli("fit", "--config", "a.yaml", "--model.vision=1e-4", "--print_config")
+    found = yaml.safe_load(out)
+    assert code == 0 and found["seed_everything"] == 3, err
+    assert found["model"]["init_args"]["image_size"] == 48 and found["model"]["init_args"]["vision"] == "1e-4"
+
+
+def test_the_class_says_the_default_of_an_optional_group(model):
+    """A recipe that names some fields takes the others from the class: the constructor's default must be the same."""
+    assert model("--model=SEEDLLM")[0]["lora"] == LORA == vars(LoRA())

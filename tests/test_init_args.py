@@ -1,0 +1,179 @@
+"""Constructor arguments: settings groups, dictionaries of their fields, and names of older versions."""
+
+import dataclasses
+import inspect
+import json
+
+import pytest
+import torch
+
+import zoo
+from zoo.checkpoints.export import save_weights
+from zoo.init_args import as_init_args, migrate, moved_names, plain, settings_groups, typed_arguments, value_at
+from zoo.language.lora import LoRA
+from zoo.models.llava import LLaVA
+from zoo.models.seed_llm import SEEDLLM
+from zoo.presets import known_classes, presets
+
+CLASSES = sorted(known_classes(), key=lambda cls: cls.__name__)
+WITH_GROUPS = [cls for cls in CLASSES if len(settings_groups(cls)) > 1]
+
+
+def test_groups_are_found_in_the_annotations():
+    assert settings_groups(SEEDLLM) == {"optim": zoo.Optim, "lora": LoRA}
+
+
+# ---------------------------------------------------------------- dictionaries of fields
+
+
+def test_a_dictionary_changes_its_fields_and_keeps_the_others_of_the_preset():
+    args = presets()["llava_lora_tiny"].init_args
+    assert as_init_args(LLaVA, {"lora": {"rank": 2}}, args)["lora"] == LoRA(2, 8, 0.0)
+    found = as_init_args(LLaVA, {"optim": {"betas": [0.1, 0.2]}}, args)["optim"]
+    assert found == zoo.Optim(lr=1e-2, betas=(0.1, 0.2))
+
+
+def test_without_a_preset_the_other_fields_are_those_of_the_constructor():
+    assert as_init_args(LLaVA, {"lora": {"rank": 2}})["lora"] == LoRA(2, 256)
+    assert as_init_args(SEEDLLM, {"lora": {"rank": 2}}, {"lora": None})["lora"] == LoRA(2)
+
+
+def test_a_group_itself_replaces_the_whole():
+    args = presets()["llava_lora_tiny"].init_args
+    assert as_init_args(LLaVA, {"lora": LoRA(2)}, args)["lora"] == LoRA(2, 32, 0.05)
+
+
+def test_none_is_no_group_where_the_constructor_takes_it():
+    assert as_init_args(SEEDLLM, {"lora": None})["lora"] is None
+    with pytest.raises(TypeError, match="lora is a LoRA or a dictionary of its fields, got NoneType"):
+        as_init_args(LLaVA, {"lora": None})
+
+
+@pytest.mark.parametrize(
+    ("lora", "error", "sentence"),
+    [
+        ({"rnak": 2}, TypeError, "lora takes no 'rnak': did you mean rank"),
+        (3, TypeError, "lora is a LoRA or a dictionary of its fields, got int"),
+        ({"rank": 0}, ValueError, "lora.rank must be a whole number of at least 1, got 0"),
+        ({"rank": True}, ValueError, "lora.rank must be a whole number of at least 1, got True"),
+        ({"alpha": 1.5}, ValueError, "lora.alpha must be a whole number of at least 1, got 1.5"),
+        ({"dropout": 1}, ValueError, "lora.dropout must be a number of at least 0 and below 1, got 1"),
+    ],
+)
+def test_mistakes_are_named_in_one_sentence(lora, error, sentence):
+    with pytest.raises(error, match=sentence):
+        zoo.create_model("llava_lora_tiny", lora=lora)
+
+
+@pytest.mark.parametrize("cls", WITH_GROUPS)
+def test_groups_are_frozen_and_made_again_from_plain_data(cls):
+    for name, kind in settings_groups(cls).items():
+        default = inspect.signature(cls).parameters[name].default
+        if default is not None:
+            assert dataclasses.is_dataclass(kind) and hash(default) is not None
+            assert typed_arguments(cls, json.loads(json.dumps(plain({name: default})))) == {name: default}
+
+
+def test_a_dotted_name_leads_into_a_group():
+    args = {"lora": LoRA(3), "plain": {"rank": 4}, "none": None, "width": 5}
+    assert [value_at(args, path) for path in ("lora.rank", "plain.rank", "none.rank", "width", "nothing.at.all")] == [
+        3, 4, None, 5, None,
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------- names of older versions
+
+
+def test_flat_arguments_become_fields():
+    assert migrate(LLaVA, {"lora_rank": 2, "image_size": 8}) == {"image_size": 8, "lora": {"rank": 2}}
+    assert LLaVA.migrate({"lora_rank": 2, "lora": {"alpha": 1}}) == {"lora": {"rank": 2, "alpha": 1}}
+
+
+def test_what_is_of_today_stays_as_it_is():
+    args = {"image_size": 8, "lora": LoRA(2)}
+    assert migrate(LLaVA, args) == args
+    assert migrate(LLaVA, plain(args)) == plain(args)
+
+
+def test_rank_zero_stood_for_no_lora():
+    assert migrate(SEEDLLM, {"lora_rank": 0, "lora_alpha": 9}) == {"lora": None}
+
+
+@pytest.mark.parametrize("lora", [{"rank": 3}, LoRA(3), None])
+def test_a_setting_under_both_names_is_refused(lora):
+    with pytest.raises(TypeError, match=r"lora_rank is lora\.rank now, and lora is given too: leave lora_rank out"):
+        migrate(LLaVA, {"lora_rank": 2, "lora": lora})
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_old_names_lead_to_fields_that_are_there_and_are_no_arguments_any_more(cls):
+    parameters, groups = inspect.signature(cls).parameters, settings_groups(cls)
+    for old, new in moved_names(cls).items():
+        group, _, name = new.partition(".")
+        assert old not in parameters and group in parameters
+        assert name in {f.name for f in dataclasses.fields(groups[group])}
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_the_default_of_an_optional_group_is_that_of_its_class(cls):
+    """A recipe that names some fields takes the others from the class, and Python from the constructor's default."""
+    for name, kind in settings_groups(cls).items():
+        if "None" in str(inspect.signature(cls).parameters[name].annotation):
+            assert inspect.signature(cls).parameters[name].default in (None, kind())
+
+
+def test_create_model_takes_older_names_and_warns_of_them():
+    with pytest.warns(FutureWarning, match=r"LLaVA has settings under other names now: lora_rank is lora\.rank"):
+        model = zoo.create_model("llava_lora_tiny", lora_rank=2)
+    assert model.hparams["lora"] == LoRA(2, 8, 0.0)
+
+
+def test_registered_presets_may_have_older_names_and_dictionaries(monkeypatch):
+    monkeypatch.setattr("zoo.presets._PRESETS", dict(presets()))
+    with pytest.warns(FutureWarning, match=r"lora_rank is lora\.rank"):
+        zoo.register("mine_old", LLaVA, paper="arXiv:2310.03744", lora_rank=2)
+    zoo.register("mine_new", LLaVA, paper="arXiv:2310.03744", lora={"rank": 2})
+    assert presets()["mine_old"].init_args == presets()["mine_new"].init_args == {"lora": LoRA(2, 256)}
+
+
+# ---------------------------------------------------------------- files
+
+
+def of_a_run(model, folder):
+    """The checkpoint of a run from Python."""
+    import lightning.pytorch as pl
+
+    trainer = pl.Trainer(
+        accelerator="cpu", max_steps=0, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder,
+    )  # fmt: skip
+    trainer.strategy.connect(model)
+    model.trainer = trainer
+    trainer.save_checkpoint(folder / "run.ckpt")
+    return folder / "run.ckpt"
+
+
+@pytest.mark.parametrize("name", ["llava_lora_tiny", "seed_llm_tiny"])
+def test_files_hold_plain_data_and_make_the_groups_again(name, tmp_path):
+    model = zoo.create_model(name)
+    path = of_a_run(model, tmp_path)
+    stored = torch.load(path, weights_only=True)
+    assert stored["hyper_parameters"]["lora"] == plain(model.hparams["lora"]) == stored["zoo"]["init_args"]["lora"]
+    exported = save_weights(model, tmp_path / "a.safetensors")
+    for again in (
+        zoo.create_model(f"ckpt:{path}"),
+        zoo.create_model(f"ckpt:{exported}"),
+        type(model).load_from_checkpoint(path),
+    ):
+        assert dict(again.hparams) == dict(model.hparams)
+
+
+def test_a_dictionary_changes_fields_of_a_checkpoint(tmp_path):
+    path = of_a_run(zoo.create_model("llava_lora_tiny"), tmp_path)
+    for again in (
+        zoo.create_model(f"ckpt:{path}", lora={"dropout": 0.5}),
+        LLaVA.load_from_checkpoint(path, lora={"dropout": 0.5}),
+    ):
+        assert again.hparams["lora"] == LoRA(4, 8, 0.5)
+    with pytest.warns(FutureWarning, match="lora_dropout is"):
+        assert LLaVA.load_from_checkpoint(path, lora_dropout=0.25).hparams["lora"] == LoRA(4, 8, 0.25)
