@@ -56,7 +56,6 @@ def test_none_is_no_group_where_the_constructor_takes_it():
         (3, TypeError, "lora is a LoRA or a dictionary of its fields, got int"),
         ({"rank": 0}, ValueError, "lora.rank must be a whole number of at least 1, got 0"),
         ({"rank": True}, ValueError, "lora.rank must be a whole number of at least 1, got True"),
-        ({"alpha": 1.5}, ValueError, "lora.alpha must be a whole number of at least 1, got 1.5"),
         ({"dropout": 1}, ValueError, "lora.dropout must be a number of at least 0 and below 1, got 1"),
     ],
 )
@@ -70,7 +69,8 @@ def test_groups_are_frozen_and_made_again_from_plain_data(cls):
     for name, kind in settings_groups(cls).items():
         default = inspect.signature(cls).parameters[name].default
         if default is not None:
-            assert dataclasses.is_dataclass(kind) and hash(default) is not None
+            assert dataclasses.is_dataclass(kind)
+            assert hash(default) is not None
             assert typed_arguments(cls, json.loads(json.dumps(plain({name: default})))) == {name: default}
 
 
@@ -110,7 +110,8 @@ def test_old_names_lead_to_fields_that_are_there_and_are_no_arguments_any_more(c
     parameters, groups = inspect.signature(cls).parameters, settings_groups(cls)
     for old, new in moved_names(cls).items():
         group, _, name = new.partition(".")
-        assert old not in parameters and group in parameters
+        assert old not in parameters
+        assert group in parameters
         assert name in {f.name for f in dataclasses.fields(groups[group])}
 
 
