@@ -24,6 +24,10 @@ HEAD = """# What each file is for
 The first sentence of each file, in the order of the tree. Written by `python -m tests.docs.file_list`.
 Imports go strictly down between rooms; `tests/style/test_floors.py` lists the floors.
 """
+MODELS = """## zoo/models
+
+One file per paper or part of one, with the name of its recipe; each paper has [a page](index.md#models) of its own.
+"""
 
 
 def summary(path: Path) -> str:
@@ -68,6 +72,9 @@ def page() -> str:
     for package in PACKAGES:
         for folder in [ROOT / package, *sorted(p for p in (ROOT / package).rglob("*") if p.is_dir())]:
             files = [p for p in sorted(folder.glob("*.py")) if p.stem != "__init__"]
+            if folder == ROOT / "zoo" / "models":
+                sections += [MODELS]
+                continue
             if not files:
                 continue
             own = folder / "__init__.py"
