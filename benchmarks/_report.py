@@ -4,9 +4,9 @@
     python -m benchmarks._report --check    # one sentence per number that differs, and exit code 1
 
 It feeds ``benchmarks/RESULTS.md``; ``metrics`` and the facts of the training in the cards ``zoo/weights/*.json``;
-``hardware`` and ``expect`` in the headers of recipes that were measured; tables of pages between ``<!-- table: NAME -->`` and
-``<!-- end -->``, from the templates ``benchmarks/tables/NAME.md``; and numbers in prose that ``<!--= REFERENCE -->``
-follows.
+``hardware`` and ``expect`` in the headers of recipes that were measured; tables of pages between
+``<!-- table: NAME -->`` and ``<!-- end -->``, from the templates ``benchmarks/tables/NAME.md``; and numbers in prose
+that ``<!--= REFERENCE -->`` follows.
 ``benchmarks/_references.py`` says how a reference is written.
 """
 
