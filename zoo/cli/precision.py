@@ -82,6 +82,5 @@ def remark_on_language(dtype: str | None, accelerator: str, chosen: bool) -> str
 
 def register_with_recipes() -> None:
     """Let recipes write ``${fast_precision:...}`` and ``${fast_dtype:...}``."""
-    register = getattr(OmegaConf, "register_resolver", None) or OmegaConf.register_new_resolver  # before 2.4
-    register("fast_precision", fast_precision, replace=True)
-    register("fast_dtype", fast_dtype, replace=True)
+    OmegaConf.register_resolver("fast_precision", fast_precision, replace=True)
+    OmegaConf.register_resolver("fast_dtype", fast_dtype, replace=True)
