@@ -1,5 +1,6 @@
 """What second stages refuse: tokens at other places, ids of nothing, labels that are none."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 import zoo
 from zoo.registry import Reference
 from zoo.sampling.image_masks import box_mask
+from zoo.second_stage import SecondStage
 
 
 @pytest.fixture(scope="module", params=["maskgit_tiny", "ar_transformer_tiny"])
@@ -161,3 +163,73 @@ def test_constructors_refuse_in_one_sentence():
         assert line.startswith(wanted), line
     assert lines[0].count("NoneType") == lines[1].count("DVAE") == 1
     assert lines[8] == "ValueError width 32 is not divisible by 0 heads"
+
+
+# ---------------------------------------------------------------- the class that they share
+
+
+class Unigram(SecondStage):
+    """Learns how often each id stands at each position: as little as a second stage can be.
+
+    Args:
+        tokenizer: whose ids are counted.
+        num_classes: of the condition; 0 for none.
+    """
+
+    def __init__(self, tokenizer: str = "dvae_tiny:random", num_classes: int = 0):
+        super().__init__()
+        self.num_classes = num_classes
+        self.add_tokenizer(tokenizer)
+        self.add_allowed_ids()
+        self.scores = torch.nn.Parameter(torch.zeros(self.spec.num_tokens, self.spec.vocab_size))
+
+    def losses(self, batch):
+        target = self.tokenize(batch)
+        self.labels_of(batch)
+        logits = self.keep_allowed(self.scores.expand(len(target), -1, -1))
+        return {"loss": torch.nn.functional.cross_entropy(logits.transpose(1, 2), target)}
+
+
+@pytest.mark.parametrize("tokenizer", ["dvae_tiny", "vqvae2_tiny", "seed_stage2_tiny"])
+def test_a_second_stage_is_a_network_and_its_losses(tokenizer):
+    model = Unigram(f"{tokenizer}:random")
+    tower, images = model.frozen["tokenizer"], torch.rand(2, 3, 32, 32)
+    tokens = model.encode(images)
+    assert torch.equal(tokens.ids, tower.encode(images).ids)
+    assert model.spec == tower.spec
+    assert torch.equal(model.embed(tokens.ids), tower.embed(tokens.ids))
+    assert torch.equal(model.decode(tokens), tower.decode(tokens))
+    assert list(model.state_dict()) == ["scores"]
+    sizes = [segment.size for segment in model.spec.segments for _ in range(segment.num_tokens)]
+    expected = sum(math.log(size) for size in sizes) / len(sizes)
+    assert model.losses({"image": images})["loss"].item() == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="neither 'ids' nor 'image', but label, and Unigram reads tokens of"):
+        model.losses({"label": torch.zeros(2)})
+
+
+def test_allowed_ids_follow_the_order_of_prediction():
+    model = Unigram("vqvae2_tiny:random")
+    as_it_is, order = model.allowed, torch.arange(model.spec.num_tokens - 1, -1, -1)
+    model.add_allowed_ids(order)
+    assert torch.equal(model.allowed, as_it_is.flip(0))
+    assert not torch.equal(model.allowed, as_it_is)
+
+
+def test_classes_are_read_where_the_model_has_some():
+    model, images = Unigram(num_classes=3), torch.rand(2, 3, 32, 32)
+    assert model.losses({"image": images, "label": torch.tensor([0, 2])})["loss"] > 0
+    with pytest.raises(ValueError, match="no 'label', but image, and Unigram has 3 classes"):
+        model.losses({"image": images})
+    labels, count = model.wanted_labels(1, 4)
+    assert (labels.tolist(), count) == ([1, 1, 1, 1], 4)
+    with pytest.raises(ValueError, match=r"labels must lie in 0\.\.2"):
+        model.wanted_labels(-1, 4)
+    model.has_null = True
+    assert model.wanted_labels(-1, 1)[0].tolist() == [-1]
+
+
+@pytest.mark.parametrize("cls", [zoo.MaskGIT, zoo.ARTransformer, zoo.SEEDLLM, zoo.BEiT])
+def test_what_second_stages_share_is_written_once(cls):
+    assert issubclass(cls, SecondStage)
+    own = {"tokenizer", "encode", "decode", "embed", "tokenize"} & set(vars(cls))
+    assert own == ({"encode", "decode", "tokenize"} if cls is zoo.BEiT else set()), "BEiT predicts its own ids"

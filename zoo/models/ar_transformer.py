@@ -18,30 +18,27 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from zoo.checkpoints.published import taming_gpt
 from zoo.choices import one_of
 from zoo.losses.mixing import hits
-from zoo.module import ZooModule
 from zoo.nn.gpt import GPT
 from zoo.optim import Optim
 from zoo.presets import Weights, register
 from zoo.runs.untrained import say_untrained
-from zoo.sampling.labels import wanted_labels
 from zoo.sampling.next_token import draw_next
 from zoo.sampling.token_order import ORDERS, Order, token_order
-from zoo.second_stage import discrete_tokenizer
-from zoo.tokens import Tokens, TokenSpec, evaluating, id_range
+from zoo.second_stage import SecondStage, discrete_tokenizer
+from zoo.tokens import Tokens, evaluating, id_range
 from zoo.tokens.abilities import default_settings
-from zoo.tokens.allowed import allowed_ids
-from zoo.tokens.batch import Batch, ids_of, labels_of, missing
+from zoo.tokens.batch import Batch, ids_of, missing
 
 START = 0  # id of the first input of an unconditional model where it shares the table with the codes
 
 
-class ARTransformer(ZooModule):
+class ARTransformer(SecondStage):
     """Predicts the tokens of an image one after the other.
 
     Args:
@@ -63,9 +60,6 @@ class ARTransformer(ZooModule):
     """
 
     must_match = ("heads", "order", "n_unmasked")
-    encodes_by_tokenizer = True
-    has_null = False  # no images without a class beside those with one
-    spec: TokenSpec
 
     def __init__(
         self,
@@ -87,8 +81,7 @@ class ARTransformer(ZooModule):
         super().__init__(optim)
         if num_classes < 0 or not 0 < pkeep <= 1:
             raise ValueError(f"num_classes must not be negative and pkeep lie in (0, 1], got {num_classes}, {pkeep}")
-        self.add_frozen("tokenizer", discrete_tokenizer(tokenizer), role="ids")
-        self.spec = self.tokenizer.spec
+        self.add_tokenizer(tokenizer)
         self.num_classes, self.pkeep = num_classes, pkeep
         self.class_ids = one_of("class_ids", class_ids, ("shared", "own"))
         vocab_size = self.spec.vocab_size
@@ -128,30 +121,8 @@ class ARTransformer(ZooModule):
             permutation = token_order(order, self.spec.grid_shape)
         #: raster index of the token that is read first, second, ...; None for raster order
         self.register_buffer("permutation", permutation, persistent=False)
-        allowed = allowed_ids(self.spec)
-        if allowed is not None and permutation is not None:
-            allowed = allowed[permutation]
-        #: ids that may stand at each place of the order of reading
-        self.register_buffer("allowed", allowed, persistent=False)
+        self.add_allowed_ids(permutation)
         self.load_weights(weights)
-
-    @property
-    def tokenizer(self) -> Any:
-        """The frozen tokenizer."""
-        return self.frozen["tokenizer"]
-
-    # ------------------------------------------------------------------ tokens
-
-    def encode(self, images: Shaped[Tensor, "b 3 h w"]) -> Tokens:
-        """Through the tokenizer."""
-        return self.tokenizer.encode(images)
-
-    def decode(self, tokens: Tokens) -> Float[Tensor, "b ..."]:
-        """Through the tokenizer."""
-        return self.tokenizer.decode(tokens)
-
-    def embed(self, ids: Int[Tensor, "b *n"]) -> Float[Tensor, "b *n d"]:
-        return self.tokenizer.embed(ids)
 
     # ------------------------------------------------------------------ generation
 
@@ -209,7 +180,7 @@ class ARTransformer(ZooModule):
         if condition is not None and not self.condition_tokens:
             raise ValueError("this model has no condition tokens: leave condition out")
         say_untrained(self, "draws")
-        classes, count = wanted_labels(labels, num_images, self.num_classes, False, self.device)
+        classes, count = self.wanted_labels(labels, num_images)
         if seed is not None:
             generator = torch.Generator(self.device).manual_seed(seed)
         sequence = self._prefix(classes, count) if not self.condition_tokens else self._given(condition, num_images)
@@ -236,18 +207,15 @@ class ARTransformer(ZooModule):
         return ids if self.permutation is None else ids[:, self.permutation]
 
     def in_raster_order(self, ids: Int[Tensor, "b n"]) -> Int[Tensor, "b n"]:
-        """And back."""
+        """From the order in which they are predicted to that of :class:`Tokens`."""
         return ids if self.permutation is None else ids[:, self.permutation.argsort()]
 
     # ------------------------------------------------------------------ training
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Eq. 8: mean negative log-likelihood per token in nats."""
-        target = self.in_reading_order(ids_of(batch, self.tokenizer, self))
-        if self.condition_tokens:
-            first = self._condition(batch)
-        else:
-            first = self._prefix(labels_of(batch, self.num_classes, self), len(target))
+        target = self.in_reading_order(self.tokenize(batch))
+        first = self._condition(batch) if self.condition_tokens else self._prefix(self.labels_of(batch), len(target))
         inputs = target
         if self.training and self.pkeep < 1:
             keep = torch.rand(target.shape, device=target.device) < self.pkeep

@@ -19,7 +19,7 @@ Section 2.5 initialisation -> `BeitViT.reset_parameters`.
 import math
 import random
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,19 +31,17 @@ from zoo.checkpoints.published import hf_beit, timm_beit, unilm
 from zoo.choices import one_of
 from zoo.losses.mixing import hits
 from zoo.models.beit_classifier import BEiTClassifier as BEiTClassifier  # configs and checkpoints name it here
-from zoo.module import ZooModule
 from zoo.nn.beit_vit import ABSOLUTE, EMOJI, EPS, LARGE, TINY, BeitViT, exempt_from_decay, layer_of
 from zoo.nn.normalisation import STATISTICS, Normalisation, normalise
 from zoo.optim import Optim
 from zoo.presets import Weights, register
 from zoo.sampling.patch_masks import BlockwiseMask, flat_mask, nonempty, random_mask
-from zoo.second_stage import discrete_tokenizer
-from zoo.tokens import Tokens, TokenSpec, as_pixels, evaluating
-from zoo.tokens.allowed import allowed_ids, keep_allowed
+from zoo.second_stage import SecondStage
+from zoo.tokens import Tokens, as_pixels, evaluating
 from zoo.tokens.batch import Batch, images_of, indices_of, view_ids_of
 
 
-class BEiT(ZooModule):
+class BEiT(SecondStage):
     """Predicts a tokenizer's ids at hidden patches; is itself a quantizer of images.
 
     Args:
@@ -72,7 +70,7 @@ class BEiT(ZooModule):
     """
 
     must_match = ("heads", "normalisation", "norm_eps")
-    spec: TokenSpec
+    encodes_by_tokenizer = False  # but by what it predicts
 
     def __init__(
         self,
@@ -99,8 +97,8 @@ class BEiT(ZooModule):
         weights: str | None = None,
     ):
         super().__init__(optim)
-        self.add_frozen("tokenizer", discrete_tokenizer(tokenizer), role="ids")
-        spec = self.tokenizer.spec
+        self.add_tokenizer(tokenizer)
+        spec = self.spec
         if vocab_size not in (None, spec.vocab_size):
             raise ValueError(
                 f"vocab_size is {vocab_size}, but the tokenizer {tokenizer!r} has {spec.vocab_size} ids: "
@@ -116,7 +114,7 @@ class BEiT(ZooModule):
         )  # fmt: skip
         self.grid = self.vit.grid
         self.spec = spec.with_grid(self.grid) if spec.grid_shape else spec
-        self.register_buffer("allowed", allowed_ids(self.spec), persistent=False)
+        self.add_allowed_ids()
         patches = math.prod(self.grid)
         num_masked = max(1, round(patches * 75 / 196)) if num_masked is None else num_masked
         min_block = max(1, round(patches * 16 / 196)) if min_block is None else min_block
@@ -124,11 +122,6 @@ class BEiT(ZooModule):
         blockwise = BlockwiseMask(self.grid, num_masked, min_block)
         self.draw_mask = blockwise if masking == "blockwise" else partial(random_mask, self.grid, num_masked)
         self.load_weights(weights)
-
-    @property
-    def tokenizer(self) -> Any:
-        """The frozen tokenizer."""
-        return self.frozen["tokenizer"]
 
     @property
     def view_size(self) -> tuple[int, int]:
@@ -150,14 +143,11 @@ class BEiT(ZooModule):
             mask: patches that it must not look at; None shows all.
         """
         logits = self.vit.token_logits(self.network_view(images), None if mask is None else self.flat(mask, images))
-        return Tokens(keep_allowed(logits, self.allowed).argmax(-1), None, self.spec)
+        return Tokens(self.keep_allowed(logits).argmax(-1), None, self.spec)
 
     def decode(self, tokens: Tokens) -> Float[Tensor, "b ..."]:
         """Through the tokenizer, hence at its scale (112 pixels for 14x14 tokens of DALL-E's)."""
         return self.tokenizer.decode(tokens)
-
-    def embed(self, ids: Int[Tensor, "b *n"]) -> Float[Tensor, "b *n d"]:
-        return self.tokenizer.embed(ids)
 
     def tokenize(self, batch: Batch) -> Int[Tensor, "b n"]:
         """The tokenizer's ids of a batch: precomputed ``ids``, else of ``token_image``, else of the image resized."""
@@ -180,7 +170,7 @@ class BEiT(ZooModule):
         if self.vit.sequence is None:
             target = target[mask]
         else:
-            logits, target = keep_allowed(logits, self.allowed).flatten(0, 1), target.flatten()
+            logits, target = self.keep_allowed(logits).flatten(0, 1), target.flatten()
         return {
             "loss": F.cross_entropy(logits, target),
             "accuracy": hits(logits, target).mean(),

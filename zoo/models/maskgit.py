@@ -29,7 +29,6 @@ from torch import Tensor
 from zoo.checkpoints.published import maskgit_pytorch, maskgit_transformer
 from zoo.choices import known_names, one_of
 from zoo.losses.mixing import hits
-from zoo.module import ZooModule
 from zoo.nn.maskgit_transformer import MaskGITTransformer
 from zoo.nn.prenorm_maskgit import PreNormMaskGIT
 from zoo.optim import Optim
@@ -37,21 +36,20 @@ from zoo.presets import Weights, register
 from zoo.runs.untrained import say_untrained
 from zoo.sampling.halton import spread_order
 from zoo.sampling.image_masks import box_mask, grey_out, next_window, paste, resized, token_mask
-from zoo.sampling.labels import NO_CLASS, wanted_labels
+from zoo.sampling.labels import NO_CLASS
 from zoo.sampling.mask_schedule import MaskSchedule, mask_ratio
 from zoo.sampling.parallel_decoding import Decoding, Noise, parallel_decode
-from zoo.second_stage import discrete_tokenizer
-from zoo.tokens import Tokens, TokenSpec, as_pixels, evaluating
+from zoo.second_stage import SecondStage
+from zoo.tokens import Tokens, as_pixels, evaluating
 from zoo.tokens.abilities import default_settings
-from zoo.tokens.allowed import allowed_ids, keep_allowed
-from zoo.tokens.batch import Batch, ids_of, indices_of, labels_of
+from zoo.tokens.batch import Batch, indices_of
 
 PUBLISHED_HEADS = 16  # of the released configuration; the paper says 8
 Pictures = dict[str, Float[Tensor, "b 3 h w"]]
 ORDERS = ("confidence", "halton")
 
 
-class MaskGIT(ZooModule):
+class MaskGIT(SecondStage):
     """Predicts masked tokens of an image; generates, completes and edits images in a few passes.
 
     Args:
@@ -72,8 +70,6 @@ class MaskGIT(ZooModule):
     """
 
     must_match = ("heads",)
-    encodes_by_tokenizer = True
-    spec: TokenSpec
 
     def __init__(
         self,
@@ -98,13 +94,11 @@ class MaskGIT(ZooModule):
             )
         if class_dropout and not num_classes:
             raise ValueError("class_dropout needs classes: set num_classes, or class_dropout to 0")
-        self.add_frozen("tokenizer", discrete_tokenizer(tokenizer), role="ids")
-        self.spec = self.tokenizer.spec
+        self.add_tokenizer(tokenizer)
         self.num_classes, self.class_dropout = num_classes, class_dropout
         self.schedule = one_of("schedule", schedule, get_args(MaskSchedule))
         self.label_smoothing = label_smoothing
         self.layout = one_of("layout", layout, ("google", "valeoai"))
-        #: whether it knows images without a class
         self.has_null = num_classes > 0 and (class_dropout > 0 or layout == "valeoai")
         if heads is None and weights is None and width % PUBLISHED_HEADS:
             raise ValueError(
@@ -119,26 +113,8 @@ class MaskGIT(ZooModule):
             self.network = PreNormMaskGIT(vocab_size, length, num_classes, *sizes)
         else:
             self.network = MaskGITTransformer(vocab_size, length, num_classes, class_dropout > 0, *sizes)
-        self.register_buffer("allowed", allowed_ids(self.spec), persistent=False)
+        self.add_allowed_ids()
         self.load_weights(weights)
-
-    @property
-    def tokenizer(self) -> Any:
-        """The frozen tokenizer."""
-        return self.frozen["tokenizer"]
-
-    # ------------------------------------------------------------------ tokens
-
-    def encode(self, images: Shaped[Tensor, "b 3 h w"]) -> Tokens:
-        """Through the tokenizer."""
-        return self.tokenizer.encode(images)
-
-    def decode(self, tokens: Tokens) -> Float[Tensor, "b ..."]:
-        """Through the tokenizer."""
-        return self.tokenizer.decode(tokens)
-
-    def embed(self, ids: Int[Tensor, "b *n"]) -> Float[Tensor, "b *n d"]:
-        return self.tokenizer.embed(ids)
 
     def take_open_settings(self, settings: Mapping[str, Any], source: str) -> tuple[str, ...]:
         """Take the number of heads where the constructor left it open: parameters have the same shapes for any.
@@ -195,7 +171,7 @@ class MaskGIT(ZooModule):
             TypeError: naming one that there is not.
         """
         known_names("sampling", sampling, SAMPLING)
-        classes, count = wanted_labels(labels, num_images, self.num_classes, self.has_null, self.device)
+        classes, count = self.wanted_labels(labels, num_images)
         ids = torch.full((count, self.spec.num_tokens), self.network.mask_id, device=self.device)
         decoding = self.complete(ids, classes, **sampling)
         return self._finish(decoding, as_tokens, return_steps)
@@ -263,7 +239,7 @@ class MaskGIT(ZooModule):
                 f"ids must lie in 0..{self.spec.vocab_size - 1}, or be network.mask_id = {self.network.mask_id} where "
                 f"they are hidden, got {int(ids[strange][0])}"
             )
-        labels, _ = wanted_labels(labels, len(ids), self.num_classes, self.has_null, ids.device)
+        labels, _ = self.wanted_labels(labels, len(ids), ids.device)
         if seed is not None:
             generator = torch.Generator(self.device).manual_seed(seed)
 
@@ -303,9 +279,9 @@ class MaskGIT(ZooModule):
             ValueError: for a mask of another size, or a tokenizer without a grid.
         """
         known_names("sampling", sampling, SAMPLING)
-        ids = ids_of({"image": images}, self.tokenizer)
+        ids = self.tokenize({"image": images})
         hidden = token_mask(self.spec, mask, len(images), tuple(images.shape[-2:])).to(images.device)
-        classes, _ = wanted_labels(labels, len(images), self.num_classes, self.has_null, self.device)
+        classes, _ = self.wanted_labels(labels, len(images))
         ids = ids.masked_fill(hidden, self.network.mask_id)
         return self._finish(self.complete(ids, classes, **sampling), as_tokens, return_steps)
 
@@ -339,13 +315,13 @@ class MaskGIT(ZooModule):
         known_names("sampling", sampling, SAMPLING)
         if (box is None) == (mask is None):
             raise ValueError("give either a box or a mask, which says where to edit")
-        size, ids = (images.shape[-2], images.shape[-1]), ids_of({"image": images}, self.tokenizer)
+        size, ids = (images.shape[-2], images.shape[-1]), self.tokenize({"image": images})
         if box is not None:
             hidden = box_mask(self.spec, box, size).expand(len(images), -1).to(images.device)
         else:
             assert mask is not None
             hidden = token_mask(self.spec, mask, len(images), size).to(images.device)
-        classes, _ = wanted_labels(labels, len(images), self.num_classes, self.has_null, self.device)
+        classes, _ = self.wanted_labels(labels, len(images))
         ids = ids.masked_fill(hidden, self.network.mask_id)
         decoding = self.complete(ids, classes, steps=steps, start=start, **sampling)
         new = self._decoded(Tokens(decoding.ids, None, self.spec))
@@ -404,7 +380,7 @@ class MaskGIT(ZooModule):
             logits = (1 + guidance) * with_class - guidance * without
         else:
             logits = self.network(ids, labels)
-        return keep_allowed(logits[..., : self.spec.vocab_size], self.allowed)
+        return self.keep_allowed(logits[..., : self.spec.vocab_size])
 
     def _finish(self, decoding: Decoding, as_tokens: bool, return_steps: bool) -> Any:
         tokens = Tokens(decoding.ids, None, self.spec)
@@ -419,8 +395,8 @@ class MaskGIT(ZooModule):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Eq. 1: cross entropy of the hidden tokens, averaged per image and then over images, as the released code."""
-        target = ids_of(batch, self.tokenizer, self)
-        labels = labels_of(batch, self.num_classes, self)
+        target = self.tokenize(batch)
+        labels = self.labels_of(batch)
         mask = self.masks(batch, target)
         if labels is not None and self.training and self.class_dropout:
             labels = labels.masked_fill(torch.rand(labels.shape, device=labels.device) < self.class_dropout, NO_CLASS)

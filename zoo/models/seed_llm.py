@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from zoo.choices import one_of
@@ -29,19 +29,18 @@ from zoo.language.by_name import DTYPES, find_language_model
 from zoo.language.image_vocabulary import CodesAsWords, ImageVocabulary, extend_vocabulary
 from zoo.language.lora import LoRA, add_lora
 from zoo.language.splice import IGNORED, Piece, Spliced, Text, splice
-from zoo.module import ZooModule
 from zoo.optim import Optim
 from zoo.presets import register
 from zoo.runs.untrained import say_untrained
-from zoo.second_stage import discrete_tokenizer
-from zoo.tokens import Tokens, TokenSpec, evaluating
-from zoo.tokens.batch import Batch, captions_of, check_tokens, check_words, ids_of
+from zoo.second_stage import SecondStage
+from zoo.tokens import Tokens, evaluating
+from zoo.tokens.batch import Batch, captions_of, check_tokens, check_words
 from zoo.vision.unclip import find_decoder
 
 FIRST_WORD = "<img_00000>"  # of SEED-LLaMA's published tokenizers
 
 
-class SEEDLLM(ZooModule):
+class SEEDLLM(SecondStage):
     """A language model with words for images.
 
     Args:
@@ -67,9 +66,6 @@ class SEEDLLM(ZooModule):
 
     must_match = ("lora.rank", "lora.alpha")
     moved = (Moved("lora", {"lora_rank": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}, none=("rank", 0)),)
-
-    encodes_by_tokenizer = True
-    spec: TokenSpec
 
     def __init__(
         self,
@@ -100,8 +96,7 @@ class SEEDLLM(ZooModule):
         self.learn = one_of("learn", learn, ("all", "answer"))
         self.caption_prompt, self.generation_prompt = caption_prompt, generation_prompt
         self.generation_share, self.max_text_tokens = generation_share, max_text_tokens
-        self.add_frozen("tokenizer", discrete_tokenizer(tokenizer, vision=vision), role="ids")
-        self.spec = self.tokenizer.spec
+        self.add_tokenizer(tokenizer, vision=vision)
         language = find_language_model(language_model, language_dtype if lora else "float32")
         if language.encoder_decoder:
             raise ValueError(f"SEED writes images with a decoder, and {language_model!r} has an encoder: take another")
@@ -137,24 +132,6 @@ class SEEDLLM(ZooModule):
             add_lora(language, lora, train_embeddings_and_norms=True)
         else:
             self.language_model = language.requires_grad_(True)
-
-    @property
-    def tokenizer(self) -> Any:
-        """The frozen tokenizer."""
-        return self.frozen["tokenizer"]
-
-    # ------------------------------------------------------------------ tokens
-
-    def encode(self, images: Shaped[Tensor, "b 3 h w"]) -> Tokens:
-        """Through the tokenizer."""
-        return self.tokenizer.encode(images)
-
-    def decode(self, tokens: Tokens) -> Float[Tensor, "b ..."]:
-        """Through the tokenizer: pixels, or a generation embedding."""
-        return self.tokenizer.decode(tokens)
-
-    def embed(self, ids: Int[Tensor, "b *n"]) -> Float[Tensor, "b *n d"]:
-        return self.tokenizer.embed(ids)
 
     # ------------------------------------------------------------------ writing
 
@@ -298,7 +275,7 @@ class SEEDLLM(ZooModule):
 
         The batch holds ``image`` (or ``ids``) and ``caption``. In evaluation every sample is seen in both directions.
         """
-        ids = ids_of(batch, self.tokenizer, self).tolist()
+        ids = self.tokenize(batch).tolist()
         captions = check_words(captions_of(batch, self, len(ids)))
         samples = []
         for image, caption in zip(ids, captions, strict=True):

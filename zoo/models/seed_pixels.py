@@ -26,7 +26,7 @@ from zoo.nn.embedding_decoder import EmbeddingDecoder
 from zoo.optim import Optim
 from zoo.presets import Weights, register
 from zoo.registry import class_of, model_from
-from zoo.second_stage import refuse_fresh
+from zoo.second_stage import refuse_newly_initialised
 from zoo.tokens import Segment, Tokens, TokenSpec, as_pixels
 from zoo.tokens.batch import Batch, images_of
 from zoo.vision.teachers import image_embedder
@@ -104,7 +104,7 @@ class SEEDPixels(ZooModule):
             raise ValueError(f"{reference!r} does not decode to an embedding: take a SEED tokenizer")
         if (count := tokenizer.hparams.get("reverse_queries", 1)) != 1:
             raise ValueError(f"{reference!r} decodes to {count} vectors per image, and this decoder draws one")
-        refuse_fresh(tokenizer, reference)
+        refuse_newly_initialised(tokenizer, reference)
         self.add_frozen("tokenizer", tokenizer, role="ids")
 
     # ------------------------------------------------------------------ tokens

@@ -231,7 +231,7 @@ class VQGAN(ZooModule):
         low, high = id_range(tokens.ids)
         if low < 0 or high >= self.spec.vocab_size:
             raise ValueError(f"ids must lie in 0..{self.spec.vocab_size - 1}, got {low}..{high}")
-        return self._unit(self.pixels(self.embed(tokens.grid())).float()).clamp(0, 1)
+        return self.to_unit_range(self.pixels(self.embed(tokens.grid())).float()).clamp(0, 1)
 
     def embed(self, ids: Int[Tensor, "b *n"]) -> Float[Tensor, "b *n d"]:
         """Rows of the codebook."""
@@ -239,7 +239,7 @@ class VQGAN(ZooModule):
 
     def features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b gh gw d"]:
         """What is quantized, of images in [0, 1] that are checked already."""
-        x = self._seen(images).contiguous(memory_format=torch.channels_last)
+        x = self.to_network_range(images).contiguous(memory_format=torch.channels_last)
         return rearrange(self.quant_conv(self.encoder(x)), "b d gh gw -> b gh gw d")
 
     def pixels(self, vectors: Float[Tensor, "b gh gw d"]) -> Float[Tensor, "b c h w"]:
@@ -247,13 +247,13 @@ class VQGAN(ZooModule):
         z = rearrange(vectors, "b gh gw d -> b d gh gw").contiguous(memory_format=torch.channels_last)
         return self.decoder(self.post_quant_conv(z))
 
-    def _seen(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
+    def to_network_range(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h w"]:
         """From [0, 1] to the channels and the range of the networks."""
         images = images if self.channels == 3 else images.mean(1, keepdim=True)
         return 2 * images - 1 if self.signed else images
 
-    def _unit(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h w"]:
-        """And back."""
+    def to_unit_range(self, pixels: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h w"]:
+        """From the channels and the range of the networks to three channels in [0, 1], not clamped."""
         return ((pixels + 1) / 2 if self.signed else pixels).expand(-1, 3, -1, -1)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -266,20 +266,20 @@ class VQGAN(ZooModule):
             self.quantize.tau = cosine(self.global_step, *self.tau)
         if self.channels == 1:
             images = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)  # what a depth map can be compared with
-        target = self._seen(images)
+        target = self.to_network_range(images)
         quantized = self.quantize(self.features(images))
         output = self.pixels(quantized.vectors).float()
         distance = F.l1_loss(output, target) if self.pixel_loss == "l1" else F.mse_loss(output, target)
         terms = {"pixel": distance}
         if self.perceptual != "none":
-            terms["perceptual"] = self.perceptual_distance(self._unit(output), images).mean()
+            terms["perceptual"] = self.perceptual_distance(self.to_unit_range(output), images).mean()
             distance = distance + self.perceptual_weight * terms["perceptual"]
         terms |= {"reconstruction": distance, "codebook": quantized.loss}
         loss = distance + self.codebook_weight * quantized.loss
         if self.discriminator is not None:
             added, adversarial = self.adversarial_terms(self.discriminator, target, output, distance)
             loss, terms = loss + added, terms | adversarial
-        terms |= {"mse": F.mse_loss(self._unit(output.detach()).clamp(0, 1), images)} | quantized.terms
+        terms |= {"mse": F.mse_loss(self.to_unit_range(output.detach()).clamp(0, 1), images)} | quantized.terms
         return {"loss": loss} | {name: value.detach() for name, value in terms.items()}
 
     def adversarial_terms(
