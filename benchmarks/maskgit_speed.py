@@ -22,7 +22,7 @@ from _record import environment, run, write
 import zoo
 from zoo.callbacks.pictures import line_plots
 from zoo.files.atomic import write_picture_whole
-from zoo.files.strict_json import strict_json
+from zoo.files.strict_json import dump_json
 from zoo.models.dvae import DVAE
 from zoo.registry import model_from
 
@@ -143,10 +143,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     sizes = {name: getattr(args, name) for name in ("width", "depth", "heads")}
     if args.curve:
-        print(strict_json(curve(args.curve, args.batch, args.repeats, sizes), "null"))
+        print(dump_json(curve(args.curve, args.batch, args.repeats, sizes), "null"))
         return
     result = measure(args.tokens, args.batch, args.steps, args.repeats, sizes)
-    print(strict_json(result["metrics"], "null"))
+    print(dump_json(result["metrics"], "null"))
     if args.out:
         write(result, args.out)
 

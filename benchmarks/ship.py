@@ -20,7 +20,7 @@ from benchmarks._stored import facts_of_card, read_by_name
 from zoo.checkpoints import pickles
 from zoo.checkpoints.export import save_weights
 from zoo.files.atomic import write_text_whole
-from zoo.files.strict_json import strict_json
+from zoo.files.strict_json import dump_json
 from zoo.presets import WEIGHTS_DIR, find
 
 #: every card has exactly these keys
@@ -42,7 +42,7 @@ def main() -> None:
     model.set_not_in_file(dict(args.without))
     path = save_weights(model, WEIGHTS_DIR / f"{args.name}.safetensors", torch.float16 if args.half else None)
     card = make_card(args.name, path, model, facts)
-    write_text_whole(path.with_suffix(".json"), strict_json(card) + "\n")
+    write_text_whole(path.with_suffix(".json"), dump_json(card) + "\n")
     print(f"{path} ({card['bytes'] / 1e6:.1f} MB) and its card")
 
 

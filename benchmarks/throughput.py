@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from _record import environment, run, write
 from torch import Tensor
 
-from zoo.files.strict_json import strict_json
+from zoo.files.strict_json import dump_json
 
 Step = Callable[[], Tensor]
 
@@ -278,7 +278,7 @@ def main() -> None:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
         return
     result = compare(args.case, args.threads, size, batch, args.repeats)
-    print(strict_json(result["metrics"], "null"))
+    print(dump_json(result["metrics"], "null"))
     if args.out:
         write(result, args.out)
 

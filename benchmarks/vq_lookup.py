@@ -22,7 +22,7 @@ import torch
 from _record import environment, run, write
 from torch import Tensor
 
-from zoo.files.strict_json import strict_json
+from zoo.files.strict_json import dump_json
 
 PACKAGE = "vector-quantize-pytorch"
 CODES = (8192, 16384)
@@ -169,7 +169,7 @@ def main() -> None:
             if args.out:
                 write(result, args.out / f"vq_lookup_{codes}_{mode}.json")
             else:
-                print(strict_json(result["metrics"], "null"))
+                print(dump_json(result["metrics"], "null"))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from datamodules.order import OwnNoise, TrainOrder
 from zoo.choices import one_of
 from zoo.distributed import world_size
 from zoo.runs.data_workers import shield_new_workers
-from zoo.runs.resuming import place_of
+from zoo.runs.resuming import find_place
 
 Split = Literal["train", "val", "test", "all"]
 Sample = dict[str, Any]
@@ -177,7 +177,7 @@ class ZooDataModule(pl.LightningDataModule):
         """How much of the epoch was seen; asked by Lightning for every checkpoint."""
         if self._order is None or self.trainer is None:
             return {}
-        epoch, batches = place_of(self.trainer)
+        epoch, batches = find_place(self.trainer)
         seen, seed = self._order.seen(epoch, batches), self._order.seed_of(epoch)
         return {"epoch": epoch, "seen": seen, "seed": seed, "size": self._order.size}
 

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from datamodules.base import missing, package_folder
-from zoo.assets import cache_folder, cache_problem, not_kept
+from zoo.assets import cache_folder, explain_cache_error, find_cache_problem
 from zoo.files.atomic import write_whole
 
 PNG_SIDE = 72  # Twemoji's bitmaps
@@ -83,14 +83,14 @@ def _cached_svgs(files: tuple[str, ...], style: str, side: int) -> UInt8[np.ndar
                 return pixels
         except (zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError, MemoryError, RuntimeError):
             pass  # cut off or foreign: draw again and replace it
-    if (problem := cache_problem()) is not None:
+    if (problem := find_cache_problem()) is not None:
         rank_zero_warn(f"{problem}; the drawings are made for this run alone")
     pixels = np.stack([_svg(resvg_py, path, side) for path in _progress(paths, f"drawing {style} at {side} px")])
     if problem is None:
         try:
             _write(cache, pixels)
         except OSError as error:  # the disk was full in between
-            rank_zero_warn(f"{not_kept(error)}; the drawings were made for this run alone")
+            rank_zero_warn(f"{explain_cache_error(error)}; the drawings were made for this run alone")
     return pixels
 
 

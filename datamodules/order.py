@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, DistributedSampler
 
-from zoo.distributed import noise_aside
+from zoo.distributed import keep_rng_states
 
 Place = tuple[int, int]  # an image and the seed of its augmentation
 
@@ -98,7 +98,7 @@ class OwnNoise(Dataset):
         return self.__getitems__([place])[0]
 
     def __getitems__(self, places: list[int | Place]) -> list[Any]:
-        with noise_aside():
+        with keep_rng_states():
             return [self._read(place) for place in places]
 
     def _read(self, place: int | Place) -> Any:

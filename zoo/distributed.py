@@ -1,4 +1,4 @@
-"""The processes of a distributed run, sums and rows over all of them, and the random numbers of each.
+"""Sums and rows over the processes of a distributed run, and the random number generators of each.
 
 Without a distributed run, sums and rows are those of the one process.
 """
@@ -15,13 +15,13 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Number of processes that train together."""
+    """Number of processes that train together; 1 without a distributed run."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 @torch.no_grad()
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum of a tensor over all ranks, without gradients; every rank must call this."""
+    """Sum a tensor over all ranks, without gradients; every rank must call this."""
     if world_size() > 1:
         # memory is summed as it lies, so all ranks need the same layout
         values = values.clone(memory_format=torch.contiguous_format)
@@ -30,13 +30,13 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
-    """The mean of a tensor over all ranks, with gradients; every rank must call this, and run backward."""
-    return _Sum.apply(values) / world_size() if world_size() > 1 else values
+    """Average a tensor over all ranks, with gradients; every rank must call this, and run backward."""
+    return _AllReduceSum.apply(values) / world_size() if world_size() > 1 else values
 
 
 @torch.no_grad()
-def same_on_every_rank(values: Tensor) -> Tensor:
-    """The tensor of rank 0."""
+def broadcast_from_first_rank(values: Tensor) -> Tensor:
+    """Give every rank the tensor of rank 0; every rank must call this, with the same shape."""
     if world_size() > 1:
         values = values.clone(memory_format=torch.contiguous_format)
         dist.broadcast(values, src=0)
@@ -44,8 +44,11 @@ def same_on_every_rank(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def joint_rows(rows: Tensor, count: int, seed: int) -> Tensor:
-    """Random rows, with repetition, of all ranks' rows joined in the order of the ranks; the same on every rank.
+def sample_rows_over_ranks(rows: Tensor, count: int, seed: int) -> Tensor:
+    """Draw random rows out of those of all ranks, joined in their order; the same on every rank.
+
+    Rows repeat only where there are fewer than are drawn.
+
 
     Only the chosen rows travel. The choice depends on nothing but the seed and the joint number of rows.
     """
@@ -67,7 +70,7 @@ def joint_rows(rows: Tensor, count: int, seed: int) -> Tensor:
     return sum_over_ranks(found)
 
 
-class _Sum(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     """All-reduce whose gradient is all-reduced too, because every rank's loss depends on every rank's input."""
 
     @staticmethod
@@ -80,12 +83,12 @@ class _Sum(torch.autograd.Function):
 
 
 def rank() -> int:
-    """Which of the processes that train together this is."""
+    """Number of this process among those that train together, from 0."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def gather_rows(rows: Tensor, gradient: bool = True) -> Tensor:
-    """Rows of all ranks; every rank must call this, with as many rows.
+    """Join the rows of all ranks in their order; every rank must call this, with as many rows.
 
     Args:
         rows: this rank's.
@@ -102,7 +105,7 @@ def gather_rows(rows: Tensor, gradient: bool = True) -> Tensor:
     found = sum_over_ranks(sizes).tolist()
     if len(set(found)) > 1:
         raise ValueError(f"the ranks have batches of {found} images: drop the last, smaller batch")
-    return _Gather.apply(rows) if gradient else _gathered(rows.detach())
+    return _AllGatherRows.apply(rows) if gradient else _all_gather(rows.detach())
 
 
 def gather_objects(value: Any) -> list[Any]:
@@ -118,20 +121,20 @@ def gather_objects(value: Any) -> list[Any]:
     return found
 
 
-def _gathered(rows: Tensor) -> Tensor:
+def _all_gather(rows: Tensor) -> Tensor:
     rows = rows.contiguous()
     parts = [torch.empty_like(rows) for _ in range(world_size())]
     dist.all_gather(parts, rows)
     return torch.cat(parts)
 
 
-class _Gather(torch.autograd.Function):
+class _AllGatherRows(torch.autograd.Function):
     """Every rank's loss depends on every rank's rows, so the gradients of all ranks are summed."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         ctx.size = len(rows)
-        return _gathered(rows)
+        return _all_gather(rows)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
@@ -139,7 +142,7 @@ class _Gather(torch.autograd.Function):
         return sum_over_ranks(gradient.contiguous())[start : start + ctx.size]
 
 
-def seed_noise(*entropy: int) -> None:
+def seed_generators(*entropy: int) -> None:
     """Seed torch, NumPy and ``random`` from several numbers at once."""
     state = np.random.SeedSequence([n % 2**63 for n in entropy]).generate_state(3)
     torch.manual_seed(int(state[0]))
@@ -148,8 +151,8 @@ def seed_noise(*entropy: int) -> None:
 
 
 @contextmanager
-def noise_aside() -> Iterator[None]:
-    """Leave the generators of the CPU as they were found, whatever is drawn or seeded inside."""
+def keep_rng_states() -> Iterator[None]:
+    """Leave the random number generators of the CPU as they were found, whatever is drawn or seeded inside."""
     states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
     try:
         yield
@@ -159,8 +162,8 @@ def noise_aside() -> Iterator[None]:
         random.setstate(states[2])
 
 
-def noise_states() -> dict[str, Any]:
-    """The states of all generators as tensors and plain data, for a checkpoint; of GPUs only where one is in use."""
+def get_rng_states() -> dict[str, Any]:
+    """Read the states of all random number generators, as tensors and plain data; of GPUs only where one is in use."""
     _, key, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
     version, words, next_gauss = random.getstate()
     return {
@@ -175,8 +178,8 @@ def noise_states() -> dict[str, Any]:
     }
 
 
-def restore_noise(states: dict[str, Any]) -> None:
-    """Set all generators to states of :func:`noise_states`; those of GPUs only where there are as many."""
+def set_rng_states(states: dict[str, Any]) -> None:
+    """Set all generators to states of :func:`get_rng_states`; those of GPUs only where there are as many."""
     torch.set_rng_state(states["torch"].cpu())
     if states["cuda"] and torch.cuda.is_available() and torch.cuda.device_count() == len(states["cuda"]):
         torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
@@ -187,8 +190,8 @@ def restore_noise(states: dict[str, Any]) -> None:
     random.setstate((found["version"], tuple(found["words"].tolist()), found["gauss"]))
 
 
-def code_of_rank(trainer: Any, code: int) -> int:
-    """The exit code of a process that ends together with the others: 0 for those that Lightning has launched.
+def exit_code_of_rank(trainer: Any, code: int) -> int:
+    """Choose the exit code of a process that ends together with the others: 0 for those that Lightning has launched.
 
     When one of them ends with another code, Lightning kills all the others, the first one included.
     """

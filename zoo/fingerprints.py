@@ -1,4 +1,4 @@
-"""Identity of weights: which file they are of, and whether they are those that others were trained beside."""
+"""Fingerprints of weights, by which a checkpoint recognises the networks that it was trained beside."""
 
 import hashlib
 
@@ -7,10 +7,10 @@ from torch import nn
 
 
 def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over names, types, shapes and values of the state dict; equal on every device.
+    """Hash names, types, shapes and values of the state dict by SHA-256; equal on every device.
 
-    Less what the loaded weights did not hold (``module.not_in_file``) and what ``module.training_only`` names: it
-    decides no token, and a file without it makes it anew at random.
+    Parts that the loaded weights did not hold (``module.not_in_file``) and those that ``module.training_only`` names
+    are left out: they decide no token, and are made anew at random where a file lacks them.
     """
     digest = hashlib.sha256()
     left_out = tuple(getattr(module, "not_in_file", ()))
@@ -25,16 +25,16 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def quick_fingerprint(module: nn.Module) -> str | None:
-    """Twelve digits of a hash of a few frozen values, rounded to bfloat16: tells networks apart at no cost.
+    """Hash a few frozen values, rounded to bfloat16, to twelve digits: tells networks apart in no time.
 
-    None for a module without frozen parameters, or with some in float16, from which bfloat16 rounds to other values.
+    Returns None for a module without frozen parameters, or with some in float16, whose values round otherwise.
     """
     frozen = [(name, p) for name, p in module.named_parameters() if not p.requires_grad and p.ndim > 1]
     if not frozen or any(p.dtype == torch.float16 for _, p in frozen):
         return None
     digest = hashlib.sha256()
     for name, value in (frozen[0], frozen[len(frozen) // 2], frozen[-1]):
-        some = value.detach().flatten()[:256].cpu().to(torch.bfloat16).float().contiguous()
+        values = value.detach().flatten()[:256].cpu().to(torch.bfloat16).float().contiguous()
         digest.update(f"{name.replace('.base_layer', '')} {tuple(value.shape)}\n".encode())
-        digest.update(some.numpy().tobytes())
+        digest.update(values.numpy().tobytes())
     return digest.hexdigest()[:12]

@@ -14,7 +14,7 @@ Role = Literal["ids", "vectors"]
 
 
 class FrozenNetworks(dict[str, nn.Module]):
-    """The frozen networks of one model by name, and what its weights have to do with them.
+    """The frozen networks of one model by name, and the roles that they had when its weights were trained.
 
     A network with a role must be the one that the weights were trained beside; checkpoints say which it was, and
     another one is warned of. A network without one only serves a loss.
@@ -76,7 +76,7 @@ def hold_partly_frozen(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def describe_frozen(model: Any) -> dict[str, Any]:
-    """What a checkpoint says of the frozen networks of its model.
+    """Describe the frozen networks of a model for its checkpoints.
 
     Args:
         model: a :class:`zoo.module.ZooModule`.
@@ -86,9 +86,9 @@ def describe_frozen(model: Any) -> dict[str, Any]:
         those whose vectors they were trained on; nothing of random networks.
     """
     said: dict[str, Any] = {}
-    for name in _named(model, "ids"):
+    for name in _names_with_role(model, "ids"):
         said[f"{name}_fingerprint"] = model.frozen.fingerprint_of(name)
-    towers = {name: quick_fingerprint(_network(model, name)) for name in _named(model, "vectors")}
+    towers = {name: quick_fingerprint(_find_network(model, name)) for name in _names_with_role(model, "vectors")}
     if found := {name: value for name, value in towers.items() if value is not None}:
         said["towers"] = found
     return said
@@ -109,7 +109,7 @@ def warn_of_other_networks(model: Any, said: Any, source: str) -> None:
     args = model.migrate(said.get("init_args", {}))
     for name in (name for name, role in model.frozen.roles.items() if role == "ids"):
         theirs, ours = said.get(f"{name}_fingerprint"), model.hparams.get(name)
-        own = model.frozen.fingerprint_of(name) if name in _named(model, "ids") else None
+        own = model.frozen.fingerprint_of(name) if name in _names_with_role(model, "ids") else None
         if theirs is not None and theirs != own:
             rank_zero_warn(
                 f"{source} was trained on the ids of the {name.replace('_', ' ')} {args.get(name)!r} (fingerprint "
@@ -117,7 +117,7 @@ def warn_of_other_networks(model: Any, said: Any, source: str) -> None:
                 f"codes there, so train further, or set {name} to the one of the checkpoint"
             )
     for name, theirs in said.get("towers", {}).items():
-        own = quick_fingerprint(_network(model, name)) if name in _named(model, "vectors") else None
+        own = quick_fingerprint(_find_network(model, name)) if name in _names_with_role(model, "vectors") else None
         if own is not None and own != theirs:
             rank_zero_warn(
                 f"{source} was trained with the {name.replace('_', ' ')} {args.get(name)!r} ({theirs}), and this "
@@ -130,12 +130,12 @@ def warn_of_other_networks(model: Any, said: Any, source: str) -> None:
             rank_zero_warn(f"{source} was trained with {name} {theirs}, and this model has {ours}")
 
 
-def _network(model: Any, name: str) -> nn.Module:
+def _find_network(model: Any, name: str) -> nn.Module:
     return model.frozen[name] if name in model.frozen else getattr(model, name)
 
 
-def _named(model: Any, role: Role) -> list[str]:
-    """Networks with this role, but for those that a recipe leaves out or asks to be random."""
+def _names_with_role(model: Any, role: Role) -> list[str]:
+    """List the networks with this role, but for those that a recipe leaves out or asks to be random."""
     references = {name: str(model.hparams.get(name)) for name, given in model.frozen.roles.items() if given == role}
     return [name for name, reference in references.items() if reference != "None" and not reference.endswith("random")]
 

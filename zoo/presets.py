@@ -15,7 +15,7 @@ import torch
 from zoo.checkpoints.addresses import local_path
 from zoo.checkpoints.weight_sets import split_choice
 from zoo.choices import natural_order
-from zoo.files.recipes import how_to_make
+from zoo.files.recipes import suggest_recipe
 from zoo.init_args import as_init_args, class_by_path, migrate_and_say, without_towers
 from zoo.tokens import TokenSpec
 
@@ -181,7 +181,7 @@ def weights_path(preset: Preset, weights: Literal[True] | str | Path) -> Path:
         tags = ", ".join(preset.weights) or "none"
         raise FileNotFoundError(
             f"{weights} is neither a file or folder, nor a model, nor a tag of {preset.name} (its tags: {tags})"
-            f"{how_to_make(str(weights).removeprefix('ckpt:'))}"
+            f"{suggest_recipe(str(weights).removeprefix('ckpt:'))}"
         ) from None
 
 
@@ -201,9 +201,9 @@ def locate_weights(source: str) -> Path:
     if split_choice(path)[0].exists():
         return path
     if name == "ckpt":
-        raise FileNotFoundError(f"there is no checkpoint {path}{how_to_make(path)}")
+        raise FileNotFoundError(f"there is no checkpoint {path}{suggest_recipe(path)}")
     raise FileNotFoundError(
-        f"the weights {source!r} are neither a file, a folder nor the name of a model{how_to_make(path)}"
+        f"the weights {source!r} are neither a file, a folder nor the name of a model{suggest_recipe(path)}"
     )
 
 

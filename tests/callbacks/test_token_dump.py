@@ -62,10 +62,10 @@ def test_a_second_dump_into_a_folder_is_refused_while_the_first_one_writes(tmp_p
     dump(tmp_path, TinyTokenizer())
     before = {path.name: path.read_bytes() for path in (tmp_path / "train").iterdir()}
     first = FolderLock(tmp_path / "train", "")
-    first.take()
+    first.acquire()
     with pytest.raises(FileExistsError, match=r"train is in use by this process: .* take another out_dir"):
         dump(tmp_path, TinyTokenizer(), overwrite=True)
-    first.give_back()
+    first.release()
     assert {path.name: path.read_bytes() for path in (tmp_path / "train").iterdir()} == before
     dump(tmp_path, TinyTokenizer(), overwrite=True)
     assert {path.name for path in (tmp_path / "train").iterdir()} == set(before)

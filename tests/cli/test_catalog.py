@@ -11,7 +11,7 @@ import zoo
 from zoo import presets
 from zoo.cli import catalog, entry
 from zoo.cli import entry as cli
-from zoo.runs.table import table
+from zoo.runs.table import format_table
 
 HEAVY = (
     "torch", "lightning", "jsonargparse", "omegaconf", "torchmetrics", "transformers", "torchvision", "torch_fidelity",
@@ -66,7 +66,7 @@ def test_no_line_about_the_start_beside_help_and_configurations(arguments, monke
 def test_the_table_that_travels_is_that_of_the_registry():
     """A change of sizes needs ``catalog.write_table()``, which builds every model on the meta device."""
     shown = {line.split()[0]: line for line in catalog.models_table().splitlines()[1:]}
-    built = table(catalog.COLUMNS, [catalog._row(name) for name in zoo.list_models()])
+    built = format_table(catalog.COLUMNS, [catalog._row(name) for name in zoo.list_models()])
     assert shown == {line.split()[0]: line for line in built.splitlines()[1:]}
     assert None not in catalog._known_rows().values(), (
         "registrations changed: run python -c 'import zoo.cli.catalog as c; c.write_table()'"
@@ -102,7 +102,7 @@ ROWS = [("a", "x" * 30, "y" * 60), ("bbb", "x", "y")]
     ],
 )
 def test_tables_fit_the_terminal(width, second):
-    lines = table(("name", "title", "expect"), ROWS, width).splitlines()
+    lines = format_table(("name", "title", "expect"), ROWS, width).splitlines()
     assert lines[1] == second
     assert width is None or max(map(len, lines)) <= width
 

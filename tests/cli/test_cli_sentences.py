@@ -236,7 +236,7 @@ def test_loggers_that_this_lightning_does_not_have(run_cli, recipe):
 # ---------------------------------------------------------------- recipes that need the file of another one
 
 FILES = sorted(
-    {(name, path) for name, file in recipe_files.packaged().items()
+    {(name, path) for name, file in recipe_files.packaged_recipes().items()
      for path in re.findall(r"^(?!#).*?(runs/[\w/.-]+\.ckpt)", file.read_text(), re.MULTILINE)}
 )  # fmt: skip
 
@@ -247,22 +247,22 @@ def test_some_recipes_need_others():
 
 @pytest.mark.parametrize(("name", "path"), FILES)
 def test_the_command_that_makes_a_file_is_named(in_tmp, name, path):
-    said = recipe_files.how_to_make(path)
+    said = recipe_files.suggest_recipe(path)
     maker = Path(path).parts[1]
     assert re.search(rf"lightning fit --config recipes/(paper/)?{maker}\.yaml", said), said
     Path(path).parent.mkdir(parents=True)
     Path(path).touch()
-    assert recipe_files.how_to_make(path) == ""
+    assert recipe_files.suggest_recipe(path) == ""
 
 
 def test_a_chain_of_recipes_stands_in_order(in_tmp):
-    said = recipe_files.how_to_make("runs/blip2_stage2/last.ckpt")
+    said = recipe_files.suggest_recipe("runs/blip2_stage2/last.ckpt")
     one, two = "lightning fit --config recipes/blip2_stage1.yaml", "lightning fit --config recipes/blip2_stage2.yaml"
     assert said == f"; make it with {one} and then {two}"
     Path("runs/blip2_stage1").mkdir(parents=True)
     Path("runs/blip2_stage1/last.ckpt").touch()
-    assert recipe_files.how_to_make("runs/blip2_stage2/last.ckpt") == f"; make it with {two}"
-    assert recipe_files.how_to_make("runs/my_own/last.ckpt") == recipe_files.how_to_make("elsewhere.ckpt") == ""
+    assert recipe_files.suggest_recipe("runs/blip2_stage2/last.ckpt") == f"; make it with {two}"
+    assert recipe_files.suggest_recipe("runs/my_own/last.ckpt") == recipe_files.suggest_recipe("elsewhere.ckpt") == ""
 
 
 @pytest.mark.parametrize("weights", ["runs/dvae/last.ckpt", "ckpt:runs/dvae/last.ckpt"])

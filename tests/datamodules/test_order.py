@@ -12,7 +12,7 @@ from PIL import Image
 from datamodules import CaptionData, ConversationData, EmojiData, ImageFolderData, PhotoData, TokenData
 from datamodules.order import OwnNoise, TrainOrder
 from datamodules.transforms import TrainTransform
-from zoo.distributed import noise_aside
+from zoo.distributed import keep_rng_states
 
 
 def indices(order):
@@ -83,7 +83,7 @@ def test_augmentation_leaves_the_generators_alone_and_follows_its_seed():
     assert torch.equal(state[0], torch.get_rng_state())
     assert (state[1] == np.random.get_state()[1]).all()  # noqa: NPY002
     state = random.getstate()
-    with noise_aside():
+    with keep_rng_states():
         random.random()
     assert state == random.getstate()
     assert data[(3, 12)] == second

@@ -22,7 +22,7 @@ def leftovers(folder):
 
 
 def forget_sweeps():
-    atomic_files._swept.clear()
+    atomic_files._cleaned.clear()
 
 
 def test_text_is_replaced_and_nothing_else_is_left(tmp_path):
@@ -91,7 +91,7 @@ def test_leftovers_of_a_kill_are_removed_by_the_next_write_and_those_of_the_livi
 @pytest.mark.parametrize("at_once", [True, False])
 def test_a_folder_is_replaced_as_a_whole(tmp_path, monkeypatch, at_once):
     if not at_once:
-        monkeypatch.setattr(atomic_files, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(atomic_files, "_swap_names", lambda one, other: False)
     path = tmp_path / "last.ckpt"
     for names in (["a", "b"], ["b"]):
         with write_whole(path) as part:
@@ -112,7 +112,7 @@ def test_a_folder_that_was_moved_away_when_the_process_was_killed_comes_back(tmp
     pid = os.fork()
     if pid == 0:
         rename = os.rename
-        monkeypatch.setattr(atomic_files, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(atomic_files, "_swap_names", lambda one, other: False)
         monkeypatch.setattr(os, "rename", lambda one, other: os._exit(9) if one != path else rename(one, other))
         with write_whole(path) as part:
             part.mkdir()

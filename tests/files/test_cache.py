@@ -52,11 +52,11 @@ def block(tmp_path, monkeypatch, where):
 
 @pytest.mark.parametrize("where", BLOCKED)
 def test_the_problem_names_the_folder_and_the_variable(tmp_path, monkeypatch, where):
-    assert cache.cache_problem() is None
+    assert cache.find_cache_problem() is None
     assert list((tmp_path / "cache").iterdir()) == []
     block(tmp_path, monkeypatch, where)
-    assert str(tmp_path / where) in cache.cache_problem()
-    assert "set TOKENZOO_CACHE" in cache.cache_problem()
+    assert str(tmp_path / where) in cache.find_cache_problem()
+    assert "set TOKENZOO_CACHE" in cache.find_cache_problem()
 
 
 @pytest.mark.parametrize("where", BLOCKED)

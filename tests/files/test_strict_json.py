@@ -10,7 +10,7 @@ import torch
 from tiny_tokenizer import RandomImageData, TinyTokenizer, quiet_trainer
 
 from zoo.callbacks.evaluation import Evaluation
-from zoo.files.strict_json import not_finite_in, strict_json
+from zoo.files.strict_json import dump_json, find_non_finite
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,15 +25,15 @@ def strictly(text):
 @pytest.mark.parametrize(("number", "name"), [(math.nan, "nan"), (math.inf, "inf"), (-math.inf, "-inf")])
 def test_numbers_that_json_lacks_are_refused_by_name_or_become_null(number, name):
     value = {"metrics": {"psnr": 1.5, "rfid": number}, "list": [1, [2.0, number]], "pair": (number,), "word": "NaN"}
-    assert not_finite_in(value) == {"metrics.rfid": name, "list.1.1": name, "pair.0": name}
+    assert find_non_finite(value) == {"metrics.rfid": name, "list.1.1": name, "pair.0": name}
     with pytest.raises(ValueError, match=rf"metrics\.rfid is {name}"):
-        strict_json(value)
-    assert strictly(strict_json(value, not_finite="null")) == {
+        dump_json(value)
+    assert strictly(dump_json(value, not_finite="null")) == {
         "metrics": {"psnr": 1.5, "rfid": None}, "list": [1, [2.0, None]], "pair": [None], "word": "NaN",
     }  # fmt: skip
     with pytest.raises(ValueError, match=f"the value is {name}"):
-        strict_json(number)
-    assert strict_json({"ü": Path("a")}, default=str, ascii_only=False, indent=None) == '{"ü": "a"}'
+        dump_json(number)
+    assert dump_json({"ü": Path("a")}, default=str, ascii_only=False, indent=None) == '{"ü": "a"}'
 
 
 def test_nothing_else_writes_json():

@@ -35,7 +35,7 @@ def config(path):
 
 def test_every_recipe_is_found_and_packaged():
     assert len(RECIPES) == len(list((ROOT / "recipes").rglob("*.y*ml"))) > 0
-    assert recipe_files.packaged() == RECIPES
+    assert recipe_files.packaged_recipes() == RECIPES
     assert {path.parent.name for path in RECIPES.values()} <= {"recipes", "paper"}, (
         "pyproject.toml packages two folders"
     )

@@ -190,7 +190,7 @@ HOLD = """
 import sys, time
 from zoo.files.lock import FolderLock
 lock = FolderLock(sys.argv[1], "")
-lock.take()
+lock.acquire()
 print("held", flush=True)
 time.sleep(600)
 """
@@ -211,13 +211,13 @@ def test_without_locks_the_process_is_looked_for(in_tmp, monkeypatch, content, f
     (Path("run") / FolderLock.NAME).write_text(content)
     lock = FolderLock("run", "wait")
     if free:
-        lock.take()
+        lock.acquire()
         assert (Path("run") / FolderLock.NAME).read_text().split()[:2] == [str(os.getpid()), socket.gethostname()]
-        lock.give_back()
+        lock.release()
         assert not Path("run").exists()
     else:
         with pytest.raises(FileExistsError, match=r"run is in use by process \d+ on \S+ since 2026.*remove run/"):
-            lock.take()
+            lock.acquire()
 
 
 def test_a_folder_that_cannot_be_written_to_is_one_sentence(run_cli, recipe):

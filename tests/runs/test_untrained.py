@@ -13,7 +13,7 @@ import zoo
 from zoo.callbacks import Evaluation, TokenDump
 from zoo.callbacks.ema import EMA
 from zoo.registry import model_from
-from zoo.runs.untrained import refuse_lost_predictions, refuse_untrained, untrained_parts
+from zoo.runs.untrained import find_untrained_parts, refuse_lost_predictions, refuse_untrained
 
 DVAE = Path(__file__).parents[2] / "recipes" / "dvae.yaml"
 IMAGES = torch.rand(2, 3, 32, 32)
@@ -45,12 +45,12 @@ def test_predictions_of_random_weights_or_for_nobody_are_refused(run_cli):
 
 def test_parts_that_loaded_weights_lack_count_as_random():
     model = zoo.create_model("beit_emoji_classifier", weights="beit_emoji")
-    assert any("head" in said and "random" in said for said in untrained_parts(model))
+    assert any("head" in said and "random" in said for said in find_untrained_parts(model))
     with pytest.raises(ValueError, match=r"test has no trained BEiTClassifier: .* is random"):
         refuse_untrained(model, "test")
-    assert untrained_parts(zoo.create_model("beit_emoji", weights=True)) == []
+    assert find_untrained_parts(zoo.create_model("beit_emoji", weights=True)) == []
     vqgan = zoo.create_model("vqgan_emoji", weights=True)  # shipped without its discriminator, which measures nothing
-    assert untrained_parts(vqgan) == []
+    assert find_untrained_parts(vqgan) == []
 
 
 def test_models_that_pass_on_the_ids_of_their_tokenizer_need_no_weights_for_them():

@@ -10,7 +10,7 @@ from torch import Tensor
 from zoo.callbacks.pictures import caption_sheet, log_picture
 from zoo.callbacks.validations import EveryFewValidations
 from zoo.files.atomic import write_picture_whole, write_text_whole
-from zoo.files.strict_json import strict_json
+from zoo.files.strict_json import dump_json
 from zoo.language.conversations import from_the_question
 from zoo.metrics.captions import BLEU, ROUGEL, CaptionMetric, CIDErD
 from zoo.runs.folder import log_folder
@@ -104,7 +104,7 @@ class Captions(EveryFewValidations, Callback):
         if not trainer.is_global_zero or self.folder is None:
             return
         path = self.folder / f"step_{trainer.global_step:06d}.jsonl"
-        write_text_whole(path, "".join(strict_json(r, indent=None, ascii_only=False) + "\n" for r in self._records))
+        write_text_whole(path, "".join(dump_json(r, indent=None, ascii_only=False) + "\n" for r in self._records))
         if not self._pictures:
             return
         lines = [[r["caption"], r["references"][0]] for r in self._records[: len(self._pictures)]]

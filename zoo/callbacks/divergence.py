@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.callbacks.summary import last_checkpoint
-from zoo.choices import some
-from zoo.runs.folder import shown
+from zoo.choices import shorten_list
+from zoo.runs.folder import display_path
 from zoo.tokens.precision import names_where
 
 REMEDY = "lower the learning rate, warm up longer or clip gradients (--trainer.gradient_clip_val=1)"
@@ -49,8 +49,8 @@ class DivergenceGuard(pl.Callback):
         if not self._stopped and (names := not_finite(pl_module)):
             self._stopped = True  # an emergency checkpoint must not raise again
             raise ValueError(
-                f"weights are no longer finite at step {trainer.global_step} ({some(names, most=3)}): {REMEDY}; "
-                f"{_kept(trainer)}"
+                f"weights are no longer finite at step {trainer.global_step} ({shorten_list(names, most=3)}): "
+                f"{REMEDY}; {_kept(trainer)}"
             )
 
     def _check(self, trainer: pl.Trainer) -> None:
@@ -61,7 +61,7 @@ class DivergenceGuard(pl.Callback):
 
 def _kept(trainer: pl.Trainer) -> str:
     path = last_checkpoint(trainer)
-    return f"the last checkpoint before it is {shown(path)}" if path else "nothing was saved before it"
+    return f"the last checkpoint before it is {display_path(path)}" if path else "nothing was saved before it"
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from zoo.files.atomic import write_text_whole
-from zoo.files.strict_json import not_finite_in, strict_json
+from zoo.files.strict_json import dump_json, find_non_finite
 from zoo.metrics.reconstruction import ReconstructionReport, reconstruct_batch
 from zoo.runs.folder import log_folder
 
@@ -124,9 +124,9 @@ class Evaluation(Callback):
                 "metrics": {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")},
             }
             # the other values are worth keeping; which ones are no numbers stands beside them
-            if bad := not_finite_in(record):
+            if bad := find_non_finite(record):
                 record["not_finite"] = bad
-            text = strict_json(record, "null", default=str) + "\n"
+            text = dump_json(record, "null", default=str) + "\n"
             write_text_whole(folder / "protocol.json", text)
 
     def protocol(self, stage: str = "test") -> dict[str, Any]:

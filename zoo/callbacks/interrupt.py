@@ -14,9 +14,9 @@ import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from zoo.distributed import code_of_rank
+from zoo.distributed import exit_code_of_rank
 from zoo.runs.data_workers import STOPPING
-from zoo.runs.folder import shown
+from zoo.runs.folder import display_path
 
 NOTHING, REQUEUE, STOP = 0, 1, 2
 
@@ -98,7 +98,7 @@ class StopOnSignal(Callback):
     def _exception(self) -> Interrupted:
         assert self._trainer is not None
         assert self._received is not None
-        return Interrupted(code_of_rank(self._trainer, 128 + self._received))
+        return Interrupted(exit_code_of_rank(self._trainer, 128 + self._received))
 
     # ------------------------------------------------------------------ between two steps
 
@@ -137,7 +137,7 @@ class StopOnSignal(Callback):
             if not self._training or not trainer.checkpoint_callbacks or trainer.fast_dev_run:
                 said += ", nothing was saved"
             else:
-                path = shown(Path(trainer.default_root_dir) / "last.ckpt")
+                path = display_path(Path(trainer.default_root_dir) / "last.ckpt")
                 trainer.save_checkpoint(path, weights_only=False)
                 said += f", saved {path}"
                 said += "" if self.arguments is None else f"; go on with: {self.command(path)}"

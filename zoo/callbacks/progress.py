@@ -183,7 +183,7 @@ class RunStart(Callback):
 
 def networks_table(model: LightningModule) -> str:
     """The networks of a model, trained or frozen, with their numbers of parameters."""
-    from zoo.runs.table import table
+    from zoo.runs.table import format_table
 
     rows = []
     parts = [*model.named_children(), *getattr(model, "frozen", {}).items()]
@@ -197,7 +197,7 @@ def networks_table(model: LightningModule) -> str:
     every |= {id(p): p.numel() for _, p in own}
     frozen = sum(every.values()) - trained
     total = f"{count(trained)} parameters are trained" + (f", {count(frozen)} are frozen" if frozen else "")
-    return f"{table(('network', 'class', 'parameters', ''), rows)}\n{total}"
+    return f"{format_table(('network', 'class', 'parameters', ''), rows)}\n{total}"
 
 
 def _row(name: str, kind: str, parameters: list[nn.Parameter]) -> tuple[str, ...]:

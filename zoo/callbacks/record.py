@@ -9,8 +9,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
 from zoo.files.atomic import write_text_whole
-from zoo.runs.folder import free_number, log_folder, move_aside
-from zoo.runs.loggers import RunCSVLogger, RunTensorBoardLogger, read_rows, rows_to_go_on_with
+from zoo.runs.folder import find_free_number, log_folder, move_aside
+from zoo.runs.loggers import RunCSVLogger, RunTensorBoardLogger, read_rows, select_rows_to_keep
 
 KEY = "metrics_file"
 
@@ -42,7 +42,7 @@ class RunRecord(SaveConfigCallback):
             before = [read_rows(file) for file in files]
             kept: list[Any] = [[] for _ in own]
             if trainer.ckpt_path is not None:
-                kept = [rows_to_go_on_with(rows, self._said, trainer.global_step) for rows in before]
+                kept = [select_rows_to_keep(rows, self._said, trainer.global_step) for rows in before]
             cut = kept != before
             goes_on = trainer.ckpt_path is not None and None not in kept
             goes_on = goes_on and _goes_on(Path(str(trainer.ckpt_path)), run_dir, cut)
@@ -116,7 +116,7 @@ class RunRecord(SaveConfigCallback):
         text = self.parser.dump(self.config, skip_none=False)
         before = path.read_text(encoding="utf-8") if path.exists() and (folder / "last.ckpt").exists() else None
         if before is not None and _settings(before) != _settings(text):
-            write_text_whole(path.with_name(f"{path.stem}-{free_number(folder)}{path.suffix}"), before)
+            write_text_whole(path.with_name(f"{path.stem}-{find_free_number(folder)}{path.suffix}"), before)
         write_text_whole(path, text)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from zoo.runs.folder import log_folder, shown
+from zoo.runs.folder import display_path, log_folder
 
 METRICS = ("val/psnr", "val/codebook_usage", "val/perplexity", "val/accuracy", "val/loss", "train/loss")
 
@@ -46,14 +46,14 @@ class RunSummary(Callback):
         parts = [f"{steps}{when}: {reached or 'no metrics were logged'}"]
         checkpoint = last_checkpoint(trainer)
         if checkpoint:
-            parts.append(f"checkpoint {shown(checkpoint)}")
+            parts.append(f"checkpoint {display_path(checkpoint)}")
         if (folder / "images").is_dir():
             parts.append(f"pictures {folder / 'images'}")
         if checkpoint:
             written = written_config(trainer, folder)
-            configs = self.recipe if written is None else [str(shown(written))]
+            configs = self.recipe if written is None else [str(display_path(written))]
             options = [word for config in configs or ["RECIPE"] for word in ("--config", config)]
-            command = shlex.join(["lightning", "test", *options, "--ckpt_path", str(shown(checkpoint))])
+            command = shlex.join(["lightning", "test", *options, "--ckpt_path", str(display_path(checkpoint))])
             parts.append(f"next: {command}")
         elif own := trainer.checkpoint_callback:
             monitor = getattr(own, "monitor", None)

@@ -70,7 +70,7 @@ class TokenDump(BasePredictionWriter):
     def _take_folder(self) -> str | None:
         """Lock the folder against other dumps; why that cannot be, or None."""
         try:
-            self._lock.take()
+            self._lock.acquire()
         except FileExistsError as error:
             return str(error)
         if self._old() and not self.overwrite:
@@ -88,10 +88,10 @@ class TokenDump(BasePredictionWriter):
         trainer.strategy.barrier("old token shards are removed")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._lock.give_back()
+        self._lock.release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._lock.give_back()
+        self._lock.release()
 
     def write_on_batch_end(
         self,

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from lightning.pytorch.utilities import rank_zero_info
 
-from zoo.assets import cache_folder, cache_problem
+from zoo.assets import cache_folder, find_cache_problem
 from zoo.files.atomic import write_whole
 
 ADDRESS = re.compile(r"[A-Za-z][\w+.-]+:/|.*::")  # one letter is a drive of Windows
@@ -65,7 +65,7 @@ def fetch_file(address: str, folder: str | Path | None = None) -> Path:
     if REGISTRY.match(address):
         raise ValueError(f"{address} is of Lightning's registry, which is not supported: download the file yourself")
     name = Path(urlsplit(address).path).name or "checkpoint"
-    if folder is None and (problem := cache_problem()) is not None:
+    if folder is None and (problem := find_cache_problem()) is not None:
         raise OSError(f"{address} is not downloaded: {problem}")
     folder = Path(folder) if folder is not None else cache_folder() / "checkpoints"
     path = folder / f"{hashlib.sha256(address.encode()).hexdigest()[:12]}-{name}"

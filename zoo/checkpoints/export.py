@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from zoo.files.atomic import write_text_whole, write_whole
-from zoo.files.strict_json import strict_json
+from zoo.files.strict_json import dump_json
 
 
 def save_weights(model: Any, path: str | Path, dtype: torch.dtype | None = None) -> Path:
@@ -28,7 +28,7 @@ def save_weights(model: Any, path: str | Path, dtype: torch.dtype | None = None)
     block = description["zoo"] | ({"absent": model.not_in_file} if model.not_in_file else {})
     state = {name: v for name, v in model.state_dict().items() if not name.startswith(tuple(model.not_in_file))}
     return write_safetensors(
-        {name: _stored(v, dtype) for name, v in state.items()}, path, {"zoo": strict_json(block, indent=None)}
+        {name: _stored(v, dtype) for name, v in state.items()}, path, {"zoo": dump_json(block, indent=None)}
     )
 
 
@@ -44,7 +44,7 @@ def write_folder(
         file: gets them.
     """
     folder = Path(folder)
-    write_text_whole(folder / "config.json", strict_json(config, default=str) + "\n")
+    write_text_whole(folder / "config.json", dump_json(config, default=str) + "\n")
     write_safetensors({name: _stored(value) for name, value in state.items()}, folder / file, {"format": "pt"})
     return folder
 

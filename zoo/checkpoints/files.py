@@ -14,7 +14,7 @@ from zoo.checkpoints import flax_msgpack, pickles
 from zoo.checkpoints.addresses import local_path
 from zoo.checkpoints.folders import choose_file, shards_of
 from zoo.checkpoints.weight_sets import SHADOW, WRAPPERS, choose, split_choice, with_shadows
-from zoo.files.recipes import how_to_make
+from zoo.files.recipes import suggest_recipe
 
 #: entries beside a state dict that are no weights of the model
 OF_TRAINING = re.compile(
@@ -60,7 +60,7 @@ def read(path: str | Path, classes: Iterable[str] = ()) -> Checkpoint:
     if path.is_dir():
         return _read_folder(path, tuple(classes), wanted)
     if not path.exists():
-        raise FileNotFoundError(f"there is no checkpoint {path}{how_to_make(path)}")
+        raise FileNotFoundError(f"there is no checkpoint {path}{suggest_recipe(path)}")
     if not path.is_file():
         raise ValueError(f"{path} is no file, and nothing is read from it")
     if path.name.endswith(".json"):

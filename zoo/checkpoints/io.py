@@ -21,7 +21,7 @@ from zoo.checkpoints.addresses import is_address, local_path
 from zoo.checkpoints.run_state import check_run, say_what_does_not_fit
 from zoo.checkpoints.sharded import check_folder
 from zoo.files.atomic import write_whole
-from zoo.files.recipes import how_to_make
+from zoo.files.recipes import suggest_recipe
 from zoo.init_args import as_init_args, class_by_path, migrate_and_say, typed_arguments, without_classes
 
 
@@ -106,9 +106,9 @@ def read_safely(trainer: Trainer) -> None:
         if failed is not None:
             raise failed
         if said is not None:  # by the first rank, for which the others would wait
-            from zoo.distributed import code_of_rank
+            from zoo.distributed import exit_code_of_rank
 
-            raise SystemExit(code_of_rank(trainer, 1))
+            raise SystemExit(exit_code_of_rank(trainer, 1))
 
     strategy.load_checkpoint = load_checkpoint
     strategy.save_checkpoint = save_checkpoint
@@ -194,7 +194,7 @@ def _class_asked_for(cls: type, settings: dict[str, Any]) -> type:
 def _existing(source: str | Path) -> Path:
     path = local_path(source)
     if not path.exists():
-        raise FileNotFoundError(f"there is no checkpoint {path}{how_to_make(path)}")
+        raise FileNotFoundError(f"there is no checkpoint {path}{suggest_recipe(path)}")
     return path
 
 

@@ -13,7 +13,7 @@ from zoo.checkpoints.files import WRAPPED, Checkpoint, read
 from zoo.checkpoints.format import Converted
 from zoo.checkpoints.peft import adapter_settings, check_adapter
 from zoo.checkpoints.provenance import entries_of, plain, say_unused, trace
-from zoo.choices import some
+from zoo.choices import shorten_list
 from zoo.frozen import warn_of_other_networks
 from zoo.init_args import class_by_path
 
@@ -100,7 +100,7 @@ def _unknown(model: Any, checkpoint: Checkpoint, classes: Collection[Any]) -> st
         whose = _of_another(model, checkpoint, classes)
     readable = ", ".join(["our own checkpoints", *(f"'{layout.name}'" for layout in model.formats)])
     return (
-        f"{checkpoint.path} is not for {type(model).__name__}: {whose}it holds {some(checkpoint.state)}, "
+        f"{checkpoint.path} is not for {type(model).__name__}: {whose}it holds {shorten_list(checkpoint.state)}, "
         f"and {type(model).__name__} reads {readable}"
     )
 
@@ -126,11 +126,11 @@ def _check(model: Any, converted: Converted, checkpoint: Checkpoint, layout: str
     ]
     problems = []
     if missing:
-        problems.append(f"it lacks {some(missing)}")
+        problems.append(f"it lacks {shorten_list(missing)}")
     if unexpected:
-        problems.append(f"it has the unexpected {some(unexpected)}")
+        problems.append(f"it has the unexpected {shorten_list(unexpected)}")
     if shapes:
-        problems.append(f"shapes differ: {some(shapes, '; ')}")
+        problems.append(f"shapes differ: {shorten_list(shapes, '; ')}")
     if problems:
         of = (checkpoint.zoo or {}).get("class")
         whose = f" (a checkpoint of {of})" if of and not _is_of(model, checkpoint) else ""

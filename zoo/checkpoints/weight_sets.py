@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from zoo.checkpoints import pickles
-from zoo.choices import some
+from zoo.choices import shorten_list
 
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict")  # Lightning and OpenMMLab, unilm, DeepSpeed, valeoai
 #: averaged set, raw set, the one that is read, and whose choice that is
@@ -102,7 +102,7 @@ def with_shadows(state: dict[str, Tensor], path: Path, wanted: bool) -> tuple[di
     raw = {name: value for name, value in state.items() if name not in averaged}
     if wanted:
         left = [name for name in raw if name not in shadows]  # buffers, or what was not trained
-        notes = (f"{path} holds no averages of {some(left)}: these are raw",) if left else ()
+        notes = (f"{path} holds no averages of {shorten_list(left)}: these are raw",) if left else ()
         return raw | {name: state[shadow] for name, shadow in shadows.items()}, notes
     said = (
         f"read the raw weights of {path}, as Latent Diffusion does for its first stage; {path}#model_ema are averaged"

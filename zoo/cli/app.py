@@ -180,8 +180,8 @@ class ZooCLI(LightningCLI):
         if trainer.is_global_zero and writes and not config["fast_dev_run"]:
             remedy = "wait until it has ended, or give this one a folder of its own, --trainer.default_root_dir=FOLDER"
             lock = FolderLock(log_dir, remedy)
-            lock.take()
-            self.held.callback(lock.give_back)
+            lock.acquire()
+            self.held.callback(lock.release)
         return trainer
 
     def _missing_callbacks(self, given: list[Callback], run_dir: Path, config: Any) -> list[Callback]:

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 from zoo.choices import natural_order
 from zoo.files.atomic import write_text_whole
 from zoo.files.recipe_header import parse_header
-from zoo.files.recipes import packaged
-from zoo.files.strict_json import strict_json
-from zoo.runs.table import table
+from zoo.files.recipes import packaged_recipes
+from zoo.files.strict_json import dump_json
+from zoo.runs.table import format_table
 
 if TYPE_CHECKING:
     from zoo.presets import ModelInfo
@@ -49,7 +49,7 @@ def models_table(pattern: str = "*", width: int | None = None) -> str:
     for name in sorted(names, key=natural_order):
         row = known[name]
         rows.append(_row(name) if row is None else row)
-    return table(COLUMNS, rows, width)
+    return format_table(COLUMNS, rows, width)
 
 
 def recipes_table(width: int | None = None) -> str:
@@ -58,12 +58,12 @@ def recipes_table(width: int | None = None) -> str:
     Args:
         width: of the terminal; None cuts nothing.
     """
-    headers = {name: parse_header(path) for name, path in packaged().items()}
+    headers = {name: parse_header(path) for name, path in packaged_recipes().items()}
     rows = [
         (f"recipes/{name}.yaml", *(h.get(key, "").partition("\n")[0] for key in ("title", "expect")))
         for name, h in headers.items()
     ]
-    return table(RECIPE_COLUMNS, rows, width)
+    return format_table(RECIPE_COLUMNS, rows, width)
 
 
 def left_out(shown: str, command: str) -> str:
@@ -85,7 +85,7 @@ def write_table() -> None:
     papers = []
     for module, path in _papers().items():
         names = [name for name, preset in presets().items() if preset.cls.__module__ == f"zoo.models.{module}"]
-        rows = [strict_json(_row(name), indent=None, ascii_only=False) for name in sorted(names, key=natural_order)]
+        rows = [dump_json(_row(name), indent=None, ascii_only=False) for name in sorted(names, key=natural_order)]
         listed = ",\n  ".join(rows)  # a line per model, so that changes can be read
         papers.append(f'"{module}": {{\n "registrations": "{_digest(path)}",\n "rows": [\n  {listed}\n ]\n}}')
     write_text_whole(TABLE, "{\n" + ",\n".join(papers) + "\n}\n")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from zoo.files.atomic import write_text_whole
-from zoo.files.recipes import find, packaged
+from zoo.files.recipes import find_recipe, packaged_recipes
 
 
 def resolve_arguments(arguments: list[str], recipes: dict[str, Path]) -> list[str]:
@@ -40,8 +40,9 @@ def _check_place(arguments: list[str], i: int) -> None:
     option = argument.startswith("-") or (before.startswith("-") and "=" not in before)  # or the value of one
     if re.match(r"-config\b", argument):
         right = [*arguments[:i], f"-{argument}", *arguments[i + 1 :]]
-    elif not option and (argument.endswith((".yaml", ".yml")) or (i == 1 and argument in packaged())):
-        named = argument if Path(argument).is_file() or argument not in packaged() else f"recipes/{argument}.yaml"
+    elif not option and (argument.endswith((".yaml", ".yml")) or (i == 1 and argument in packaged_recipes())):
+        packaged = argument in packaged_recipes() and not Path(argument).is_file()
+        named = f"recipes/{argument}.yaml" if packaged else argument
         right = [*(arguments[:i] or ["fit"]), "--config", named, *arguments[i + 1 :]]
     else:
         return
@@ -53,7 +54,7 @@ def _recipe(path: str, recipes: dict[str, Path]) -> str:
     if "\n" in path or path.lstrip().startswith("{"):  # a configuration given in place
         return path
     try:
-        found = find(path)
+        found = find_recipe(path)
         found.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         sys.stderr.write(
@@ -73,13 +74,13 @@ def copy(name: str, target: str | None = None) -> Path:
     """Copy a packaged recipe for editing; never overwrites.
 
     Args:
-        name: as for :func:`find`.
+        name: as for :func:`find_recipe`.
         target: file or existing folder; by default the recipe's own file name, here.
 
     Raises:
         FileExistsError: rather than overwriting.
     """
-    source = packaged().get(name.removeprefix("recipes/").removesuffix(".yaml")) or find(name)
+    source = packaged_recipes().get(name.removeprefix("recipes/").removesuffix(".yaml")) or find_recipe(name)
     destination = Path(target or source.name)
     if destination.is_dir():
         destination = destination / source.name

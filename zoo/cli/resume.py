@@ -8,7 +8,7 @@ from zoo.checkpoints import pickles
 from zoo.checkpoints.addresses import fetch_file, is_address, local_path
 from zoo.checkpoints.run_state import check_run
 from zoo.checkpoints.sharded import check_folder
-from zoo.files.recipes import how_to_make
+from zoo.files.recipes import suggest_recipe
 
 #: names that Lightning resolves by itself, and how the files begin that it then looks for
 KEYWORDS = {"last": "last", "hpc": "hpc_ckpt_"}
@@ -56,7 +56,7 @@ def find_checkpoint(path: str | None, subcommand: str | None, run_dir: Path, fet
     else:
         file = local_path(path)
     if not file.exists():
-        raise FileNotFoundError(f"there is no checkpoint {path}{_name_a_few()}{how_to_make(file)}")
+        raise FileNotFoundError(f"there is no checkpoint {path}{_name_a_few()}{suggest_recipe(file)}")
     _check_checkpoint(file, subcommand)
     return str(file)
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written beside their place, synced to the disk, then renamed over the old ones.
+"""Atomic writes: a file is written beside its place, synced to the disk, and renamed over the old one.
 
 A process that is killed, or a disk that is full, leaves the old file as it was. What was begun lies in a hidden folder
 ``.NAME.XXXXXXXX.part`` beside it, which the next write of the same file removes.
@@ -23,7 +23,7 @@ except ImportError:  # Windows has no such locks: leftovers of a kill stay there
 SUFFIX, OLD = ".part", "the old one"
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 _PROBE = 2**20  # bytes
-_swept: set[Path] = set()
+_cleaned: set[Path] = set()
 
 
 @contextlib.contextmanager
@@ -40,8 +40,8 @@ def write_whole(path: str | Path) -> Iterator[Path]:
         OSError: where it cannot be written, in one sentence; what was there is as it was.
     """
     path = Path(path)
-    with _beside(path) as part:
-        mode = _mode_of_new_files(part)
+    with _open_scratch(path) as part:
+        mode = _find_default_mode(part)
         yield part
         if part.is_dir():
             for file in part.rglob("*"):
@@ -51,7 +51,7 @@ def write_whole(path: str | Path) -> Iterator[Path]:
         _sync(part)
         if not path.exists() or not (path.is_dir() or part.is_dir()):
             os.replace(part, path)
-        elif not _exchange(part, path):
+        elif not _swap_names(part, path):
             os.rename(path, part.with_name(OLD))  # between this and the next line there is none
             os.rename(part, path)
         _sync(path.parent)
@@ -76,8 +76,8 @@ def write_picture_whole(path: str | Path, picture: Any) -> Path:
     return Path(path)
 
 
-def refusal(folder: Path, size: int) -> OSError | None:
-    """The error of writing so many bytes into a folder, which is made if need be, found by trying; None without one."""
+def find_write_error(folder: Path, size: int) -> OSError | None:
+    """Try to write so many bytes into a folder, which is made if need be; return the error, or None."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -90,18 +90,18 @@ def refusal(folder: Path, size: int) -> OSError | None:
 
 
 @contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A path of the same name in a new hidden folder beside, which is removed at the end; errors in a sentence."""
+def _open_scratch(path: Path) -> Iterator[Path]:
+    """Yield a path of the same name in a new hidden folder beside, removed at the end; errors become one sentence."""
     scratch, held = None, None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
+        _remove_leftovers(path)
         scratch, held = _make_scratch(path)
         yield scratch / path.name
     except Exception as error:
-        reason = _reason(error, None if scratch is None else scratch / path.name)
+        reason = _explain(error, None if scratch is None else scratch / path.name)
         if scratch is not None:
-            _empty(scratch)
+            _truncate_files(scratch)
         if reason is None:
             raise
         kept = "what was there before is unchanged" if path.exists() else "nothing is left of it"
@@ -115,20 +115,22 @@ def _beside(path: Path) -> Iterator[Path]:
             os.close(held)
 
 
-def _prefix(path: Path) -> str:
+def _scratch_prefix(path: Path) -> str:
     return f".{path.name[:100]}."
 
 
 def _make_scratch(path: Path) -> tuple[Path, int | None]:
-    """A new folder, locked for as long as this process writes in it, and the descriptor that holds the lock."""
+    """Make a folder that is locked for as long as this process writes in it; also return what holds the lock."""
     while True:
-        scratch = Path(tempfile.mkdtemp(prefix=_prefix(path), suffix=SUFFIX, dir=path.parent))
-        if (held := _lock(scratch)) is None or scratch.exists():  # a sweep elsewhere may have come between
+        scratch = Path(tempfile.mkdtemp(prefix=_scratch_prefix(path), suffix=SUFFIX, dir=path.parent))
+        if (held := _try_lock(scratch)) is None or scratch.exists():  # a sweep elsewhere may have come between
             return scratch, held
         os.close(held)
 
 
-def _lock(folder: Path) -> int | None:
+def _try_lock(folder: Path) -> int | None:
+    """Lock a folder against other processes; return the descriptor that holds it, or None where it is not to be had."""
+    """Lock a folder against other processes; return the descriptor that holds it, or None where it is not to be had."""
     if fcntl is None:
         return None
     held = None
@@ -142,31 +144,31 @@ def _lock(folder: Path) -> int | None:
         return None
 
 
-def _sweep(path: Path) -> None:
+def _remove_leftovers(path: Path) -> None:
     """Remove what killed processes left of earlier writes of this file: folders that nobody holds locked."""
-    if path in _swept:
+    if path in _cleaned:
         return
-    _swept.add(path)
+    _cleaned.add(path)
     for name in os.listdir(path.parent):
-        if name.startswith(_prefix(path)) and name.endswith(SUFFIX):
+        if name.startswith(_scratch_prefix(path)) and name.endswith(SUFFIX):
             leftover = path.parent / name
-            if (held := _lock(leftover)) is not None:
+            if (held := _try_lock(leftover)) is not None:
                 if (leftover / OLD).exists() and not path.exists():
                     os.rename(leftover / OLD, path)
                 shutil.rmtree(leftover, ignore_errors=True)
                 os.close(held)
 
 
-def _empty(scratch: Path) -> None:
-    """Give the room back at once: a writer that failed may hold its file open, and with it keep the disk full."""
+def _truncate_files(scratch: Path) -> None:
+    """Cut files to nothing: a writer that failed may hold one open, and would keep the disk full with it."""
     for file in scratch.rglob("*"):
         with contextlib.suppress(OSError):
             if file.is_file() and not file.is_symlink() and file.stat().st_nlink == 1:
                 os.truncate(file, 0)
 
 
-def _mode_of_new_files(part: Path) -> int:
-    """The permissions that the user wants for them, found by making one."""
+def _find_default_mode(part: Path) -> int:
+    """Find the permissions that new files get from the user's settings, by making one."""
     made = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
         return os.fstat(made).st_mode
@@ -189,7 +191,7 @@ def _sync(path: Path) -> None:
         os.close(opened)
 
 
-def _exchange(one: Path, other: Path) -> bool:
+def _swap_names(one: Path, other: Path) -> bool:
     """Swap two names in one step, as Linux can on most file systems; False where it cannot."""
     try:
         rename = ctypes.CDLL(None, use_errno=True).renameat2
@@ -198,13 +200,13 @@ def _exchange(one: Path, other: Path) -> bool:
     return rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
 
 
-def _reason(error: Exception, part: Path | None) -> str | None:
-    """Why the system refused to write, in its words; None for errors of another kind."""
+def _explain(error: Exception, part: Path | None) -> str | None:
+    """Say in the system's words why it refused to write; None for errors of another kind."""
     if isinstance(error, OSError):
         return error.strerror  # None for sentences that somebody else made
     if found := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors
         return os.strerror(int(found[1]))
     if part is None or "inline_container" not in str(error):  # torch tells where it noticed, not why
         return None
-    cause = refusal(part.parent, _PROBE)
+    cause = find_write_error(part.parent, _PROBE)
     return None if cause is None else cause.strerror

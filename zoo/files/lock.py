@@ -1,4 +1,4 @@
-"""One process writes in a folder at a time, and the others learn which."""
+"""A lock on a folder: one process writes in it at a time, and the others are told which."""
 
 import contextlib
 import errno
@@ -33,8 +33,8 @@ class FolderLock:
         self.path = self.folder.absolute() / self.NAME
         self._file: IO[str] | None = None
 
-    def take(self) -> None:
-        """Take it.
+    def acquire(self) -> None:
+        """Take the lock.
 
         Raises:
             FileExistsError: where another process has it, naming that.
@@ -45,15 +45,15 @@ class FolderLock:
             raise FileExistsError(f"{folder} is in use by this process: {self.remedy}")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            holder = self._try()
+            holder = self._try_acquire()
         except OSError as error:
             raise OSError(f"nothing can be written to {folder}: {error.strerror}") from None
         if holder is not None:
             raise FileExistsError(f"{folder} is in use by {holder}: {self.remedy}")
         self._held.add(self.path)
 
-    def give_back(self) -> None:
-        """Let others have it; nothing is left of it, nor of a folder in which nothing was written."""
+    def release(self) -> None:
+        """Let others have the lock; its file is removed, and so is the folder where nothing was written in it."""
         if self._file is not None:
             self.path.unlink(missing_ok=True)
             self._file.close()
@@ -62,24 +62,25 @@ class FolderLock:
             with contextlib.suppress(OSError):
                 self.path.parent.rmdir()  # only if it is empty
 
-    def _try(self) -> str | None:
-        """Who has it; None once this process does."""
+    def _try_acquire(self) -> str | None:
+        """Take the lock unless another process has it; return who that is, or None."""
         while True:
             file = self.path.open("a+")
-            holder = self._lock(file)
+            holder = self._lock_file(file)
             if holder is not None:
                 file.close()
                 return holder
             if self.path.exists() and os.path.samestat(os.fstat(file.fileno()), self.path.stat()):
                 break
-            file.close()  # of a process that has just given it back
+            file.close()  # of a process that has just released it
         file.truncate(0)
         file.write(f"{os.getpid()} {socket.gethostname()} {datetime.now().isoformat(' ', 'seconds')}")
         file.flush()
         self._file = file
         return None
 
-    def _lock(self, file: IO[str]) -> str | None:
+    def _lock_file(self, file: IO[str]) -> str | None:
+        """Lock the open file; return in words who holds it, or None."""
         file.seek(0)
         pid, host, since = (*file.read().split(" ", 2), "?", "?", "?")[:3]
         holder = f"process {pid} on {host} since {since}"
@@ -90,12 +91,12 @@ class FolderLock:
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
                     return holder
-        if not pid.isdigit() or (host == socket.gethostname() and not _lives(int(pid))):
+        if not pid.isdigit() or (host == socket.gethostname() and not _is_running(int(pid))):
             return None
         return f"{holder}, if that is still at work (otherwise remove {self.folder / self.NAME})"
 
 
-def _lives(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,10 +1,10 @@
-"""Where recipes are: in the working directory, else inside the installed package."""
+"""Recipes found by name: in the working directory, else inside the installed package."""
 
-import difflib
 import itertools
 import re
 from pathlib import Path
 
+from zoo.choices import suggest_nearest
 from zoo.files.recipe_header import parse_header
 
 # a wheel carries the recipes as zoo/recipes; a checkout has them beside the package
@@ -12,14 +12,14 @@ _PACKAGE = Path(__file__).parents[1]
 _PLACES = (_PACKAGE / "recipes", _PACKAGE.parent / "recipes")
 
 
-def packaged() -> dict[str, Path]:
-    """Name (``beit``, ``paper/beit_base_imagenet1k``) to file, of every recipe that came with the package."""
+def packaged_recipes() -> dict[str, Path]:
+    """List the recipes that came with the package: name (``beit``, ``paper/beit_base_imagenet1k``) -> file."""
     root = next((place for place in _PLACES if place.is_dir()), _PLACES[-1])
     return {p.relative_to(root).with_suffix("").as_posix(): p for p in sorted(root.rglob("*.yaml"))}
 
 
-def find(path: str) -> Path:
-    """The file that ``--config path`` means: a local file, else the packaged recipe of that name.
+def find_recipe(path: str) -> Path:
+    """Find the file that ``--config path`` means: a local file, else the packaged recipe of that name.
 
     Raises:
         FileNotFoundError: naming the nearest recipes.
@@ -28,25 +28,27 @@ def find(path: str) -> Path:
         return Path(path)
     name = Path(path).with_suffix("").as_posix() if path.endswith((".yaml", ".yml")) else path
     name = name.removeprefix("./").removeprefix("recipes/")
-    known = packaged()
+    known = packaged_recipes()
     if name in known:
         return known[name]
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(f'recipes/{c}.yaml' for c in close)}?" if close else "see 'lightning recipes'"
-    raise FileNotFoundError(f"there is no recipe {path!r}, neither here nor in the package: {hint}")
+    hint = suggest_nearest(name, known, most=3, cutoff=0.5, show=lambda near: f"recipes/{near}.yaml")
+    see = "see 'lightning recipes'"
+    raise FileNotFoundError(f"there is no recipe {path!r}, neither here nor in the package: {hint or see}")
 
 
-def how_to_make(path: str | Path) -> str:
-    """``; lightning fit --config recipes/x.yaml makes it`` for a file that a packaged recipe writes, else nothing.
+def suggest_recipe(path: str | Path) -> str:
+    """Say ``; make it with lightning fit ...`` of a file that a packaged recipe writes; empty for others.
 
     Where that recipe needs the file of another one that is not there either, the commands of both stand in order.
     """
-    commands = _commands(Path(path), ())
+    commands = _list_commands(Path(path), ())
     return f"; make it with {' and then '.join(commands)}" if commands else ""
 
 
-def _commands(path: Path, asked: tuple[str, ...]) -> list[str]:
-    known = {name.rpartition("/")[2]: file for name, file in packaged().items()}
+def _list_commands(path: Path, asked: tuple[str, ...]) -> list[str]:
+    """List the commands that make a file, in order; ``asked`` are the recipes that wait for it, which end a circle."""
+    """List the commands that make a file, in order; ``asked`` are the recipes that wait for it, which end a circle."""
+    known = {name.rpartition("/")[2]: file for name, file in packaged_recipes().items()}
     name = next((b for a, b in itertools.pairwise(path.parts) if a == "runs"), None)
     if name not in known or name in asked or path.exists():
         return []
@@ -55,5 +57,5 @@ def _commands(path: Path, asked: tuple[str, ...]) -> list[str]:
     run = next((line for line in lines if line.startswith("lightning fit") and f"/{name}.yaml" in line), "")
     body = [line.partition(" #")[0] for line in text.splitlines() if not line.startswith("#")]
     needed = dict.fromkeys(re.findall(r"runs/[\w/.-]+\.ckpt", "\n".join([run, *body])))
-    before = [c for needs in needed for c in _commands(Path(needs), (*asked, name))]
+    before = [c for needs in needed for c in _list_commands(Path(needs), (*asked, name))]
     return [*dict.fromkeys(before), run or f"lightning fit --config recipes/{name}.yaml"]

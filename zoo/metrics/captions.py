@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torchmetrics import Metric
 
-from zoo.files.strict_json import strict_json
+from zoo.files.strict_json import dump_json
 
 SIGMA = 6.0  # of CIDEr-D's penalty on differences in length
 BETA = 1.2  # weight of recall in ROUGE-L
@@ -176,7 +176,7 @@ class CaptionMetric(Metric):
         check_references(captions, references)
         lines = []
         for caption, given in zip(captions, references, strict=True):
-            lines.append(strict_json([caption_tokens(caption), *map(caption_tokens, given)], indent=None) + "\n")
+            lines.append(dump_json([caption_tokens(caption), *map(caption_tokens, given)], indent=None) + "\n")
         written = bytearray("".join(lines).encode())
         if written:
             self.written.append(torch.frombuffer(written, dtype=torch.uint8).to(self.device))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.files.atomic import write_text_whole
-from zoo.files.strict_json import not_finite_in, strict_json
+from zoo.files.strict_json import dump_json, find_non_finite
 from zoo.version import __version__
 
 Record = dict[str, Any]
@@ -88,12 +88,12 @@ def write(record: Record, path: Path) -> None:
     Raises:
         ValueError: naming the key that does not keep the schema.
     """
-    if bad := not_finite_in(record["metrics"]):
+    if bad := find_non_finite(record["metrics"]):
         status = "not finite: " + ", ".join(f"{name} {number}" for name, number in bad.items())
         metrics = {name: value for name, value in record["metrics"].items() if name not in bad}
         record = record | {"status": status, "metrics": metrics}
     check(record)
-    write_text_whole(path, strict_json(record, "null") + "\n")
+    write_text_whole(path, dump_json(record, "null") + "\n")
 
 
 def _installed_version() -> str:

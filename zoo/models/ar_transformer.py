@@ -27,7 +27,7 @@ from zoo.losses.mixing import hits
 from zoo.nn.gpt import GPT
 from zoo.optim import Optim
 from zoo.presets import Weights, register
-from zoo.runs.untrained import say_untrained
+from zoo.runs.untrained import warn_if_untrained
 from zoo.sampling.next_token import draw_next
 from zoo.sampling.token_order import ORDERS, Order, token_order
 from zoo.second_stage import SecondStage, discrete_tokenizer
@@ -179,7 +179,7 @@ class ARTransformer(SecondStage):
             )
         if condition is not None and not self.condition_tokens:
             raise ValueError("this model has no condition tokens: leave condition out")
-        say_untrained(self, "draws")
+        warn_if_untrained(self, "draws")
         classes, count = self.wanted_labels(labels, num_images)
         if seed is not None:
             generator = torch.Generator(self.device).manual_seed(seed)

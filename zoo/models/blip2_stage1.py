@@ -36,7 +36,7 @@ from zoo.nn.qformer import QFormer, select
 from zoo.nn.qformer_masks import itc_mask, itg_mask, itm_mask
 from zoo.optim import Optim
 from zoo.presets import Weights, register
-from zoo.runs.untrained import say_untrained
+from zoo.runs.untrained import warn_if_untrained
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
 from zoo.tokens.abilities import Scores
 from zoo.tokens.batch import Batch, captions_of, image_ids_of, images_of
@@ -242,7 +242,7 @@ class BLIP2Stage1(ZooModule):
                 protocol takes 128); the others get -100. 0: contrast alone.
             batch_size: images, texts or pairs at once.
         """
-        say_untrained(self, "ranks")
+        warn_if_untrained(self, "ranks")
         with evaluating(self):
             parts = as_pixels(images, size=self.image_size).split(batch_size)
             embeds = torch.cat([self.ln_vision(self._features(part)) for part in parts])

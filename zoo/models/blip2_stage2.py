@@ -32,7 +32,7 @@ from zoo.module import ZooModule
 from zoo.nn.bridges import QueryBridge
 from zoo.optim import Optim
 from zoo.presets import Weights, register
-from zoo.runs.untrained import say_untrained
+from zoo.runs.untrained import warn_if_untrained
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
 from zoo.tokens.batch import Batch, captions_of, images_of, texts_of, vectors_of
 from zoo.vision.encoders import LN_VISION_EPS, vision_tower
@@ -189,7 +189,7 @@ class BLIP2Stage2(ZooModule):
         return self._write(images, prompts, defaults | writing)
 
     def _write(self, images: Tensor, prompts: list[str], writing: dict[str, Any]) -> list[str]:
-        say_untrained(self, "writes")
+        warn_if_untrained(self, "writes")
         text = self.language.text
         with evaluating(self):
             tokens = self.language_inputs(images)

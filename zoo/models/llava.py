@@ -35,7 +35,7 @@ from zoo.module import ZooModule
 from zoo.nn.bridges import MLPBridge
 from zoo.optim import Optim
 from zoo.presets import register
-from zoo.runs.untrained import say_untrained
+from zoo.runs.untrained import warn_if_untrained
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
 from zoo.tokens.batch import Batch, captions_of, check_words, images_of, missing, turns_of, vectors_of
 from zoo.vision.encoders import vision_tower
@@ -195,7 +195,7 @@ class LLaVA(ZooModule):
         """
         if len(questions) != len(images):
             raise ValueError(f"there are {len(questions)} questions for {len(images)} images: give one per image")
-        say_untrained(self, "writes")
+        warn_if_untrained(self, "writes")
         turns = [[{"from": "human", "value": f"{IMAGE}\n{q}"}] if isinstance(q, str) else list(q) for q in questions]
         # chatml ends a turn with a token of its own, which is some tokenizers' end; v0 and plain end with text
         stop = {"plain": ("\n",), "v0": ("###",), "chatml": ("<|im_end|>",)}.get(self.conversation, ())

@@ -33,7 +33,7 @@ from zoo.nn.maskgit_transformer import MaskGITTransformer
 from zoo.nn.prenorm_maskgit import PreNormMaskGIT
 from zoo.optim import Optim
 from zoo.presets import Weights, register
-from zoo.runs.untrained import say_untrained
+from zoo.runs.untrained import warn_if_untrained
 from zoo.sampling.halton import spread_order
 from zoo.sampling.image_masks import box_mask, grey_out, next_window, paste, resized, token_mask
 from zoo.sampling.labels import NO_CLASS
@@ -216,7 +216,7 @@ class MaskGIT(SecondStage):
         Raises:
             ValueError: naming the setting, label or id that is wrong.
         """
-        say_untrained(self, "draws")
+        warn_if_untrained(self, "draws")
         one_of("order", order, ORDERS)
         one_of("guidance_schedule", guidance_schedule, ("constant", "linear"))
         schedule = ("arccos" if order == "halton" else "cosine") if schedule is None else schedule

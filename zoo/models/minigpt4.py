@@ -27,7 +27,7 @@ from zoo.module import ZooModule
 from zoo.nn.bridges import merge_tokens
 from zoo.optim import Optim
 from zoo.presets import register
-from zoo.runs.untrained import say_untrained
+from zoo.runs.untrained import warn_if_untrained
 from zoo.second_stage import continuous_tokenizer
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
 from zoo.tokens.batch import Batch, captions_of, check_words, images_of, vectors_of
@@ -196,7 +196,7 @@ class MiniGPT4(ZooModule):
         return self._write(images, samples, writing)
 
     def _write(self, images: Tensor, samples: list[list[Piece]], writing: dict[str, Any]) -> list[str]:
-        say_untrained(self, "writes")
+        warn_if_untrained(self, "writes")
         with evaluating(self):
             batch = splice(samples, self.language_inputs(images), self.language.embed, "left")
             return self.language.write(batch, **{"stop_text": (self.end,)} | writing)

@@ -31,7 +31,7 @@ from zoo.language.lora import LoRA, add_lora
 from zoo.language.splice import IGNORED, Piece, Spliced, Text, splice
 from zoo.optim import Optim
 from zoo.presets import register
-from zoo.runs.untrained import say_untrained
+from zoo.runs.untrained import warn_if_untrained
 from zoo.second_stage import SecondStage
 from zoo.tokens import Tokens, evaluating
 from zoo.tokens.batch import Batch, captions_of, check_tokens, check_words
@@ -184,7 +184,7 @@ class SEEDLLM(SecondStage):
         return self._say(self.encode(images), prompts, writing)
 
     def _say(self, tokens: Tokens, prompts: Sequence[tuple[str, str]], writing: dict[str, Any]) -> list[str]:
-        say_untrained(self, "writes")
+        warn_if_untrained(self, "writes")
         text = self.language_model.text
         samples: list[list[Piece]] = []
         for ids, (before, after) in zip(self._ids(tokens), prompts, strict=True):
@@ -230,7 +230,7 @@ class SEEDLLM(SecondStage):
             raise ValueError(f"captions must be a list with one caption per image, got {captions!r}")
         if as_tokens and decoding:
             raise ValueError(f"there is no setting {', '.join(decoding)} of writing tokens")
-        say_untrained(self, "draws")
+        warn_if_untrained(self, "draws")
         if not as_tokens:
             decoder = self._decoder(decoder, decoding)
         text = self.language_model.text

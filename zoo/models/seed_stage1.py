@@ -32,7 +32,7 @@ from zoo.nn.qformer import QFormer
 from zoo.nn.qformer_masks import causal_mask, itc_mask
 from zoo.optim import Optim
 from zoo.presets import register
-from zoo.runs.untrained import say_untrained
+from zoo.runs.untrained import warn_if_untrained
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
 from zoo.tokens.abilities import Scores
 from zoo.tokens.batch import Batch, captions_of, image_ids_of, images_of
@@ -223,7 +223,7 @@ class SEEDStage1(ZooModule):
             batch_size: images or texts at once.
             embeddings: in place of images, e.g. reconstructed from codes.
         """
-        say_untrained(self, "ranks")
+        warn_if_untrained(self, "ranks")
         with evaluating(self):
             if embeddings is None:
                 if images is None:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zoo.distributed import joint_rows, sum_over_ranks, world_size
+from zoo.distributed import sample_rows_over_ranks, sum_over_ranks, world_size
 from zoo.quantizers.base import count_codes
 
 
@@ -93,4 +93,4 @@ class Taken:
 
     def sample(self, count: int, seed: int) -> Float[Tensor, "m d"]:
         """Random vectors of all ranks, the same on every rank."""
-        return joint_rows(self.rows, count, seed)
+        return sample_rows_over_ranks(self.rows, count, seed)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from zoo.distributed import joint_rows, same_on_every_rank, sum_over_ranks
+from zoo.distributed import broadcast_from_first_rank, sample_rows_over_ranks, sum_over_ranks
 from zoo.quantizers.base import count_codes
 from zoo.quantizers.nearest_code import nearest_code
 
@@ -70,10 +70,10 @@ def shared_kmeans(
         Centres, and how many of the features looked at are nearest to each.
     """
     total = int(sum_over_ranks(torch.tensor(len(features), device=features.device)))
-    rows = joint_rows(features.float(), min(total, rows_per_centre * k), seed=0)
+    rows = sample_rows_over_ranks(features.float(), min(total, rows_per_centre * k), seed=0)
     devices = [features.device] if features.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.autocast(features.device.type, enabled=False):
         torch.manual_seed(0)  # ranks have noise of their own
         centres, _ = kmeans(rows, k, iterations)
-    centres = same_on_every_rank(centres)
+    centres = broadcast_from_first_rank(centres)
     return centres, count_codes(nearest_code(rows, centres), k)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 
-#: what a run writes about itself
+#: files that a run writes about itself
 RECORD = ("last.ckpt", "config.yaml", "metrics.csv", "hparams.yaml")
 
 
 def move_aside(folder: Path) -> list[Path]:
-    """Give the record of an earlier run, its last checkpoint included, names with one number.
+    """Rename the record of an earlier run, its last checkpoint included, by one number for all of its files.
 
     Args:
         folder: of the run.
@@ -22,7 +22,7 @@ def move_aside(folder: Path) -> list[Path]:
     events = sorted(folder.glob("events.out.tfevents.*"))
     if not files and not events:
         return []
-    number = free_number(folder)
+    number = find_free_number(folder)
     kept = [file.rename(folder / f"{file.stem}-{number}{file.suffix}") for file in files]
     if events:  # TensorBoard reads all files of a folder as one run
         kept.append(folder / f"tensorboard-{number}")
@@ -32,19 +32,19 @@ def move_aside(folder: Path) -> list[Path]:
     return kept
 
 
-def free_number(folder: Path) -> int:
-    """The first one under which nothing was moved aside."""
+def find_free_number(folder: Path) -> int:
+    """Find the first number under which nothing was moved aside."""
     taken = [f"{Path(name).stem}-{{}}{Path(name).suffix}" for name in RECORD] + ["tensorboard-{}"]
     return next(n for n in itertools.count(1) if not any((folder / name.format(n)).exists() for name in taken))
 
 
 def log_folder(trainer: Trainer) -> Path:
-    """Where a run writes what it logs; every rank must ask, because Lightning's ``log_dir`` broadcasts."""
+    """The folder that a run logs to; every rank must call this, because Lightning's ``log_dir`` broadcasts."""
     return Path(trainer.log_dir or trainer.default_root_dir)
 
 
-def shown(path: str | Path) -> Path:
-    """A path as a message should name it: from here, where it is below and does not look like an option."""
+def display_path(path: str | Path) -> Path:
+    """Shorten a path for a message: relative to the working directory where it is below and looks like no option."""
     path = Path(path)
     near = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
     return near.absolute() if str(near).startswith("-") else near

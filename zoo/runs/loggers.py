@@ -1,4 +1,4 @@
-"""Loggers that touch the folder of a run only when it trains, and go on with the metrics of the run that it goes on."""
+"""Loggers that write nothing before a run trains, and that append to the metrics of a run which is resumed."""
 
 import contextlib
 import csv
@@ -16,19 +16,19 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
 
 from zoo.files.atomic import write_text_whole, write_whole
-from zoo.files.strict_json import strict_json
+from zoo.files.strict_json import dump_json
 
 Row = dict[str, Any]
 
 
 class _OpensLate:
-    """Keeps hyper-parameters until the folder may be written to; by itself it is with the first metric."""
+    """Keeps hyper-parameters back until :meth:`open` is called, at the latest with the first metric."""
 
     opened = False
     _held: tuple[Any, dict[str, Any]] | None = None
 
     def open(self) -> None:
-        """From now on files are written."""
+        """Write from now on, beginning with the hyper-parameters that were kept back."""
         if not self.opened:
             self.opened = True
             if self._held is not None:
@@ -91,7 +91,7 @@ class RunCSVLogger(_OpensLate, CSVLogger):
 
     @classmethod
     def of(cls, logger: Any) -> Any:
-        """The same logger in this way if it is Lightning's; others are given back."""
+        """Make one of a ``CSVLogger`` of Lightning's; other loggers are returned as they are."""
         if type(logger) is not CSVLogger:
             return logger
         version, every = logger._version, logger._flush_logs_every_n_steps
@@ -111,7 +111,7 @@ class RunCSVLogger(_OpensLate, CSVLogger):
 
     @rank_zero_only  # type: ignore[untyped-decorator]
     def state(self) -> Row:
-        """What a checkpoint says of the file: how many rows it has, all of them on the disk, and their digest."""
+        """Describe the file for a checkpoint: its number of rows, all of them on the disk, and their digest."""
         self.save()
         file = self.experiment
         return {"rows": file.rows, "digest": file.digest.hexdigest()} if isinstance(file, MetricsFile) else {}
@@ -131,7 +131,7 @@ class MetricsFile(ExperimentWriter):
         super().__init__(log_dir)
         rows = list(rows)
         self.path = Path(self.metrics_file_path)
-        self.rows, self.digest = len(rows), digest_of(rows)
+        self.rows, self.digest = len(rows), digest_rows(rows)
         self.metrics_keys = sorted({name for row in rows for name in row})
         self._begun = rows if rows != read_rows(self.path) else None  # to be written with the first new ones
 
@@ -150,7 +150,7 @@ class MetricsFile(ExperimentWriter):
         new = {name for row in rows for name in row} - set(self.metrics_keys)
         self.rows += len(rows)
         for row in rows:
-            self.digest.update(_canonical(row))
+            self.digest.update(_to_bytes(row))
         if new or self._begun is not None or not self.path.exists():
             before = read_rows(self.path) if self._begun is None else self._begun
             self._begun = None
@@ -175,7 +175,7 @@ class MetricsFile(ExperimentWriter):
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a file of metrics, without empty values, and without what a kill has left of the last one."""
+    """Read the rows of a file of metrics, without empty values, and without a last row that a kill cut short."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -183,8 +183,8 @@ def read_rows(path: Path) -> list[Row]:
     return [{name: value for name, value in row.items() if name and value} for row in csv.DictReader(whole)]
 
 
-def rows_to_go_on_with(rows: list[Row], said: Row | None, step: int) -> list[Row] | None:
-    """Those of the rows of a file that had been written when a checkpoint was.
+def select_rows_to_keep(rows: list[Row], said: Row | None, step: int) -> list[Row] | None:
+    """Select the rows of a file that had been written when a checkpoint was.
 
     Args:
         rows: of the file.
@@ -196,18 +196,18 @@ def rows_to_go_on_with(rows: list[Row], said: Row | None, step: int) -> list[Row
     """
     if said:
         kept = rows[: said["rows"]]
-        return kept if digest_of(kept).hexdigest() == said["digest"] else None
+        return kept if digest_rows(kept).hexdigest() == said["digest"] else None
     return [row for row in rows if str(row.get("step", "")).isdigit() and int(row["step"]) < step]
 
 
-def digest_of(rows: Iterable[Row]) -> Any:
-    """Running hash of rows, the same for what is logged and for what is read."""
+def digest_rows(rows: Iterable[Row]) -> Any:
+    """Begin a running hash with these rows; it is the same for rows that are logged and rows that are read."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(_canonical(row))
+        digest.update(_to_bytes(row))
     return digest
 
 
-def _canonical(row: Row) -> bytes:
+def _to_bytes(row: Row) -> bytes:
     said = sorted((name, str(value)) for name, value in row.items() if value not in ("", None))
-    return strict_json(said, indent=None).encode()
+    return dump_json(said, indent=None).encode()

@@ -23,7 +23,7 @@ class RunModule(pl.LightningModule):
     # ------------------------------------------------------------------ parameters: hooks of a subclass
 
     def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
-        """Whether a matrix-shaped parameter is exempt from weight decay."""
+        """Tell whether a matrix-shaped parameter is exempt from weight decay."""
         return False
 
     def layer_of(self, name: str) -> int:
@@ -51,7 +51,7 @@ class RunModule(pl.LightningModule):
         self.optim_settings = self.hparams["optim"] = dataclasses.replace(self.optim_settings, lr=float(value))
 
     def parameter_groups(self, optim: Optim) -> list[dict[str, Any]]:
-        """The trained parameters in groups, as these settings divide them."""
+        """Divide the trained parameters into groups, as these settings say."""
         return parameter_groups(
             self.named_parameters(), optim, self.no_decay, self.layer_of, self.num_layers, self.lr_scale
         )
@@ -108,7 +108,7 @@ class RunModule(pl.LightningModule):
         weights_only: bool | None = None,
         **overrides: Any,
     ) -> Any:
-        """Lightning's way to read a checkpoint; see :func:`zoo.checkpoints.io.load_from_checkpoint`.
+        """Read a checkpoint as Lightning does; see :func:`zoo.checkpoints.io.load_from_checkpoint`.
 
         Nothing but tensors and plain data is ever read, whatever ``weights_only`` says.
         """

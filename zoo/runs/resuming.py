@@ -1,4 +1,4 @@
-"""Going on where a checkpoint was written: place in the epoch, noise, validation that is due, settings.
+"""Resuming exactly where a checkpoint was written: place in the epoch, noise, validation that is due, settings.
 
 Lightning restores weights, moments and counters. What it leaves to chance is done here, so that a run that was stopped
 and resumed is the uninterrupted one.
@@ -15,16 +15,16 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 
-from zoo.distributed import noise_states, restore_noise, seed_noise
+from zoo.distributed import get_rng_states, seed_generators, set_rng_states
 from zoo.optim import Optim, apply_settings, names_by_group, regroup_state
 
 #: where a checkpoint says it
 KEY = "zoo_run"
-TRAINING, VALIDATION = 0, 1  # what noise is for
+TRAINING, VALIDATION = 0, 1  # uses of noise
 
 
-def place_of(trainer: Trainer) -> tuple[int, int]:
-    """The epoch, and how many batches of it are behind the last optimizer step.
+def find_place(trainer: Trainer) -> tuple[int, int]:
+    """Find the epoch, and how many of its batches the last optimizer step has used.
 
     Batches after it are left out, because the gradients that they have left are in no checkpoint. An epoch that ended
     early, by ``max_steps`` or a stop, is not over.
@@ -34,18 +34,18 @@ def place_of(trainer: Trainer) -> tuple[int, int]:
         return epoch.processed, 0
     if epoch.processed == epoch.started and _is_over(trainer):
         return epoch.processed, 0
-    return epoch.started - 1, batches.processed - _since_step(trainer)
+    return epoch.started - 1, batches.processed - _count_since_step(trainer)
 
 
 def _is_over(trainer: Trainer) -> bool:
-    """Whether all batches of the epoch are behind."""
+    """Tell whether all batches of the epoch were processed."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
     last = progress.is_last_batch and progress.current.ready == progress.current.processed
     return last or progress.current.processed >= trainer.num_training_batches
 
 
-def _since_step(trainer: Trainer) -> int:
-    """Batches since the last optimizer step; the last one of an epoch always ends with one."""
+def _count_since_step(trainer: Trainer) -> int:
+    """Count the batches since the last optimizer step; the last batch of an epoch always ends with one."""
     if _is_over(trainer) or trainer.strategy.handles_gradient_accumulation:
         return 0
     return trainer.fit_loop.epoch_loop.batch_progress.current.processed % trainer.accumulate_grad_batches
@@ -89,7 +89,7 @@ class Resuming(Callback):
             self._loaded = None
             self._enter(trainer, pl_module, said)
         elif trainer.global_rank:  # all ranks start from the same seed
-            seed_noise(self.seed, trainer.global_rank)
+            seed_generators(self.seed, trainer.global_rank)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         epoch_loop = trainer.fit_loop.epoch_loop
@@ -110,7 +110,7 @@ class Resuming(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._validated = None
-            self._aside = noise_states()
+            self._aside = get_rng_states()
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -121,36 +121,36 @@ class Resuming(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._aside is not None:
-            self._validated = _batch(trainer)
+            self._validated = _current_batch(trainer)
             self._since_step.append(self._validated[1])
-            restore_noise(self._aside)  # not by a context: one that an error leaves open would end at any time
+            set_rng_states(self._aside)  # not by a context: one that an error leaves open would end at any time
             self._aside = None
 
     def _seed(self, trainer: Trainer, *place: int) -> None:
         if self.seed is not None:
-            seed_noise(self.seed, trainer.global_rank, trainer.current_epoch, *place)
+            seed_generators(self.seed, trainer.global_rank, trainer.current_epoch, *place)
 
     # ------------------------------------------------------------------ checkpoints
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
             return
-        epoch, batches = place_of(trainer)
+        epoch, batches = find_place(trainer)
         checkpoint[KEY] = {
             "seed": torch.initial_seed() if self.seed is None else self.seed,
             "epoch": epoch,
             "batches": batches,
-            "since_step": _since_step(trainer),
+            "since_step": _count_since_step(trainer),
             "global_step": trainer.global_step,
             "validation_due": self._validation_due(trainer, batches),
-            "validated": [batch for batch in self._since_step if batch > batches] if _since_step(trainer) else [],
-            "row": _row(trainer),
-            "metrics": _metrics(trainer),
-            "noise": noise_states(),
+            "validated": [batch for batch in self._since_step if batch > batches] if _count_since_step(trainer) else [],
+            "row": _pending_row(trainer),
+            "metrics": _monitored_metrics(trainer),
+            "noise": get_rng_states(),
             "trainer": _trainer_settings(trainer),
             "parameters": [names_by_group(pl_module, optimizer.param_groups) for optimizer in trainer.optimizers],
         }
-        if _since_step(trainer):  # then these are of the last step as well
+        if _count_since_step(trainer):  # then these are of the last step as well
             state = checkpoint.get("current_model_state", checkpoint["state_dict"])
             state.update({name: buffer for name, buffer in self._buffers.items() if name in state})
 
@@ -162,20 +162,20 @@ class Resuming(Callback):
         if (said := checkpoint.get(KEY)) is None:
             return
         self._loaded, self.seed = said, said["seed"]
-        _rewrite(checkpoint["loops"]["fit_loop"], said)
+        _rewrite_progress(checkpoint["loops"]["fit_loop"], said)
         self._restore_noise(trainer, said)
 
     def _restore_noise(self, trainer: Trainer, said: dict[str, Any]) -> None:
         if trainer.global_rank:
-            seed_noise(said["seed"], trainer.global_rank, said["epoch"], said["batches"])
+            seed_generators(said["seed"], trainer.global_rank, said["epoch"], said["batches"])
         else:
-            restore_noise(said["noise"])
+            set_rng_states(said["noise"])
 
     def _validation_due(self, trainer: Trainer, batches: int) -> bool:
         progress = trainer.fit_loop.epoch_loop.batch_progress.current
         if trainer.sanity_checking or not batches == progress.processed == progress.ready:
             return False
-        if self._validated == _batch(trainer):
+        if self._validated == _current_batch(trainer):
             return False
         return bool(trainer.validating) or _should_validate(trainer)
 
@@ -201,7 +201,7 @@ class Resuming(Callback):
             self._skipped = list(said["validated"])
             return
         progress = epoch_loop.batch_progress
-        done = _skipped(trainer, said)
+        done = _count_skipped(trainer, said)
         for name in ("ready", "started", "processed", "completed"):
             setattr(progress.current, name, done)
         progress.is_last_batch = done >= trainer.num_training_batches
@@ -210,14 +210,14 @@ class Resuming(Callback):
         epoch_loop._restart_stage = "restarted_on_last"
         self._skipped = list(said["validated"]) if done == said["batches"] else []
         if not said["validation_due"]:
-            self._validated = _batch(trainer)
+            self._validated = _current_batch(trainer)
         if _should_validate(trainer):
             epoch_loop._batches_that_stepped = step - 1
             if said["validation_due"]:
                 epoch_loop.val_loop._restart_stage = "restarted_mid_evaluation"
         elif progress.is_last_batch and fit_loop._data_fetcher is not None:
             fit_loop._data_fetcher.iterator = iter(())  # only the end of the epoch is left
-        if isinstance(_sampler(trainer), SequentialSampler) and not progress.is_last_batch:  # it begins anew
+        if isinstance(_find_sampler(trainer), SequentialSampler) and not progress.is_last_batch:  # it begins anew
             for _ in range(done):
                 next(fit_loop._data_fetcher.iterator)
         if (bar := trainer.progress_bar_callback) is not None:
@@ -225,7 +225,7 @@ class Resuming(Callback):
         self._restore_noise(trainer, said)
 
 
-def _batch(trainer: Trainer) -> tuple[int, int]:
+def _current_batch(trainer: Trainer) -> tuple[int, int]:
     loop = trainer.fit_loop
     return loop.epoch_progress.current.ready, loop.epoch_loop.batch_progress.current.ready
 
@@ -235,34 +235,34 @@ def _should_validate(trainer: Trainer) -> bool:
     return loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
 
 
-def _skipped(trainer: Trainer, said: dict[str, Any]) -> int:
-    """Batches of the epoch that need not be seen again; of another size they are as many as hold the same images."""
-    sampler = _sampler(trainer)
+def _count_skipped(trainer: Trainer, said: dict[str, Any]) -> int:
+    """Count the batches of the epoch that are done; of another size they are as many as hold the same images."""
+    sampler = _find_sampler(trainer)
     return sampler.skipped(said["epoch"]) if hasattr(sampler, "skipped") else said["batches"]
 
 
-def _sampler(trainer: Trainer) -> Any:
+def _find_sampler(trainer: Trainer) -> Any:
     loader = trainer.fit_loop._combined_loader
     return getattr(loader.flattened[0], "sampler", None) if loader is not None else None
 
 
-def _in_hook(trainer: Trainer) -> bool:
-    """Whether a checkpoint is written by a hook at the end of a step, before the step's metrics are."""
+def _is_in_hook(trainer: Trainer) -> bool:
+    """Tell whether a checkpoint is written by a hook at the end of a step, before the step's metrics are."""
     progress = trainer.fit_loop.epoch_loop.batch_progress.current
     return bool(trainer.training) and progress.completed < progress.processed == progress.ready
 
 
-def _metrics(trainer: Trainer) -> dict[str, float]:
-    """What callbacks monitor."""
+def _monitored_metrics(trainer: Trainer) -> dict[str, float]:
+    """Metrics that callbacks monitor."""
     connector = trainer._logger_connector
-    values = connector._callback_metrics | (connector.metrics["callback"] if _in_hook(trainer) else {})
+    values = connector._callback_metrics | (connector.metrics["callback"] if _is_in_hook(trainer) else {})
     return {name: float(value) for name, value in values.items()}
 
 
-def _row(trainer: Trainer) -> dict[str, float] | None:
+def _pending_row(trainer: Trainer) -> dict[str, float] | None:
     """Metrics of the step that are still to be written."""
     connector = trainer._logger_connector
-    if not _in_hook(trainer) or trainer.fit_loop._should_accumulate() or not connector.should_update_logs:
+    if not _is_in_hook(trainer) or trainer.fit_loop._should_accumulate() or not connector.should_update_logs:
         return None
     values = {name: float(value) for name, value in connector.metrics["log"].items()}
     if not values:
@@ -270,8 +270,8 @@ def _row(trainer: Trainer) -> dict[str, float] | None:
     return {"epoch": trainer.current_epoch} | values | {"step": trainer.fit_loop.epoch_loop._batches_that_stepped}
 
 
-def _rewrite(loops: dict[str, Any], said: dict[str, Any]) -> None:
-    """Let the progress of a checkpoint say the place, which Lightning notes in another way in every hook."""
+def _rewrite_progress(loops: dict[str, Any], said: dict[str, Any]) -> None:
+    """Write the place into the progress of a checkpoint, where Lightning notes it differently in every hook."""
     epoch, batches = said["epoch"], said["batches"]
     for scope in ("total", "current"):
         begun = epoch + (batches > 0)
@@ -305,14 +305,14 @@ def _let_settings_decide(trainer: Trainer, model: Any, checkpoint: dict[str, Any
     if raw is not None and not any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):
         model.load_state_dict(raw)  # what was trained, not its average
     run, args = checkpoint.get(KEY, {}), model.migrate(checkpoint.get("zoo", {}).get("init_args", {}))
-    _regroup(model, checkpoint, args.get("optim"), run.get("parameters"))
+    _regroup_moments(model, checkpoint, args.get("optim"), run.get("parameters"))
     data = getattr(trainer.datamodule, "hparams", {})
     pairs = [
         (args, model.init_args()),
-        (_plain(checkpoint.get("datamodule_hyper_parameters", {})), _plain(data)),
+        (_to_plain_values(checkpoint.get("datamodule_hyper_parameters", {})), _to_plain_values(data)),
         (run.get("trainer", {}), _trainer_settings(trainer)),
     ]
-    changed = [text for was, now in pairs for text in _differences(was, now)]
+    changed = [text for was, now in pairs for text in _list_differences(was, now)]
     asked = os.environ.get("PL_GLOBAL_SEED")
     if asked is not None and run and int(asked) != run["seed"]:
         kept = f"The run goes on with the seed that it began with, {run['seed']}"
@@ -321,7 +321,7 @@ def _let_settings_decide(trainer: Trainer, model: Any, checkpoint: dict[str, Any
         rank_zero_info(f"Going on with other settings than the checkpoint's: {', '.join(changed)}")
 
 
-def _regroup(model: Any, checkpoint: dict[str, Any], optim: dict[str, Any] | None, names: Any) -> None:
+def _regroup_moments(model: Any, checkpoint: dict[str, Any], optim: dict[str, Any] | None, names: Any) -> None:
     """Give each parameter its moments where other settings divide the parameters into other groups."""
     states = checkpoint.get("optimizer_states", [])
     if len(states) != 1 or not all(isinstance(key, int) for key in states[0]["state"]):
@@ -338,15 +338,15 @@ def _regroup(model: Any, checkpoint: dict[str, Any], optim: dict[str, Any] | Non
         states[0] = regroup_state(states[0], names[0], groups)
 
 
-def _plain(arguments: Any) -> dict[str, Any]:
+def _to_plain_values(arguments: Any) -> dict[str, Any]:
     return {k: v if isinstance(v, bool | int | float | str | None) else str(v) for k, v in dict(arguments).items()}
 
 
-def _differences(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+def _list_differences(was: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
     found = []
     for name in (name for name in was if name in now and not name.startswith("_") and was[name] != now[name]):
         if isinstance(was[name], dict) and isinstance(now[name], dict):
-            found += _differences(was[name], now[name], f"{prefix}{name}.")
+            found += _list_differences(was[name], now[name], f"{prefix}{name}.")
         else:
             found.append(f"{prefix}{name} {now[name]} (was {was[name]})")
     return found

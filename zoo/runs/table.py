@@ -4,11 +4,11 @@ import shutil
 import sys
 
 #: the least width of a column that is cut on a narrow terminal
-LEAST = 24
+MIN_WIDTH = 24
 
 
-def table(header: tuple[str, ...], rows: list[tuple[str, ...]], width: int | None = None) -> str:
-    """Left-aligned columns, two spaces apart.
+def format_table(header: tuple[str, ...], rows: list[tuple[str, ...]], width: int | None = None) -> str:
+    """Write a table of left-aligned columns, two spaces apart.
 
     Args:
         header: names of the columns.
@@ -17,7 +17,8 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]], width: int | Non
     """
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     if width is not None:
-        least = [widths[0], *(min(w, max(LEAST, len(name))) for w, name in zip(widths[1:], header[1:], strict=True))]
+        least = [min(w, max(MIN_WIDTH, len(name))) for w, name in zip(widths, header, strict=True)]
+        least[0] = widths[0]
         while len(least) > 1 and sum(least) + 2 * (len(least) - 1) > width:
             least.pop()
         widths = widths[: len(least)]
@@ -29,7 +30,7 @@ def table(header: tuple[str, ...], rows: list[tuple[str, ...]], width: int | Non
 
 
 def terminal_width() -> int | None:
-    """Columns of the terminal; None where the output goes into a file or another program, which get all of it.
+    """Width of the terminal in characters; None where the output goes into a file or another program.
 
     ``COLUMNS`` alone does not count there: readline sets it for every child of a Python that imported it.
     """

@@ -1,4 +1,4 @@
-"""Networks that nobody trained: what they measure, write or draw means nothing, and is refused or said."""
+"""Guards against networks that nobody trained, whose measurements, ids and pictures would mean nothing."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,8 +8,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 
-def untrained_parts(model: Any) -> list[str]:
-    """What of a model is still as random as it was made, in words; nothing where it was loaded, or trained here.
+def find_untrained_parts(model: Any) -> list[str]:
+    """Say in words which parts of a model are still random; nothing where it was loaded, or trained here.
 
     Args:
         model: a :class:`zoo.module.ZooModule`.
@@ -38,7 +38,7 @@ def refuse_untrained(model: Any, subcommand: str) -> None:
     """
     if subcommand == "predict" and model.encodes_by_tokenizer:
         return
-    if parts := untrained_parts(model):
+    if parts := find_untrained_parts(model):
         weights = ", or weights with --model.init_args.weights=NAME_OR_PATH" if "weights" in model.hparams else ""
         raise ValueError(
             f"{subcommand} has no trained {type(model).__name__}: {parts[0]}; give the checkpoint of a run with "
@@ -60,14 +60,14 @@ def refuse_lost_predictions(callbacks: Sequence[Callback]) -> None:
         )
 
 
-def say_untrained(model: Any, does: str) -> None:
+def warn_if_untrained(model: Any, does: str) -> None:
     """Warn once where an untrained model is put to use, unless its name asked for random weights.
 
     Args:
         model: a :class:`zoo.module.ZooModule`.
         does: what it does, as a verb: ``writes``.
     """
-    if model.random_on_purpose or not (parts := untrained_parts(model)):
+    if model.random_on_purpose or not (parts := find_untrained_parts(model)):
         return
     model.random_on_purpose = True
     rank_zero_warn(
@@ -82,11 +82,11 @@ class UntrainedWarning(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
-            say_untrained(pl_module, "measures")
+            warn_if_untrained(pl_module, "measures")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        say_untrained(pl_module, "measures")
+        warn_if_untrained(pl_module, "measures")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not pl_module.encodes_by_tokenizer:
-            say_untrained(pl_module, "predicts")
+            warn_if_untrained(pl_module, "predicts")

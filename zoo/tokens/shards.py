@@ -23,7 +23,7 @@ from torch import Tensor
 
 from zoo.checkpoints.files import read_safetensors
 from zoo.files.atomic import write_text_whole, write_whole
-from zoo.files.strict_json import strict_json
+from zoo.files.strict_json import dump_json
 from zoo.fingerprints import fingerprint
 from zoo.tokens import Segment, TokenSpec, Vocabulary
 from zoo.tokens.precision import ID_PRECISION
@@ -124,7 +124,7 @@ def spec_of(header: Mapping[str, Any]) -> TokenSpec:
 
 def write_header(folder: str | Path, header: dict[str, Any]) -> Path:
     """Write the header of a folder, after all of its shards."""
-    return write_text_whole(Path(folder) / HEADER, strict_json(header) + "\n")
+    return write_text_whole(Path(folder) / HEADER, dump_json(header) + "\n")
 
 
 def read_header(folder: str | Path) -> dict[str, Any]:

@@ -11,10 +11,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from zoo.assets import cache_folder, cache_problem, not_kept
+from zoo.assets import cache_folder, explain_cache_error, find_cache_problem
 from zoo.checkpoints.config_fields import unknown
 from zoo.files.atomic import write_whole
-from zoo.files.strict_json import strict_json
+from zoo.files.strict_json import dump_json
 
 NAMES = {
     "token_embd": "model.embed_tokens",
@@ -58,7 +58,7 @@ def dequantised(path: Path, name: str) -> Path:
         from gguf import GGUFReader
     except ImportError:
         raise ModuleNotFoundError("GGUF files are read with the package gguf: pip install 'tokenzoo[llm]'") from None
-    if (problem := cache_problem()) is not None:
+    if (problem := find_cache_problem()) is not None:
         raise OSError(f"the weights of {path.name} have to be written before they are read, and {problem}")
     print(f"dequantising {path.name} into {folder}", flush=True)
     reader = GGUFReader(path)
@@ -68,7 +68,7 @@ def dequantised(path: Path, name: str) -> Path:
             part.mkdir()
             _write(part, reader, path, config)
     except OSError as error:
-        problem = not_kept(error)
+        problem = explain_cache_error(error)
         raise OSError(f"the weights of {path.name} have to be written before they are read, and {problem}") from None
     return folder
 
@@ -158,4 +158,4 @@ def _write(folder: Path, reader: Any, path: Path, config: dict[str, Any]) -> Non
     state = {name: value.to(torch.bfloat16) for name, value in llama_state(reader, config).items()}
     save_file(state, folder / "model.safetensors", {"format": "pt"})
     AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True).save_pretrained(folder)
-    (folder / "config.json").write_text(strict_json(config) + "\n")
+    (folder / "config.json").write_text(dump_json(config) + "\n")

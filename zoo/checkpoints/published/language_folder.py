@@ -15,7 +15,7 @@ from zoo.checkpoints.folders import check_code, check_network
 from zoo.checkpoints.provenance import entries_of, plain, say_unused, trace
 from zoo.checkpoints.published import llava_config
 from zoo.checkpoints.published.llava import check_rotary, language_state
-from zoo.choices import some
+from zoo.choices import shorten_list
 
 PREFIX = "language_model."  # in BLIP-2's files
 COMPUTED = ("rotary_emb.inv_freq", "position_ids", "attn.bias", "attn.masked_bias")  # buffers that old files hold
@@ -171,10 +171,11 @@ def _check_report(folder: Path, missing: Any, unexpected: Any) -> None:
     """Refuse networks that weights fill in part, and name what is left over."""
     if lacking := sorted(name for name in missing if not name.endswith(COMPUTED)):
         raise ValueError(
-            f"{folder} does not fill the language model that its config.json describes: it lacks {some(lacking)}"
+            f"{folder} does not fill the language model that its config.json describes: it lacks "
+            f"{shorten_list(lacking)}"
         )
     if left := sorted(name for name in unexpected if not name.endswith(COMPUTED)):
-        rank_zero_info(f"not used from {folder}: {some(left)}")
+        rank_zero_info(f"not used from {folder}: {shorten_list(left)}")
 
 
 @contextmanager
