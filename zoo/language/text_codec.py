@@ -173,8 +173,14 @@ class PretrainedCodec(TextCodec):
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The words behind all ids, as the tokenizer writes them."""
-        return Vocabulary(self.tokenizer.convert_ids_to_tokens(range(len(self.tokenizer))), self.name)
+        return Vocabulary(words_of(self.tokenizer), self.name)
 
     def text(self, ids: Sequence[int]) -> str:
         """The text of ids, without special ones."""
         return str(self.tokenizer.decode([i for i in ids if i >= 0], skip_special_tokens=True))
+
+
+def words_of(tokenizer: Any) -> list[str]:
+    """The words behind all ids of a tokenizer of transformers; those of ids that it leaves out are made up."""
+    found = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    return [f"<unused_{i}>" if word is None else word for i, word in enumerate(found)]

@@ -1,4 +1,4 @@
-"""Tiny random language models of single characters, for tests: LLaMA, OPT and T5 as transformers builds them."""
+"""Tiny random language models of single characters, for tests: LLaMA, OPT, T5 and RoBERTa, built by transformers."""
 
 import string
 from typing import Any
@@ -12,7 +12,7 @@ def tiny_network(name: str, vocab_size: int) -> Any:
     """A random network, always the same, of a vocabulary of that size."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        network = TINY[name](vocab_size)
+        network = (TINY | TINY_MASKED)[name](vocab_size)
         for parameter in network.parameters():  # transformers' init leaves some at zero
             parameter.data.add_(torch.randn_like(parameter) * 0.05)
     return network
@@ -54,22 +54,41 @@ def _tiny_t5(vocab_size: int) -> Any:
     )  # fmt: skip
 
 
+def _tiny_roberta(vocab_size: int) -> Any:
+    from transformers import RobertaConfig, RobertaForMaskedLM
+
+    return RobertaForMaskedLM(
+        RobertaConfig(
+            vocab_size=vocab_size, hidden_size=TINY_WIDTH, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=4, max_position_embeddings=260, hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0, type_vocab_size=1, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        )
+    )  # fmt: skip
+
+
 TINY = {"tiny_llama": _tiny_llama, "tiny_opt": _tiny_opt, "tiny_t5": _tiny_t5}
+TINY_MASKED = {"tiny_roberta": _tiny_roberta}
 
 
-def characters(t5: bool = False) -> Any:
-    """A tokenizer of single characters."""
+def characters(t5: bool = False, masked: bool = False) -> Any:
+    """A tokenizer of single characters.
+
+    Args:
+        t5: without a beginning-of-sequence id, with one of its end.
+        masked: with both, and with ``<mask>`` as its last word.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
     special = ["<pad>", "<s>", "</s>", "<unk>"]
     letters = [c for c in string.printable if c not in "\t\r\x0b\x0c"]
-    vocabulary = {token: i for i, token in enumerate([*special, *letters])}
+    vocabulary = {token: i for i, token in enumerate([*special, *letters, *["<mask>"] * masked])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    single = "$A </s>" if t5 else "<s> $A"
+    single = "<s> $A </s>" if masked else "$A </s>" if t5 else "<s> $A"
     tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=[("<s>", 1), ("</s>", 2)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
-    )
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>",
+        **({"mask_token": "<mask>"} if masked else {}),
+    )  # fmt: skip

@@ -40,13 +40,21 @@ class Vocabulary:
         self.fingerprint = _fingerprint(self._words)
 
     @classmethod
-    def unread(cls, name: str, size: int, fingerprint: str) -> "Vocabulary":
+    def unread(
+        cls, name: str, size: int, fingerprint: str, vectors: Float[Tensor, "v d"] | None = None
+    ) -> "Vocabulary":
         """A vocabulary of which only the identity is known, as in the header of token shards.
 
         It equals the vocabulary with these words; asking it for a word is an error.
+
+        Args:
+            name: of the vocabulary.
+            size: number of words.
+            fingerprint: of the words.
+            vectors: for their shape, on the meta device.
         """
         found = cls.__new__(cls)
-        found.name, found.vectors, found.fingerprint = name, None, fingerprint
+        found.name, found.vectors, found.fingerprint = name, vectors, fingerprint
         found._words, found._size = None, size
         return found
 
@@ -59,8 +67,8 @@ class Vocabulary:
         """
         if self._words is None:
             raise ValueError(
-                f"the words of {self.name or 'this vocabulary'} are not stored with its tokens: take the spec of the "
-                "tokenizer that made them"
+                f"the words of {self.name or 'this vocabulary'} are not here, only their fingerprint: take the spec of "
+                "the tokenizer that made the tokens"
             )
         return self._words
 

@@ -1,4 +1,4 @@
-"""Language models out of folders in transformers' layout: by themselves, or inside a LLaVA or a BLIP-2."""
+"""Language models and their words out of folders in transformers' layout; also those inside a LLaVA or a BLIP-2."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,23 +18,29 @@ from zoo.checkpoints.published.llava import check_rotary, language_state
 from zoo.choices import shorten_list
 
 PREFIX = "language_model."  # in BLIP-2's files
+#: names of the table of word vectors: T5's, BERT's, LLaMA's and OPT's, GPT-2's
+TABLES = ("shared.weight", "word_embeddings.weight", "embed_tokens.weight", "wte.weight")
 COMPUTED = ("rotary_emb.inv_freq", "position_ids", "attn.bias", "attn.masked_bias")  # buffers that old files hold
 
 
-def read_language_folder(folder: Path, dtype: torch.dtype, random: bool = False) -> tuple[Any, Any, Any]:
+def read_language_folder(
+    folder: Path, dtype: torch.dtype, random: bool = False, masked: bool = False
+) -> tuple[Any, Any, Any]:
     """The network (None on the meta device), its configuration, and its tokenizer.
 
     Args:
         folder: with ``config.json``.
         dtype: of the weights.
         random: leave the weights unread.
+        masked: a model that guesses hidden words, rather than one that writes; without a head for that where
+            ``config.json`` names an architecture without one, such as ``BertModel``.
 
     Raises:
         FileNotFoundError: for a folder of something else.
         ValueError: for LoRA matrices in place of weights, a configuration that is not of a language model, or weights
             that do not fill the network.
     """
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}  # which would run programs
@@ -54,8 +60,13 @@ def read_language_folder(folder: Path, dtype: torch.dtype, random: bool = False)
     config.return_dict = True  # outputs are taken by name
     if config.model_type == "t5":
         _set_activation(config, folder, dtype, inside)
-    builder = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    if type(config) not in builder._model_mapping:
+    builder: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    if masked:
+        if config.is_encoder_decoder or type(config) not in AutoModelForMaskedLM._model_mapping:
+            raise ValueError(f"{folder} holds a {config.model_type}, which is no masked language model like BERT")
+        headless = all(name.endswith("Model") for name in config.architectures or ["ForMaskedLM"])
+        builder = AutoModel if headless else AutoModelForMaskedLM
+    elif type(config) not in builder._model_mapping:
         raise ValueError(f"{folder} holds a {config.model_type}, which writes no text")
     network = None
     if torch.get_default_device().type != "meta":
@@ -76,8 +87,36 @@ def read_language_folder(folder: Path, dtype: torch.dtype, random: bool = False)
                     raise ValueError(
                         f"{folder} does not fill the language model that its config.json describes: {_line(error)}"
                     ) from None
-            _check_report(folder, report["missing_keys"], report["unexpected_keys"])
+            missing = [name for name in report["missing_keys"] if not (masked and name.startswith("pooler."))]
+            _check_report(folder, missing, report["unexpected_keys"])
     return network, config, AutoTokenizer.from_pretrained(folder, **local)
+
+
+def read_words(folder: Path) -> tuple[Any, Tensor]:
+    """The tokenizer of a language model and the vectors of its words, without the rest of the network.
+
+    Args:
+        folder: with weights and the tokenizer's files.
+
+    Raises:
+        FileNotFoundError: for a folder that is not there or has no weights.
+        ValueError: for weights without a table of words, or with fewer rows than the tokenizer has words.
+    """
+    from transformers import AutoTokenizer
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{folder} is no folder of a language model: it has no config.json")
+    check_code(folder, CONFIG_MAPPING)
+    state = read(folder).state
+    named = [name for end in TABLES for name in state if name == end or name.endswith(f".{end}")]
+    if not named:
+        raise ValueError(f"{folder} holds no table of words: its weights have none of {', '.join(TABLES)}")
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    table = state[named[0]]
+    if len(table) < len(tokenizer):
+        raise ValueError(f"{folder} has {len(table)} vectors for the {len(tokenizer)} words of its tokenizer")
+    return tokenizer, table[: len(tokenizer)]
 
 
 def _configuration(folder: Path, said: Mapping[str, Any], local: dict[str, Any]) -> tuple[Any, bool]:
