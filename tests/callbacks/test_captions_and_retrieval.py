@@ -84,7 +84,7 @@ def test_retrieval_over_the_whole_set(tmp_path, monkeypatch):
     monkeypatch.setattr(
         type(model),
         "retrieve",
-        lambda self, i, t, rerank=0: seen.append((len(i), t, rerank)) or original(self, i, t, rerank),
+        lambda self, i, t, rerank=0, **_: seen.append((len(i), t, rerank)) or original(self, i, t, rerank),
     )
     trainer = run(tmp_path, model, [Retrieval(rerank=3)])
     assert seen == [(8, [f"image {i}" for i in range(8)], 0)]
@@ -113,7 +113,7 @@ def test_retrieval_is_scored_where_the_last_batch_is_broken(tmp_path, monkeypatc
     monkeypatch.setattr(
         zoo.BLIP2Stage1,
         "retrieve",
-        lambda self, i, t, rerank=0: seen.append((len(i), t, weights(self))) or original(self, i, t, rerank),
+        lambda self, i, t, rerank=0, **_: seen.append((len(i), t, weights(self))) or original(self, i, t, rerank),
     )
     monkeypatch.setattr(zoo.BLIP2Stage1, "on_validation_end", lambda self: seen.append(weights(self)))
     for callbacks in ([EMA(0.9), Retrieval()], [Retrieval(), EMA(0.9)]):
@@ -148,20 +148,22 @@ def test_retrieval_under_autocast_is_that_without(tmp_path):
 def test_answers_to_conversations_are_scored(tmp_path):
     model = zoo.create_model("llava_tiny")
     callback = Captions(max_new_tokens=2)
-    callback._start(True)
     data = ToyData(32, num_classes=9)
     data.setup("fit")
     batch = next(iter(data.val_dataloader()))
     said = batch.pop("caption")
     turns = [[{"from": "human", "value": "<image>\nwhat?"}, {"from": "gpt", "value": text}] for text in said]
     trainer = quiet_trainer(tmp_path)
-    callback._add(trainer, model, batch | {"conversation": turns}, 0, None)
-    assert [r["references"] for r in callback._records] == [[text] for text in said]
-    callback._start(True)  # an answer in front of the first question answers nothing, in training neither
-    callback._add(trainer, model, batch | {"conversation": [[{"from": "gpt", "value": "hi"}, *t] for t in turns]}, 0, 2)
-    assert [r["references"] for r in callback._records] == [[text] for text in said[:2]]
+    callback.begin("test", trainer, model)
+    callback.take("test", trainer, model, batch | {"conversation": turns})
+    assert [r["references"] for r in callback.report.records()] == [[text] for text in said]
+    callback = Captions(max_new_tokens=2, max_images=2)  # an answer in front of the first question answers nothing
+    callback.take(
+        "val", trainer, model, batch | {"conversation": [[{"from": "gpt", "value": "hi"}, *t] for t in turns]}
+    )
+    assert [r["references"] for r in callback.report.records()] == [[text] for text in said[:2]]
     with pytest.raises(ValueError, match=r"has no 'caption', but .*, and the callback Captions compares with captions"):
-        callback._add(trainer, model, batch, 0, None)
+        callback.take("test", trainer, model, batch)
 
 
 def test_refusals(tmp_path):

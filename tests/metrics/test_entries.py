@@ -1,6 +1,8 @@
 """What several ranks saw: each entry once, in the order of the data set."""
 
-from zoo.metrics.entries import entries_of_all_ranks, places_in_set, places_of
+import torch
+
+from zoo.metrics.entries import chosen_entries, entries_of_all_ranks, first_entries, places_in_set, places_of
 
 
 def test_repeated_entries_are_taken_once_in_the_order_of_the_set():
@@ -19,3 +21,19 @@ def test_one_rank_keeps_its_order():
 def test_places_are_the_index_of_a_batch():
     assert places_of({"index": [5, 6, 7]}, 2) == [5, 6]
     assert places_of({"image": []}, 2) == [None, None]
+
+
+def test_first_entries_of_tensors_and_lists():
+    batch = {"image": torch.arange(4), "caption": ["a", "b", "c", "d"], "note": "x"}
+    found = first_entries(batch, 2)
+    assert found["image"].tolist() == [0, 1]
+    assert found["caption"] == ["a", "b"]
+    assert found["note"] == "x"
+    assert first_entries(batch, None)["caption"] == batch["caption"]
+
+
+def test_chosen_entries_of_tensors_and_lists():
+    found = chosen_entries({"image": torch.arange(4), "caption": ["a", "b", "c", "d"], "note": "x"}, [3, 1])
+    assert found["image"].tolist() == [3, 1]
+    assert found["caption"] == ["d", "b"]
+    assert found["note"] == "x"

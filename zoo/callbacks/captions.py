@@ -1,32 +1,35 @@
 """Captions that a model writes of an evaluation set: scores, a sheet of pictures, and all of them as text."""
 
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from zoo.callbacks.pictures import caption_sheet, log_picture
-from zoo.callbacks.validations import EveryFewValidations
-from zoo.files.atomic import write_picture_whole, write_text_whole
+from zoo.callbacks.pictures import caption_sheet
+from zoo.callbacks.scored_set import ScoredSet, Stage
+from zoo.files.atomic import write_text_whole
 from zoo.files.strict_json import dump_json
 from zoo.language.conversations import from_the_question
-from zoo.metrics.captions import BLEU, ROUGEL, CaptionMetric, CIDErD
-from zoo.runs.folder import log_folder
+from zoo.metrics.caption_report import CaptionReport
 from zoo.tokens import Tokens, as_pixels
-from zoo.tokens.batch import images_of, references_of
+from zoo.tokens.abilities import Answerer, Captioner, TokenCaptioner
+from zoo.tokens.batch import Batch, images_of, references_of
 
 WHO = "the callback Captions"
 
 
-class Captions(EveryFewValidations, Callback):
-    """Let models with ``caption`` describe validation and test images, and log CIDEr-D, BLEU-4 and ROUGE-L.
+class Captions(ScoredSet):
+    """Let a model describe validation and test images, and log CIDEr-D, BLEU-4, ROUGE-L and the different captions.
+
+    For models that are a :class:`~zoo.tokens.abilities.Captioner`.
 
     The references are the ``captions`` of an image, or its one ``caption``; of conversations, the first answer, for
     models that answer. ``captions/step_NNNNNN.png`` shows some images with what was written (black) and the first
     reference (grey), unless token shards came without images; ``.jsonl`` beside it holds all. CIDEr-D counts its words
-    in the images that are scored, so scores over other numbers of images cannot be compared.
+    in the images that are scored, so scores over other numbers of images cannot be compared. After a test,
+    ``captions.json`` in the log folder has the values with their protocol, as ``benchmarks/vision_language.py`` writes
+    them.
 
     Args:
         max_images: of a validation epoch and rank; None takes all, as a test does.
@@ -36,6 +39,9 @@ class Captions(EveryFewValidations, Callback):
         max_new_tokens: longest caption.
         prompt: for models that take one; None takes their own.
     """
+
+    in_progress_bar: ClassVar[tuple[str, ...]] = ("cider_d",)
+    subfolder = "captions"
 
     def __init__(
         self,
@@ -55,94 +61,50 @@ class Captions(EveryFewValidations, Callback):
         self.writing: dict[str, Any] = {"num_beams": num_beams, "max_new_tokens": max_new_tokens}
         if prompt is not None:
             self.writing["prompt"] = prompt
-        self.metrics: dict[str, CaptionMetric] = {"cider_d": CIDErD(), "bleu_4": BLEU(), "rouge_l": ROUGEL()}
-        self.folder: Path | None = None
-        self._wanted = False
-        self._records: list[dict[str, Any]] = []
+        self.report = CaptionReport()
         self._pictures: list[Tensor] = []
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not hasattr(pl_module, "caption"):
-            raise ValueError(f"{type(pl_module).__name__} writes no captions: leave the callback Captions out")
-        self.folder = log_folder(trainer) / "captions"
+    def check_model(self, model: LightningModule, stage: str) -> None:
+        if not isinstance(model, Captioner):
+            raise ValueError(f"{type(model).__name__} writes no captions: leave the callback Captions out")
 
-    def _start(self, wanted: bool) -> None:
-        self._wanted, self._records, self._pictures = wanted, [], []
-        for metric in self.metrics.values():
-            metric.reset()
+    def begin(self, stage: Stage, trainer: Trainer, model: Any) -> bool:
+        self.report.reset()
+        self._pictures = []
+        return True
 
-    def _add(self, trainer: Trainer, model: Any, batch: Any, dataloader_idx: int, most: int | None) -> None:
-        room = None if most is None else most - len(self._records)
-        if not self._wanted or dataloader_idx > 0 or (room is not None and room < 1):
+    def take(self, stage: Stage, trainer: Trainer, model: Any, batch: Batch) -> None:
+        room = None if stage == "test" or self.max_images is None else self.max_images - self.report.num_images
+        if room is not None and room < 1:
             return
-        shards = "image" not in batch and "ids" in batch and hasattr(model, "caption_tokens")  # without images
+        shards = "image" not in batch and "ids" in batch and isinstance(model, TokenCaptioner)  # without images
         seen = Tokens(batch["ids"][:room], None, model.spec) if shards else as_pixels(images_of(batch, WHO)[:room])
         turns = None if "captions" in batch or "caption" in batch else batch.get("conversation")
-        if turns is not None and hasattr(model, "answer"):  # the first question of each, and its answer
-            turns = [from_the_question(said) for said in turns]
-            asked, references = [said[:1] for said in turns], [[said[1]["value"]] for said in turns]
+        if turns is not None and isinstance(seen, Tensor) and isinstance(model, Answerer):
+            # the first question of each, and its answer
+            turns = [from_the_question(said) for said in turns[: len(seen)]]
+            references = [[said[1]["value"]] for said in turns]
+            written = model.answer(seen, [said[:1] for said in turns], **self.writing)
         else:
-            asked, references = None, references_of(batch, WHO)
-        references = references[: len(seen)]
-        with trainer.precision_plugin.forward_context():  # callbacks run outside of autocast otherwise
-            if asked is not None:
-                written = model.answer(seen, asked[: len(seen)], **self.writing)
-            else:
-                written = (model.caption_tokens if shards else model.caption)(seen, **self.writing)
-        for metric in self.metrics.values():
-            metric.to(model.device).update(written, references)
-        self._records += [{"caption": c, "references": r} for c, r in zip(written, references, strict=True)]
+            references = references_of(batch, WHO)[: len(seen)]
+            written = (model.caption_tokens if shards else model.caption)(seen, **self.writing)
+        self.report.update(written, references, self.places(batch, len(seen)))
         if isinstance(seen, Tensor):
             missing = self.num_pictures - len(self._pictures)
             self._pictures += list(seen[: max(0, missing)].float().cpu())
 
-    def _log(self, stage: str, trainer: Trainer, model: Any) -> None:
-        if not self._wanted or not self._records:
-            return
-        for name, metric in self.metrics.items():
-            model.log(f"{stage}/{name}", metric.compute().float(), batch_size=1, prog_bar=name == "cider_d")
-        if not trainer.is_global_zero or self.folder is None:
-            return
-        path = self.folder / f"step_{trainer.global_step:06d}.jsonl"
-        write_text_whole(path, "".join(dump_json(r, indent=None, ascii_only=False) + "\n" for r in self._records))
-        if not self._pictures:
-            return
-        lines = [[r["caption"], r["references"][0]] for r in self._records[: len(self._pictures)]]
-        sheet = caption_sheet(torch.stack(self._pictures), lines)
-        write_picture_whole(path.with_suffix(".png"), sheet)
-        log_picture(trainer, f"{stage}/captions", sheet)
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(self.is_due(trainer))
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._add(trainer, pl_module, batch, dataloader_idx, self.max_images)
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_validation_epoch_end(trainer, pl_module)
-        self._log("val", trainer, pl_module)
-
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start(True)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._add(trainer, pl_module, batch, dataloader_idx, None)
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log("test", trainer, pl_module)
+    def finish(self, stage: Stage, trainer: Trainer, model: Any) -> dict[str, float]:
+        mine, records = self.report.records_here(), self.report.records()
+        if not records:
+            return {}
+        values = self.report.compute(records)
+        if stage == "test":
+            protocol = self.report.protocol(self.writing) | {"samples": records}
+            self.write_record(trainer, model, "vision_language", "captions.json", values, len(records), protocol)
+        if trainer.is_global_zero and self.folder is not None:
+            path = self.folder / f"step_{trainer.global_step:06d}.jsonl"
+            write_text_whole(path, "".join(dump_json(r, indent=None, ascii_only=False) + "\n" for r in records))
+        if self._pictures:
+            lines = [[r["caption"], r["references"][0]] for r in mine[: len(self._pictures)]]
+            self.write_picture(trainer, f"{stage}/captions", caption_sheet(torch.stack(self._pictures), lines))
+        return values

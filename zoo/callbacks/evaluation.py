@@ -1,16 +1,19 @@
 """The evaluation callback: reconstruction metrics of any model that decodes to pixels."""
 
-from typing import Any
+from typing import Any, ClassVar
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
+from zoo.callbacks.scored_set import ScoredSet, Stage
 from zoo.files.atomic import write_text_whole
-from zoo.files.strict_json import dump_json, find_non_finite
+from zoo.files.strict_json import dump_json, not_finite_in
+from zoo.metrics.evaluate import data_facts
 from zoo.metrics.reconstruction import ReconstructionReport, reconstruct_batch
-from zoo.runs.folder import log_folder
+from zoo.tokens import Tokenizer
+from zoo.tokens.batch import Batch
 
 
-class Evaluation(Callback):
+class Evaluation(ScoredSet):
     """Reconstruct every validation and test image and log what is left of it.
 
     After ``test`` there is a ``protocol.json`` in the log folder: images, definitions, extractor, packages, values.
@@ -30,6 +33,9 @@ class Evaluation(Callback):
         foreground: also the PSNR of pixels that are not white.
     """
 
+    in_sanity_check = True
+    in_progress_bar: ClassVar[tuple[str, ...]] = ("psnr",)
+
     def __init__(
         self,
         inception_weights: str | None = None,
@@ -48,7 +54,8 @@ class Evaluation(Callback):
         self.reports: dict[str, ReconstructionReport] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        spec = getattr(pl_module, "spec", None)
+        super().setup(trainer, pl_module, stage)
+        spec = pl_module.spec if isinstance(pl_module, Tokenizer) else None
         if spec is None or spec.decodes != "pixels":
             return
         # Built before the first step, so that missing weights are reported now and not after hours of training.
@@ -57,78 +64,38 @@ class Evaluation(Callback):
             full = stage == "test" or self.full_validation
             self.reports[prefix] = ReconstructionReport(spec, full=full, **self.settings)
 
-    def _start(self, prefix: str, pl_module: LightningModule) -> None:
-        if prefix in self.reports:
-            self.reports[prefix].to(pl_module.device).reset()
+    def begin(self, stage: Stage, trainer: Trainer, model: Any) -> bool:
+        if stage in self.reports:
+            self.reports[stage].to(model.device).reset()
+        return stage in self.reports
 
-    def _add(self, prefix: str, trainer: Trainer, model: Any, batch: Any, dataloader_idx: int) -> None:
-        if prefix in self.reports and dataloader_idx == 0:
-            with trainer.precision_plugin.forward_context():  # callbacks run outside of autocast otherwise
-                originals, reconstructions, ids = reconstruct_batch(model, batch)
-            self.reports[prefix].update(originals, reconstructions, ids)
+    def take(self, stage: Stage, trainer: Trainer, model: Any, batch: Batch) -> None:
+        originals, reconstructions, ids = reconstruct_batch(model, batch)
+        self.reports[stage].update(originals, reconstructions, ids)
 
-    def _log(self, prefix: str, pl_module: LightningModule) -> None:
-        if prefix in self.reports and self.reports[prefix].num_images > 1:
-            for name, value in self.reports[prefix].compute().items():
-                pl_module.log(f"{prefix}/{name}", value, prog_bar=name == "psnr", batch_size=1, sync_dist=True)
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start("val", pl_module)
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        # Here and not at the end of the epoch: there the EMA callback may have put the raw weights back already.
-        self._add("val", trainer, pl_module, batch, dataloader_idx)
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log("val", pl_module)
-
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start("test", pl_module)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        self._add("test", trainer, pl_module, batch, dataloader_idx)
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log("test", pl_module)
+    def finish(self, stage: Stage, trainer: Trainer, model: Any) -> dict[str, float]:
+        return self.reports[stage].compute() if self.reports[stage].num_images > 1 else {}
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the protocol beside the values: a distance without it says nothing."""
-        folder = log_folder(trainer)
         if "test" not in self.reports or self.reports["test"].num_images < 2 or trainer.fast_dev_run:
             return
-        if trainer.is_global_zero:
-            data = getattr(trainer, "datamodule", None)
-            settings = {k: v for k, v in getattr(data, "hparams", {}).items() if not k.startswith("_")}
+        if trainer.is_global_zero and self.run_folder is not None:
+            data: Any = trainer.datamodule
             record = {
                 "checkpoint": None if trainer.ckpt_path is None else str(trainer.ckpt_path),
                 "ranks": trainer.world_size,
                 "split": "test",
-                "data": None if data is None else {"class": type(data).__name__, **settings},
+                "data": None if data is None else data_facts(data),
                 **self.protocol("test"),
                 "metrics": {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")},
             }
             # the other values are worth keeping; which ones are no numbers stands beside them
-            if bad := find_non_finite(record):
+            if bad := not_finite_in(record):
                 record["not_finite"] = bad
             text = dump_json(record, "null", default=str) + "\n"
-            write_text_whole(folder / "protocol.json", text)
+            write_text_whole(self.run_folder / "protocol.json", text)
 
-    def protocol(self, stage: str = "test") -> dict[str, Any]:
-        """What the values of the last ``val`` or ``test`` run depend on."""
+    def protocol(self, stage: Stage = "test") -> dict[str, Any]:
+        """Say what the values of the last ``val`` or ``test`` run depend on."""
         return self.reports[stage].protocol()

@@ -5,20 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
-from zoo.callbacks.pictures import image_rows, line_plots, log_picture
-from zoo.callbacks.validations import EveryFewValidations
+from zoo.callbacks.pictures import image_rows, line_plots
+from zoo.callbacks.scored_set import ScoredSet, Stage
 from zoo.files.atomic import write_picture_whole
+from zoo.metrics.entries import chosen_entries
 from zoo.metrics.reconstruction import reconstruct_batch
-from zoo.runs.folder import log_folder
 from zoo.runs.loggers import read_rows
-from zoo.tokens import as_pixels
+from zoo.tokens import Tokenizer, as_pixels
+from zoo.tokens.abilities import PictureRows
+from zoo.tokens.batch import Batch
 
 
-class ImageGrids(EveryFewValidations, Callback):
+class ImageGrids(ScoredSet):
     """Write ``images/step_NNNNNN.png`` into the log folder, and to every logger that shows images.
 
     The images are spread evenly over the validation set (data sets are often sorted) and the same each time, so that
@@ -32,66 +34,52 @@ class ImageGrids(EveryFewValidations, Callback):
         every_n_validations: draw in every n-th validation.
     """
 
+    subfolder = "images"
+
     def __init__(self, num_images: int = 8, every_n_validations: int = 1):
         if num_images < 1 or every_n_validations < 1:
             raise ValueError(
                 f"num_images and every_n_validations must be at least 1, got {num_images}, {every_n_validations}"
             )
         self.num_images, self.every_n_validations = num_images, every_n_validations
-        self.folder: Path | None = None
         self._rows: dict[str, list[Tensor]] = {}
-        self._wanted = 0
+        self._wanted = self._batches = 0
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.folder = log_folder(trainer) / "images"
+    def begin(self, stage: Stage, trainer: Trainer, model: Any) -> bool:
+        self._rows, self._wanted, self._batches = {}, self.num_images, 0
+        return stage == "val" and trainer.is_global_zero
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._rows = {}
-        self._wanted = self.num_images if trainer.is_global_zero and self.is_due(trainer) else 0
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if not self._wanted or dataloader_idx > 0 or "image" not in batch:
+    def take(self, stage: Stage, trainer: Trainer, model: Any, batch: Batch) -> None:
+        number, self._batches = self._batches, self._batches + 1
+        if not self._wanted or "image" not in batch:
             return
-        batches = trainer.num_val_batches[0]
+        batches, size = trainer.num_val_batches[0], len(batch["image"])
         if batches == float("inf"):
-            chosen = list(range(min(self._wanted, len(batch["image"]))))  # a stream: the first ones
+            chosen = list(range(min(self._wanted, size)))  # a stream: the first ones
         else:
-            share = self.num_images * (batch_idx + 1) // batches - self.num_images * batch_idx // batches
-            share = min(share, len(batch["image"]))
-            chosen = [len(batch["image"]) * (2 * i + 1) // (2 * share) for i in range(share)]
+            share = int(self.num_images * (number + 1) // batches - self.num_images * number // batches)
+            share = min(share, size)
+            chosen = [size * (2 * i + 1) // (2 * share) for i in range(share)]
         if not chosen:
             return
-        some = {k: pick(v, chosen) for k, v in batch.items()}
-        with trainer.precision_plugin.forward_context():
-            rows = self._draw(pl_module, some)
-        for name, images in rows.items():
+        for name, images in self._draw(model, chosen_entries(batch, chosen)).items():
             self._rows.setdefault(name, []).append(images.detach().float().clamp(0, 1).cpu())
         self._wanted -= len(chosen)
 
-    def _draw(self, model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
-        if hasattr(model, "picture_rows"):
+    def _draw(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+        if isinstance(model, PictureRows):
             return model.picture_rows(as_pixels(batch["image"]), batch)
-        if getattr(model, "spec", None) is None or model.spec.decodes != "pixels":
+        if not isinstance(model, Tokenizer) or model.spec is None or model.spec.decodes != "pixels":
             return {}
         originals, reconstructions, _ = reconstruct_batch(model, batch)
         return {"original": as_pixels(originals), "reconstruction": reconstructions}
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().on_validation_epoch_end(trainer, pl_module)
-        if not self._rows or self.folder is None:
-            return
-        picture = image_rows({name: torch.cat(parts) for name, parts in self._rows.items()})
-        self._rows = {}
-        write_picture_whole(self.folder / f"step_{trainer.global_step:06d}.png", picture)
-        log_picture(trainer, "val/images", picture)
+    def finish(self, stage: Stage, trainer: Trainer, model: Any) -> dict[str, float]:
+        if self._rows:
+            picture = image_rows({name: torch.cat(parts) for name, parts in self._rows.items()})
+            self.write_picture(trainer, "val/images", picture)
+            self._rows = {}
+        return {}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or self.folder is None:
@@ -102,13 +90,6 @@ class ImageGrids(EveryFewValidations, Callback):
                 series = read_metrics(Path(logger.log_dir) / "metrics.csv")
                 if series:
                     write_picture_whole(self.folder / "curves.png", line_plots(series))
-
-
-def pick(values: Any, chosen: list[int]) -> Any:
-    """The chosen entries of a batched value."""
-    if isinstance(values, Tensor):
-        return values[chosen]
-    return [values[i] for i in chosen] if isinstance(values, list) else values
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:

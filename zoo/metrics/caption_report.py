@@ -50,6 +50,10 @@ class CaptionReport:
         self._records += [{"caption": caption, "references": list(given)} for caption, given in pairs]
         self._places += [None] * len(captions) if places is None else list(places)
 
+    def records_here(self) -> list[Written]:
+        """``caption`` and ``references`` of each image of this rank, in the order in which they came."""
+        return list(self._records)
+
     def records(self) -> list[Written]:
         """``caption`` and ``references`` of each image, of all ranks; every rank must call this."""
         return entries_of_all_ranks(self._records, self._places)

@@ -1,11 +1,26 @@
-"""Entries of a set that several ranks went through: each once, in the order of the data set."""
+"""Entries of batches, and of a set that several ranks went through: each once, in the order of the data set."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from torch import Tensor
 
 from zoo.distributed import gather_objects, world_size
 
 T = TypeVar("T")
+
+
+def first_entries(batch: dict[str, Any], count: int | None) -> dict[str, Any]:
+    """The first entries of every tensor and list of a batch; None takes all."""
+    return {k: v[:count] if isinstance(v, Tensor | list | tuple) else v for k, v in batch.items()}
+
+
+def chosen_entries(batch: dict[str, Any], chosen: Sequence[int]) -> dict[str, Any]:
+    """The chosen entries of every tensor and list of a batch."""
+    return {
+        k: v[list(chosen)] if isinstance(v, Tensor) else [v[i] for i in chosen] if isinstance(v, list) else v
+        for k, v in batch.items()
+    }
 
 
 def places_in_set(places: Sequence[int | None]) -> list[int]:

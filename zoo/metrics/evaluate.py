@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
 from zoo.init_args import plain
+from zoo.metrics.entries import first_entries
 from zoo.metrics.reconstruction import ReconstructionReport, reconstruct_batch
 from zoo.tokens import NotInvertible
 from zoo.tokens.abilities import Views
@@ -66,8 +67,7 @@ def evaluate(
         for batch in batches:
             batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
             if num_images is not None:
-                left = num_images - measured.num_images
-                batch = {k: v[:left] for k, v in batch.items()}
+                batch = first_entries(batch, num_images - measured.num_images)
             with torch.autocast(device.type, dtype=DTYPES[precision], enabled=DTYPES[precision] is not None):
                 originals, reconstructions, ids = reconstruct_batch(model, batch)
             measured.update(originals, reconstructions, ids)

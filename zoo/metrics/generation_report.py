@@ -131,6 +131,13 @@ class GenerationReport:
         self.reference: Float[Tensor, "n d"] | None = None
         self.reference_facts: dict[str, Any] = {}
 
+    def to(self, device: torch.device | str) -> "GenerationReport":
+        """Move the extractor; to the CPU instead of devices without float64."""
+        self.device = torch.device("cpu" if torch.device(device).type == "mps" else device)
+        network: Any = self.extractor
+        network.to(self.device)
+        return self
+
     def new_set(self) -> FeatureSet:
         """An empty set of images, to be filled batch by batch."""
         return FeatureSet(self.extractor, self.device)
