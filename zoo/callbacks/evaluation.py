@@ -6,7 +6,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from zoo.callbacks.scored_set import ScoredSet, Stage
 from zoo.files.atomic import write_text_whole
-from zoo.files.strict_json import dump_json, not_finite_in
+from zoo.files.strict_json import dump_json, find_non_finite
 from zoo.metrics.evaluate import data_facts
 from zoo.metrics.reconstruction import ReconstructionReport, reconstruct_batch
 from zoo.tokens import Tokenizer
@@ -91,7 +91,7 @@ class Evaluation(ScoredSet):
                 "metrics": {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("test/")},
             }
             # the other values are worth keeping; which ones are no numbers stands beside them
-            if bad := not_finite_in(record):
+            if bad := find_non_finite(record):
                 record["not_finite"] = bad
             text = dump_json(record, "null", default=str) + "\n"
             write_text_whole(self.run_folder / "protocol.json", text)
