@@ -21,6 +21,7 @@ from torch import Tensor
 from datamodules.base import Sample, Samples, Split, ZooDataModule, missing, package_folder
 from datamodules.emoji_drawings import composite, load_rgba, png_pixels
 from datamodules.emoji_talk import Talk
+from datamodules.sizes import square_side
 from datamodules.transforms import TrainTransform, Transform, make_eval_transform, make_train_transform
 from zoo.choices import one_of
 from zoo.language.conversations import Turn
@@ -225,6 +226,7 @@ class EmojiData(ZooDataModule):
         seed: int | None = None,
     ):
         super().__init__(batch_size, eval_batch_size, num_workers, predict_split, seed)
+        image_size = square_side(image_size, "EmojiData")
         if image_size < 8:
             raise ValueError(f"image_size must be at least 8 pixels, got {image_size}")
         if not 0 <= margin <= 1:

@@ -161,7 +161,7 @@ class ImageFolderData(ZooDataModule):
 
     Args:
         root: folder of the training images.
-        image_size: side of the images in a batch, in pixels.
+        image_size: side of the images in a batch, or (height, width), in pixels.
         batch_size: images per training batch and per process.
         val_root: folder of the validation images, with the same sub-folders; None sets ``val_fraction`` aside.
         test_root: folder of the test images; None tests on the validation images.
@@ -170,7 +170,7 @@ class ImageFolderData(ZooDataModule):
         labels: True takes labels from the sub-folders, False ignores them, None takes them if every image is in one.
         train_transform: augmentation, see ``datamodules.transforms``.
         eval_transform: crop for evaluation: ``beit`` or ``dalle``.
-        token_image_size: side of ``token_image``, the tokenizer's own view; None leaves it out.
+        token_image_size: the same of ``token_image``, the tokenizer's own view; None leaves it out.
         crop_scale: area of the random crops of ``beit`` and ``finetune``, as a fraction of the image.
         max_broken: fraction of the images of a split that may be unreadable (or too small for ``dalle``). They are
             skipped and named; more of them end the run.
@@ -183,7 +183,7 @@ class ImageFolderData(ZooDataModule):
     def __init__(
         self,
         root: str,
-        image_size: int = 256,
+        image_size: int | tuple[int, int] = 256,
         batch_size: int = 32,
         val_root: str | None = None,
         test_root: str | None = None,
@@ -191,7 +191,7 @@ class ImageFolderData(ZooDataModule):
         labels: bool | None = None,
         train_transform: TrainTransform = "dalle",
         eval_transform: EvalTransform = "beit",
-        token_image_size: int | None = None,
+        token_image_size: int | tuple[int, int] | None = None,
         crop_scale: tuple[float, float] = (0.08, 1.0),
         max_broken: float = 0.01,
         eval_batch_size: int | None = None,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from datamodules.base import Sample, Samples, Split, ZooDataModule, package_folder
 from datamodules.image_files import read_image
+from datamodules.sizes import square_side
 from datamodules.transforms import Transform, make_eval_transform, random_crop, random_flip
 
 # Split by photograph: crops of one photograph are never on two sides. Held out are ordinary scenes; what is
@@ -132,8 +133,9 @@ class PhotoData(ZooDataModule):
         seed: int | None = None,
     ):
         super().__init__(batch_size, eval_batch_size, num_workers, predict_split, seed)
-        if crops_per_epoch < 1 or image_size < 1:
-            raise ValueError(f"crops_per_epoch and image_size must be positive, got {crops_per_epoch}, {image_size}")
+        image_size = square_side(image_size, "PhotoData")
+        if crops_per_epoch < 1:
+            raise ValueError(f"crops_per_epoch must be positive, got {crops_per_epoch}")
         self.image_size, self.crops_per_epoch = image_size, crops_per_epoch
         self._transform = make_eval_transform("beit", image_size, token_image_size)
 

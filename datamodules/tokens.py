@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from datamodules.base import Joined, Sample, Samples, Split, ZooDataModule
+from zoo.tokens import sides_of
 from zoo.tokens.shards import (
     HEADER,
     TEXTS,
@@ -60,8 +61,8 @@ class TokenData(ZooDataModule):
 
     Args:
         root: folder with ``train/`` and ``val/``, and ``test/`` if there is one (else ``val`` is tested on).
-        image_size: side of the stored images, which a recipe's ``${data.init_args.image_size}`` reads; None takes what
-            is there.
+        image_size: side of the stored images, or (height, width), which a recipe's ``${data.init_args.image_size}``
+            reads; None takes what is there.
         batch_size: images per training batch and per process.
         tokenizer: registry name (as in ``zoo.create_model``, or ``ckpt:PATH``) of the tokenizer that the tokens must
             come from; None checks only against the trained model.
@@ -74,7 +75,7 @@ class TokenData(ZooDataModule):
     def __init__(
         self,
         root: str,
-        image_size: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
         batch_size: int = 32,
         tokenizer: str | None = None,
         eval_batch_size: int | None = None,
@@ -112,10 +113,11 @@ class TokenData(ZooDataModule):
         check_precision(self.headers[split], folder)
         shards = read_shards(folder)
         for image in (shard["image"] for shard in shards if "image" in shard):
-            if self.image_size is not None and tuple(image.shape[-2:]) != (self.image_size, self.image_size):
+            if self.image_size is not None and tuple(image.shape[-2:]) != sides_of(self.image_size):
+                height, width = image.shape[-2:]
                 raise ValueError(
-                    f"{folder} holds images of {image.shape[-2]}x{image.shape[-1]}, but image_size is "
-                    f"{self.image_size}: set data.image_size to {image.shape[-1]}, or write the shards again"
+                    f"{folder} holds images of {height}x{width}, but image_size is {self.image_size}: set "
+                    f"data.image_size to {width if height == width else [height, width]}, or write the shards again"
                 )
         return TokenDataset(shards)
 

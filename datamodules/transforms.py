@@ -19,7 +19,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from datamodules.sizes import Size, proportions, square_side
 from zoo.choices import one_of
+from zoo.tokens import sides_of
 
 TrainTransform = Literal["none", "flip", "shift_scale", "dalle", "beit", "finetune", "blip", "area"]
 EvalTransform = Literal["beit", "dalle", "squash", "pad", "clip"]
@@ -37,8 +39,8 @@ class ImageTooSmall(ValueError):
 
 def make_train_transform(
     name: str,
-    size: int,
-    token_size: int | None = None,
+    size: Size,
+    token_size: Size | None = None,
     crop_scale: Sequence[float] = (0.08, 1.0),
     resting: str = "beit",
 ) -> Transform:
@@ -46,8 +48,8 @@ def make_train_transform(
 
     Args:
         name: one of ``TRAIN_TRANSFORMS``.
-        size: side of ``image``, in pixels.
-        token_size: side of ``token_image``; None leaves it out.
+        size: side of ``image``, or (height, width), in pixels; ``shift_scale`` and ``dalle`` make squares.
+        token_size: the same of ``token_image``; None leaves it out.
         crop_scale: area of the random crops of ``beit``, ``finetune``, ``blip`` and ``area``: a fraction of the image.
         resting: evaluation transform that ``none`` and ``flip`` start from.
     """
@@ -58,9 +60,9 @@ def make_train_transform(
         case "beit":
             return TwoViews(size, token_size, scale=(low, high))
         case "shift_scale":
-            base: Transform = ShiftScale(size)
+            base: Transform = ShiftScale(square_side(size, "train_transform shift_scale"))
         case "dalle":
-            base = DalleCrop(size)
+            base = DalleCrop(square_side(size, "train_transform dalle"))
         case "finetune":
             base = FineTune(size, scale=(low, high))
         case "blip":
@@ -73,23 +75,26 @@ def make_train_transform(
     return base if token_size is None else WithTokenView(base, token_size)
 
 
-def make_eval_transform(name: str, size: int, token_size: int | None = None) -> Transform:
+def make_eval_transform(name: str, size: Size, token_size: Size | None = None) -> Transform:
     """The evaluation transform of that name; an image that already has the size is left as it is.
 
     Args:
         name: one of ``EVAL_TRANSFORMS``.
-        size: side of ``image``, in pixels.
-        token_size: side of ``token_image``, a Lanczos reduction of ``image``; None leaves it out.
+        size: side of ``image``, or (height, width), in pixels; ``pad`` makes squares.
+        token_size: the same of ``token_image``, a Lanczos reduction of ``image``; None leaves it out.
     """
+    height, width = sides_of(size)
     match one_of("eval_transform", name, EVAL_TRANSFORMS):
         case "dalle":
             base: Transform = CentreCrop(size, size, "lanczos")
         case "beit":
-            base = CentreCrop(size, beit_side(size), "bicubic")
+            base = CentreCrop(size, (beit_side(height), beit_side(width)), "bicubic")
         case "clip":
             base = CentreCrop(size, size, "bicubic")
-        case whole:
-            base = WholeImage(size, padded=whole == "pad")
+        case "pad":
+            base = WholeImage(square_side(size, "eval_transform pad"), padded=True)
+        case _:
+            base = WholeImage(size)
     return base if token_size is None else WithTokenView(base, token_size)
 
 
@@ -106,53 +111,54 @@ def beit_side(size: int) -> int:
 
 @dataclass(frozen=True)
 class CentreCrop:
-    """Resize the shorter side, then crop the centre.
+    """Resize until the image covers a given size, a square's by its shorter side, then crop the centre.
 
     ``beit``: ``int(size / crop_pct)``, bicubic (unilm ``datasets.py``). ``dalle``: exactly ``size``, Lanczos (the
     notebook of openai/DALL-E, which refuses smaller images; here they are enlarged).
 
     Args:
-        size: side of the crop, in pixels.
-        side: length of the shorter side before the crop.
+        size: side of the crop, or (height, width), in pixels.
+        side: what the image covers before the crop.
         filter: Pillow's name of the filter.
     """
 
-    size: int
-    side: int
+    size: Size
+    side: Size
     filter: str
 
     def __call__(self, image: UInt8[Tensor, "3 h w"]) -> Views:
         height, width = image.shape[-2:]
-        if (height, width) == (self.size, self.size):
+        rows, columns = sides_of(self.size)
+        if (height, width) == (rows, columns):
             return {"image": image}
         image = middle(image, EXTREME)  # resized as a whole, a strip of 60000x1 pixels would fill gigabytes
         height, width = image.shape[-2:]
-        short = min(height, width)
+        tall, wide = sides_of(self.side)
         # the longer side is rounded by the DALL-E notebook, cut off by torchvision's Resize that unilm uses
-        exact = self.side * max(height, width) / short
-        longer = round(exact) if self.filter == "lanczos" else int(exact)
-        shape = (self.side, longer) if height <= width else (longer, self.side)
+        cut = round if self.filter == "lanczos" else int
+        upright = tall * width < wide * height  # for its place: the width decides
+        shape = (cut(wide * height / width), wide) if upright else (tall, cut(tall * width / height))
         image = resize(image, shape, self.filter)
-        top, left = (round((n - self.size) / 2) for n in image.shape[-2:])
-        return {"image": image[:, top : top + self.size, left : left + self.size]}
+        top, left = (round((n - side) / 2) for n, side in zip(image.shape[-2:], (rows, columns), strict=True))
+        return {"image": image[:, top : top + rows, left : left + columns]}
 
 
 @dataclass(frozen=True)
 class WholeImage:
-    """The whole image as a square, bicubic: squashed (LAVIS, SEED), or first padded with grey (LLaVA-1.5).
+    """The whole image, bicubic: squashed (LAVIS, SEED), or as a square that is padded with grey (LLaVA-1.5).
 
     Args:
-        size: side of the result, in pixels.
-        padded: keep the proportions, with the image in the middle.
+        size: side of the result, or (height, width), in pixels.
+        padded: keep the proportions, with the image in the middle of a square.
     """
 
-    size: int
+    size: Size
     padded: bool = False
 
     def __call__(self, image: UInt8[Tensor, "3 h w"]) -> Views:
         if self.padded and image.shape[-2] != image.shape[-1]:
-            return {"image": on_grey(image, self.size)}
-        return {"image": image if image.shape[-2:] == (self.size,) * 2 else resize(image, (self.size,) * 2, "bicubic")}
+            return {"image": on_grey(image, square_side(self.size, "padding"))}
+        return {"image": resize(image, sides_of(self.size), "bicubic")}
 
 
 @dataclass(frozen=True)
@@ -160,11 +166,11 @@ class WithTokenView:
     """Adds ``token_image``: the image as another transform leaves it, reduced by a Lanczos filter."""
 
     base: Transform
-    token_size: int
+    token_size: Size
 
     def __call__(self, image: UInt8[Tensor, "3 h w"]) -> Views:
         views = self.base(image)
-        return views | {"token_image": resize(views["image"], (self.token_size, self.token_size), "lanczos")}
+        return views | {"token_image": resize(views["image"], sides_of(self.token_size), "lanczos")}
 
 
 # ------------------------------------------------------------------ training
@@ -242,15 +248,15 @@ class TwoViews:
     model's, and both see the same jitter.
 
     Args:
-        size: side of ``image``, in pixels.
-        token_size: side of ``token_image``; None leaves it out.
+        size: side of ``image``, or (height, width), in pixels.
+        token_size: the same of ``token_image``; None leaves it out.
         scale: area of the crop as a fraction of the image.
-        ratio: aspect ratio of the crop.
+        ratio: aspect ratio of the crop, in units of that of ``image``.
         jitter: strength of the colour jitter.
     """
 
-    size: int
-    token_size: int | None
+    size: Size
+    token_size: Size | None
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     jitter: float = 0.4
@@ -265,11 +271,12 @@ class TwoViews:
         from torchvision.transforms import RandomResizedCrop
 
         image = random_flip(from_pil(self._jitter(to_pil(image))))
-        top, left, height, width = RandomResizedCrop.get_params(image, list(self.scale), list(self.ratio))
+        ratio = proportions(self.ratio, self.size)
+        top, left, height, width = RandomResizedCrop.get_params(image, list(self.scale), ratio)
         crop = image[:, top : top + height, left : left + width]
-        views = {"image": resize(crop, (self.size, self.size), "bicubic")}
+        views = {"image": resize(crop, sides_of(self.size), "bicubic")}
         if self.token_size is not None:
-            views["token_image"] = resize(crop, (self.token_size, self.token_size), "lanczos")
+            views["token_image"] = resize(crop, sides_of(self.token_size), "lanczos")
         return views
 
 
@@ -280,13 +287,13 @@ class RandomArea:
     ``area``: never mirrored, where texts say what is left and right (MiniGPT-4's ``blip2_image_train``).
 
     Args:
-        size: side of the result, in pixels.
+        size: side of the result, or (height, width), in pixels.
         scale: area of the crop as a fraction of the image.
-        ratio: aspect ratio of the crop.
+        ratio: aspect ratio of the crop, in units of that of the result.
         mirror: half of the time.
     """
 
-    size: int
+    size: Size
     scale: tuple[float, float] = (0.5, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     mirror: bool = True
@@ -294,9 +301,10 @@ class RandomArea:
     def __call__(self, image: UInt8[Tensor, "3 h w"]) -> Views:
         from torchvision.transforms import RandomResizedCrop
 
-        top, left, height, width = RandomResizedCrop.get_params(image, list(self.scale), list(self.ratio))
+        ratio = proportions(self.ratio, self.size)
+        top, left, height, width = RandomResizedCrop.get_params(image, list(self.scale), ratio)
         crop = image[:, top : top + height, left : left + width]
-        crop = resize(crop, (self.size, self.size), "bicubic")
+        crop = resize(crop, sides_of(self.size), "bicubic")
         return {"image": random_flip(crop) if self.mirror else crop}
 
 
@@ -310,13 +318,13 @@ class FineTune:
     comes back to uint8 and is thereby cut off at black and white.
 
     Args:
-        size: side of the result, in pixels.
+        size: side of the result, or (height, width), in pixels.
         scale: area of the crop as a fraction of the image.
         rand_augment: policy in timm's notation.
         erasing: probability of random erasing.
     """
 
-    size: int
+    size: Size
     scale: tuple[float, float] = (0.08, 1.0)
     rand_augment: str = "rand-m9-mstd0.5-inc1"
     erasing: float = 0.25
@@ -325,9 +333,11 @@ class FineTune:
     def _augment(self) -> Callable[[Any], Tensor]:
         from timm.data import create_transform
 
+        ratio = proportions((3 / 4, 4 / 3), self.size)
         whole = create_transform(
-            self.size, is_training=True, scale=self.scale, auto_augment=self.rand_augment, color_jitter=0.4,
-            interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), re_prob=0.0, normalize=False,
+            self.size, is_training=True, scale=self.scale, ratio=ratio, auto_augment=self.rand_augment,
+            color_jitter=0.4, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), re_prob=0.0,
+            normalize=False,
         )  # fmt: skip
         for part in whole.transforms:
             for op in getattr(part, "ops", ()):

@@ -1,13 +1,17 @@
 """Augmentations and crops, against the papers' words and against Pillow."""
 
 import pickle
+import random
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from datamodules.sizes import square_side
 from datamodules.transforms import (
+    EVAL_TRANSFORMS,
+    TRAIN_TRANSFORMS,
     CentreCrop,
     DalleCrop,
     FineTune,
@@ -20,6 +24,7 @@ from datamodules.transforms import (
     make_train_transform,
     on_white,
     posterize,
+    resize,
 )
 
 
@@ -244,3 +249,57 @@ def test_transparency_is_shown_on_white():
     image = Image.new("RGBA", (1, 1), (0, 0, 0, 0))
     assert on_white(image).getpixel((0, 0)) == (255, 255, 255)
     assert CentreCrop(1, 1, "bicubic")(torch.zeros(3, 1, 1, dtype=torch.uint8))["image"].shape == (3, 1, 1)
+
+
+# ---------------------------------------------------------------------- rectangles
+
+
+@pytest.mark.parametrize("size", [(32, 48), (48, 32)])
+@pytest.mark.parametrize("image", [(70, 50), (50, 70), (60, 60), (32, 48), (20, 90)])
+def test_images_and_views_get_both_sides(size, image):
+    view = (size[0] // 2, size[1] // 2)
+    makers = {make_train_transform: TRAIN_TRANSFORMS, make_eval_transform: EVAL_TRANSFORMS}
+    squares = [(make_train_transform, "shift_scale"), (make_train_transform, "dalle"), (make_eval_transform, "pad")]
+    for make, names in makers.items():
+        for name in names:
+            if (make, name) in squares:
+                with pytest.raises(ValueError, match=f"makes square images, and {size[0]}x{size[1]} are asked for"):
+                    make(name, size, view)
+                continue
+            found = make(name, size, view)(noise(*image))
+            assert found["image"].shape == (3, *size), name
+            assert found["token_image"].shape == (3, *view), name
+
+
+@pytest.mark.parametrize("name", [name for name in EVAL_TRANSFORMS if name != "pad"])
+def test_what_is_larger_is_cropped_in_the_middle_and_no_more_than_needed(name):
+    """The tighter side decides; its transposed image gives the transposed result."""
+    size = (32, 48)
+    image = noise(90, 70)
+    found = make_eval_transform(name, size)(image)["image"]
+    turned = make_eval_transform(name, size[::-1])(image.transpose(1, 2))["image"]
+    assert (found.float() - turned.transpose(1, 2).float()).abs().mean() < 0.5  # Pillow rounds after the rows
+    if name == "clip":  # 48 of 70 columns; 61 of 90 rows, of which the middle 32 are kept
+        whole = resize(image, (61, 48), "bicubic")
+        assert torch.equal(found, whole[:, 14:46])
+
+
+def test_two_equal_sides_are_a_square():
+    image = noise(50, 41)
+    for name in EVAL_TRANSFORMS:
+        pair, one = (make_eval_transform(name, size, 16)(image) for size in ((32, 32), 32))
+        assert all(torch.equal(pair[key], one[key]) for key in one)
+    for name in TRAIN_TRANSFORMS:
+        found = []
+        for size in ((32, 32), 32):
+            torch.manual_seed(0)
+            random.seed(0)
+            np.random.seed(0)  # noqa: NPY002 (timm's own generator)
+            found.append(make_train_transform(name, size, 16)(image))
+        assert all(torch.equal(found[0][key], found[1][key]) for key in found[1]), name
+
+
+def test_what_makes_squares_alone_says_so():
+    with pytest.raises(ValueError, match=r"^EmojiData makes square images, and 32x48 are asked for: give one"):
+        square_side((32, 48), "EmojiData")
+    assert square_side((32, 32), "EmojiData") == square_side(32, "EmojiData") == 32

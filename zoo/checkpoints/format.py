@@ -47,6 +47,10 @@ class Format:
         classes: full names of the classes inside published files that are pickled modules.
         check_config: compares the ``config.json`` that lies beside the weights with the model: returns notes, and
             raises ValueError for a fact that no tensor shows and that the model has otherwise.
+        convert_described: in place of ``convert`` where a layout needs to know more than its tensors show; the third
+            argument is what the file says of its model: our constructor arguments, or the ``config.json`` beside it.
+        rearranges: whether weights under the model's own names and in its shapes must be converted all the same, by
+            what their file says; arguments as for ``convert_described``.
     """
 
     name: str
@@ -54,6 +58,8 @@ class Format:
     convert: Callable[[State, nn.Module], Converted]
     classes: tuple[str, ...] = ()
     check_config: Callable[[Mapping[str, Any], nn.Module], tuple[str, ...]] | None = None
+    convert_described: Callable[[State, Any, Mapping[str, Any]], Converted] | None = None
+    rearranges: Callable[[State, Any, Mapping[str, Any]], bool] | None = None
 
 
 def check_constant(state: State, name: str, expected: Tensor, meaning: str) -> tuple[str, ...]:

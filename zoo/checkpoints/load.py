@@ -1,6 +1,6 @@
 """Putting weights into models: the layout is recognised by content, and everything is checked before anything moves."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,12 +77,19 @@ def _to_own_names(model: Any, checkpoint: Checkpoint, classes: Collection[Any]) 
     said = (checkpoint.zoo or {}).get("absent", {})
     compiled = {WRAPPED.sub("", name): name for name in own}  # where networks of the model are wrapped
     names_equal = state.keys() == {plain for plain in compiled if not plain.startswith(tuple(said))}
-    if names_equal and all(state[name].shape == own[compiled[name]].shape for name in state):
+    facts: Mapping[str, Any] = (checkpoint.zoo or {}).get("init_args", {})
+    if not facts and any(layout.convert_described is not None for layout in model.formats):
+        facts = config_beside(checkpoint.path)
+    rearranged = any(f.rearranges is not None and f.rearranges(state, model, facts) for f in model.formats)
+    if names_equal and not rearranged and all(state[name].shape == own[compiled[name]].shape for name in state):
         return "ours", Converted({compiled[name]: value for name, value in state.items()}, not_in_file=said)
     for layout in model.formats:
         if layout.matches(state):
             notes = () if layout.check_config is None else layout.check_config(config_beside(checkpoint.path), model)
-            converted = layout.convert(state, model)
+            if layout.convert_described is not None:
+                converted = layout.convert_described(state, model, facts)
+            else:
+                converted = layout.convert(state, model)
             return layout.name, replace(converted, notes=(*notes, *converted.notes))
     if names_equal or _is_of(model, checkpoint):
         return "ours", Converted(dict(state), not_in_file=said)

@@ -37,7 +37,7 @@ from zoo.optim import Optim
 from zoo.presets import Weights, register
 from zoo.sampling.patch_masks import BlockwiseMask, flat_mask, nonempty, random_mask
 from zoo.second_stage import SecondStage
-from zoo.tokens import Tokens, as_pixels, evaluating
+from zoo.tokens import Tokens, as_pixels, evaluating, sides_of
 from zoo.tokens.batch import Batch, images_of, indices_of, view_ids_of
 
 
@@ -45,7 +45,7 @@ class BEiT(SecondStage):
     """Predicts a tokenizer's ids at hidden patches; is itself a quantizer of images.
 
     Args:
-        image_size: side of the input in pixels.
+        image_size: side of the input in pixels, or (height, width).
         patch_size: side of a patch in pixels.
         width: of the tokens.
         depth: blocks.
@@ -74,7 +74,7 @@ class BEiT(SecondStage):
 
     def __init__(
         self,
-        image_size: int = 224,
+        image_size: int | tuple[int, int] = 224,
         patch_size: int = 16,
         width: int = 768,
         depth: int = 12,
@@ -104,7 +104,6 @@ class BEiT(SecondStage):
                 f"vocab_size is {vocab_size}, but the tokenizer {tokenizer!r} has {spec.vocab_size} ids: "
                 "leave vocab_size out or take the tokenizer that the head was trained for"
             )
-        self.image_size = image_size
         self.normalisation = one_of("normalisation", normalisation, tuple(STATISTICS))
         self.decay_convention = one_of("decay_convention", decay_convention, ("unilm", "timm"))
         self.vit = BeitViT(
@@ -124,12 +123,17 @@ class BEiT(SecondStage):
         self.load_weights(weights)
 
     @property
+    def image_size(self) -> int | tuple[int, int]:
+        """Side of the images in pixels, or (height, width) of those that are no squares."""
+        return self.vit.image_size
+
+    @property
     def view_size(self) -> tuple[int, int]:
         """Height and width of what the tokenizer sees: for a grid, as many tokens as BEiT has patches."""
-        side = self.tokenizer.image_size
+        sides = sides_of(self.tokenizer.image_size)
         if self.vit.sequence is not None:
-            return side, side
-        factor = side // self.tokenizer.spec.grid_shape[0]  # pixels per token, 8 for DALL-E's
+            return sides
+        factor = sides[0] // self.tokenizer.spec.grid_shape[0]  # pixels per token, 8 for DALL-E's
         return self.grid[0] * factor, self.grid[1] * factor
 
     # ------------------------------------------------------------------ tokens
@@ -203,7 +207,7 @@ class BEiT(SecondStage):
 
     def network_view(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """What the transformer sees: checked and normalised pixels."""
-        return normalise(as_pixels(images, size=self.image_size), self.normalisation)
+        return normalise(as_pixels(images, size=self.vit.image_sides), self.normalisation)
 
     def forward_intermediates(
         self, images: Shaped[Tensor, "b 3 h w"], indices: int | list[int] | tuple[int, ...] | None = None
@@ -236,8 +240,7 @@ class BEiT(SecondStage):
         batch = {k: v[: len(images)] for k, v in batch.items() if isinstance(v, Tensor)} | {"image": images}
         with evaluating(self):
             mask = self.masks(batch)
-            pixels = as_pixels(images, size=self.image_size).float()
-            patch = self.image_size // self.grid[0]
+            pixels, patch = as_pixels(images, size=self.vit.image_sides).float(), self.vit.patch_size
             hidden = repeat(mask, "b gh gw -> b 1 (gh p) (gw q)", p=patch, q=patch)
             rows = {"original": pixels, "masked_input": torch.where(hidden, 0.5, pixels)}
             if self.spec.decodes != "pixels":
@@ -255,7 +258,7 @@ class BEiT(SecondStage):
         return flat_mask(mask, (len(images), self.grid[0], self.grid[1]))
 
     def _enlarge(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h2 w2"]:
-        size = (self.image_size, self.image_size)
+        size = self.vit.image_sides
         return images if images.shape[-2:] == size else F.interpolate(images.float(), size, mode="bilinear")
 
 

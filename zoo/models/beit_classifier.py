@@ -35,7 +35,7 @@ class BEiTClassifier(ZooModule):
     """BEiT fine-tuned, or linearly probed, on labelled images.
 
     Args:
-        image_size: side of the input in pixels; weights of another size are resized.
+        image_size: side of the input in pixels, or (height, width); weights of another size are resized.
         patch_size: side of a patch in pixels.
         width: of the tokens.
         depth: blocks.
@@ -68,7 +68,7 @@ class BEiTClassifier(ZooModule):
 
     def __init__(
         self,
-        image_size: int = 224,
+        image_size: int | tuple[int, int] = 224,
         patch_size: int = 16,
         width: int = 768,
         depth: int = 12,
@@ -100,7 +100,6 @@ class BEiTClassifier(ZooModule):
                 f"num_classes must be at least 1, mixup and cutmix not negative and label_smoothing in [0, 1), got "
                 f"{num_classes}, {mixup}, {cutmix} and {label_smoothing}"
             )
-        self.image_size = image_size
         self.normalisation = one_of("normalisation", normalisation, tuple(STATISTICS))
         self.decay_convention = one_of("decay_convention", decay_convention, ("unilm", "timm"))
         self.position_resize = one_of("position_resize", position_resize, get_args(ResizeMethod))
@@ -121,6 +120,11 @@ class BEiTClassifier(ZooModule):
             self.probes = nn.ModuleList(nn.Linear(2 * width, num_classes) for _ in range(depth))
         self.reset_head(num_classes)
         self.load_weights(weights)
+
+    @property
+    def image_size(self) -> int | tuple[int, int]:
+        """Side of the images in pixels, or (height, width) of those that are no squares."""
+        return self.vit.image_size
 
     def reset_head(self, num_classes: int) -> None:
         """Replace the classifier by a new one for other labels; the transformer stays as it is.
@@ -201,7 +205,7 @@ class BEiTClassifier(ZooModule):
 
     def network_view(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """What the transformer sees: checked and normalised pixels."""
-        return normalise(as_pixels(images, size=self.image_size), self.normalisation)
+        return normalise(as_pixels(images, size=self.vit.image_sides), self.normalisation)
 
     def forward_intermediates(
         self, images: Shaped[Tensor, "b 3 h w"], indices: int | list[int] | tuple[int, ...] | None = None

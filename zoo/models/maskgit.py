@@ -40,7 +40,7 @@ from zoo.sampling.labels import NO_CLASS
 from zoo.sampling.mask_schedule import MaskSchedule, mask_ratio
 from zoo.sampling.parallel_decoding import Decoding, Noise, parallel_decode
 from zoo.second_stage import SecondStage
-from zoo.tokens import Tokens, as_pixels, evaluating
+from zoo.tokens import Tokens, as_pixels, evaluating, sides_of
 from zoo.tokens.abilities import default_settings
 from zoo.tokens.batch import Batch, indices_of
 
@@ -349,7 +349,12 @@ class MaskGIT(SecondStage):
         """
         _makes_pixels("outpaint", sampling)
         one_of("side", side, ("left", "right", "up", "down"))
-        images, size = as_pixels(images).float(), self.tokenizer.image_size
+        images, sides = as_pixels(images).float(), sides_of(self.tokenizer.image_size)
+        if (size := sides[0]) != sides[1]:
+            raise ValueError(
+                f"outpainting needs square windows, and this tokenizer takes images of {sides[0]}x{sides[1]}: "
+                "take one of squares"
+            )
         pixels = size // 2 if pixels is None else pixels
         window, hidden = next_window(images, side, pixels, size)
         made = resized(self.inpaint(window, hidden, labels, **sampling), (size, size))

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from zoo.nn.relative_position import RelativePositionBias, position_bias, relative_position_index, table_rows
 from zoo.nn.sequence_decoder import SequenceDecoder
 from zoo.nn.stochastic_depth import add_branch, draw_depth
+from zoo.tokens import sides_of
 
 EPS = 1e-6  # of every published LayerNorm; transformers' BeitConfig says 1e-12 and differs by 1e-3 in the logits
 STD = 0.02
@@ -235,6 +236,7 @@ class BeitViT(nn.Module):
         eps: float = EPS,
     ):
         super().__init__()
+        self.image_sides, self.patch_size = sides_of(image_size), patch_size
         self.grid = patch_grid(image_size, patch_size)
         if min(width, depth, heads) < 1:
             raise ValueError(f"width, depth and heads must be at least 1, got {width}, {depth} and {heads}")
@@ -264,6 +266,12 @@ class BeitViT(nn.Module):
         self.lm_head = nn.Linear(width, vocab_size) if vocab_size else None
         self.head = nn.Linear(width, num_classes) if num_classes else None
         self.reset_parameters()
+
+    @property
+    def image_size(self) -> int | tuple[int, int]:
+        """Side of the images in pixels, or (height, width) of those that are no squares."""
+        height, width = self.image_sides
+        return height if height == width else (height, width)
 
     def reset_parameters(self) -> None:
         """The published initialisation; see ``init``. Position bias tables start at zero, LayerScale at its value."""
@@ -408,7 +416,7 @@ def patch_grid(image_size: int | tuple[int, int], patch_size: int) -> tuple[int,
     Raises:
         ValueError: when the image does not consist of whole patches.
     """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    height, width = sides_of(image_size)
     if height % patch_size or width % patch_size:
         raise ValueError(f"image size {height}x{width} is not divisible by patch_size {patch_size}: change one of them")
     return height // patch_size, width // patch_size

@@ -10,6 +10,7 @@ from zoo.tokens.interface import (
     evaluating,
     id_range,
     reconstruct,
+    sides_of,
 )
 from zoo.tokens.vocabulary import Vocabulary
 
@@ -24,4 +25,5 @@ __all__ = [
     "evaluating",
     "id_range",
     "reconstruct",
+    "sides_of",
 ]

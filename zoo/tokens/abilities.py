@@ -314,12 +314,12 @@ class BuiltOnTokenizer(Protocol):
 
 
 @runtime_checkable
-class SquareImages(Protocol):
+class TakesOneSize(Protocol):
     """Takes images of one size."""
 
     @property
-    def image_size(self) -> int:
-        """Side in pixels."""
+    def image_size(self) -> int | tuple[int, int]:
+        """Side in pixels, or (height, width) of images that are no squares."""
         ...
 
 
@@ -380,8 +380,8 @@ def default_settings(sampler: Callable[..., Any]) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.name not in NO_SETTINGS and p.default is not p.empty}
 
 
-def image_size_of(model: Any) -> int | None:
-    """Side in pixels of the images that a model takes: its own, or that of its tokenizer; None where neither says."""
-    if isinstance(model, SquareImages) and model.image_size:
+def image_size_of(model: Any) -> int | tuple[int, int] | None:
+    """Side in pixels of the images that a model or its tokenizer takes, or (height, width); None where neither says."""
+    if isinstance(model, TakesOneSize) and model.image_size:
         return model.image_size
     return image_size_of(model.tokenizer) if isinstance(model, BuiltOnTokenizer) else None

@@ -87,7 +87,8 @@ def view_ids_of(
             height, width = view.shape[-2:]
             raise ValueError(
                 f"batch['token_image'] is {height}x{width}, this model needs {size[0]}x{size[1]} for its "
-                f"{_layout([s.shape for s in spec.segments])} tokens: set data.token_image_size to {size[1]}"
+                f"{_layout([s.shape for s in spec.segments])} tokens: set data.token_image_size to "
+                f"{size[1] if size[0] == size[1] else list(size)}"
             )
         view = as_pixels(view)
     else:

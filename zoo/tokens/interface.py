@@ -434,6 +434,18 @@ def evaluating(model: object) -> Iterator[None]:
             model.train()  # type: ignore[attr-defined]
 
 
+def sides_of(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of images, of which one number means both.
+
+    Raises:
+        ValueError: for anything but one or two whole numbers from 1.
+    """
+    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise ValueError(f"an image size is a side in pixels, or (height, width), got {image_size}")
+    return sides[0], sides[1]
+
+
 def as_pixels(
     images: Shaped[Tensor, "b c h w"], multiple_of: int = 1, size: int | Sequence[int] | None = None
 ) -> Float[Tensor, "b c h w"]:
@@ -457,7 +469,7 @@ def as_pixels(
     height, width = images.shape[-2:]
     if not (height and width):
         raise ValueError(f"images of {height}x{width} have no pixels")
-    if size is not None and (height, width) != (expected := (size, size) if isinstance(size, int) else tuple(size)):
+    if size is not None and (height, width) != (expected := sides_of(size)):
         raise ValueError(f"images are {height}x{width}, this model needs {expected[0]}x{expected[1]}: resize them")
     if height % multiple_of or width % multiple_of:
         raise ValueError(f"image size {height}x{width} is not divisible by {multiple_of}: resize or crop the images")

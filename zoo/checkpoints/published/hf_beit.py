@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.checkpoints.config_fields import GENERATION, Fields, Must, set_to
 from zoo.checkpoints.export import write_folder
 from zoo.checkpoints.format import Converted, Format, State
 from zoo.checkpoints.published import beit_surgery
-from zoo.checkpoints.published.beit_surgery import INDEX, TABLE
+from zoo.checkpoints.published.beit_surgery import INDEX, NOTHING, TABLE
 from zoo.checkpoints.published.pixel_notes import pixel_notes
+from zoo.nn.relative_position import EXTRA
 
 Names = Literal["v5", "v4"]
 
@@ -67,7 +71,7 @@ def matches(state: State) -> bool:
     )
 
 
-def convert(state: State, model: nn.Module) -> Converted:
+def convert(state: State, model: nn.Module, said: Mapping[str, Any] = NOTHING) -> Converted:
     """Rename, join query, key and value, and fit the rest to the model.
 
     Raises:
@@ -78,7 +82,28 @@ def convert(state: State, model: nn.Module) -> Converted:
             "these weights have two norms behind the last block, beit.layernorm and layernorm, as transformers builds "
             "them for masked images with use_mean_pooling: false; the published BEiT and this one have one"
         )
-    return beit_surgery.fit(to_unilm(state), model)
+    state = to_unilm(state)
+    grid = beit_surgery.grid_of_file(state, said)
+    if grid is not None and grid[0] != grid[1]:
+        tables = {name: as_transformers_reads_it(value, grid) for name, value in state.items() if name.endswith(TABLE)}
+        state |= tables
+    return beit_surgery.fit(state, model, said)
+
+
+def as_transformers_reads_it(table: Float[Tensor, "r heads"], grid: tuple[int, int]) -> Float[Tensor, "r heads"]:
+    """The table that transformers computes with where it holds another: it exchanges the sides of rectangles.
+
+    ``BeitRelativePositionBias.forward`` takes the rows for ``2 gw - 1`` lines of ``2 gh - 1`` offsets, and resizes
+    those by bilinear interpolation to ``2 gh - 1`` lines of ``2 gw - 1``. Of a square nothing is changed.
+
+    Args:
+        table: of the file.
+        grid: rows and columns of patches.
+    """
+    tall, wide = 2 * grid[0] - 1, 2 * grid[1] - 1
+    offsets = rearrange(table[:-EXTRA], "(y x) heads -> 1 heads y x", y=wide)
+    offsets = F.interpolate(offsets, (tall, wide), mode="bilinear")
+    return torch.cat([rearrange(offsets, "1 heads y x -> (y x) heads"), table[-EXTRA:]])
 
 
 #: of training, of segmentation, or shown by the tensors
@@ -166,6 +191,14 @@ def save_hf(model: nn.Module, folder: str | Path, names: Names = "v5") -> Path:
         raise ValueError(
             f"transformers has no BEiT class for this {type(model).__name__}: only classifiers and BEiT on a grid fit"
         )
+    if vit.grid[0] != vit.grid[1] and (
+        vit.pos_embed is not None or any(name.endswith(TABLE) for name in vit.state_dict())
+    ):
+        height, width = vit.image_sides
+        raise ValueError(
+            f"transformers takes the positions of its BEiT for those of a square, or exchanges their sides, and this "
+            f"{type(model).__name__} sees images of {height}x{width}: only one of squares, or without positions, fits"
+        )
     if names not in ("v5", "v4"):
         raise ValueError(f"names is 'v5' or 'v4', not {names!r}")
     state = from_unilm(vit.state_dict(), names)
@@ -231,4 +264,4 @@ def _replace(name: str, table: tuple[tuple[str, ...], ...], source: int, target:
     return name
 
 
-BEIT = Format("BEiT of transformers", matches, convert, check_config=check_config)
+BEIT = Format("BEiT of transformers", matches, convert, check_config=check_config, convert_described=convert)

@@ -19,9 +19,9 @@ def matches(state: State) -> bool:
     return unilm.MARK in state
 
 
-def convert(state: State, model: nn.Module) -> Converted:
+def convert(state: State, model: nn.Module, said: Mapping[str, Any] = beit_surgery.NOTHING) -> Converted:
     """The names are ours already."""
-    return beit_surgery.fit(dict(state), model)
+    return beit_surgery.fit(dict(state), model, said)
 
 
 def check_config(config: Mapping[str, Any], model: Any) -> tuple[str, ...]:
@@ -29,4 +29,4 @@ def check_config(config: Mapping[str, Any], model: Any) -> tuple[str, ...]:
     return pixel_notes(config, model.normalisation)
 
 
-BEIT = Format("BEiT classifier of timm", matches, convert, check_config=check_config)
+BEIT = Format("BEiT classifier of timm", matches, convert, check_config=check_config, convert_described=convert)

@@ -4,6 +4,9 @@
 checkpoints and the ``vit.`` prefix of our own modules are removed here, so that any of them starts any other.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
 
 from zoo.checkpoints.format import Converted, Format, State
@@ -30,10 +33,16 @@ def matches(state: State) -> bool:
     )
 
 
-def convert(state: State, model: nn.Module) -> Converted:
+def convert(state: State, model: nn.Module, said: Mapping[str, Any] = beit_surgery.NOTHING) -> Converted:
     """Drop what belongs to segmentation heads and fit the rest to the model."""
     renamed = {new: state[old] for old, new in names(state).items()}
-    return beit_surgery.fit({n: value for n, value in renamed.items() if not n.startswith(SEGMENTATION)}, model)
+    return beit_surgery.fit({n: value for n, value in renamed.items() if not n.startswith(SEGMENTATION)}, model, said)
 
 
-BEIT = Format("BEiT with the names of microsoft/unilm", matches, convert)
+BEIT = Format(
+    "BEiT with the names of microsoft/unilm",
+    matches,
+    convert,
+    convert_described=convert,
+    rearranges=beit_surgery.rearranges,
+)
