@@ -1,5 +1,6 @@
 """Relative position bias: the index against loops, the resizing against SciPy, timm and transformers."""
 
+import inspect
 import warnings
 
 import numpy as np
@@ -77,6 +78,8 @@ def test_ratio_of_the_published_resize():
 @pytest.mark.parametrize(("src", "dst"), [((14, 14), (24, 24)), ((4, 6), (7, 9))])
 def test_linear_equals_timm(src, dst):
     timm = pytest.importorskip("timm.layers.pos_embed_rel")
+    if "old_window_size" not in inspect.signature(timm.resize_rel_pos_bias_table).parameters:
+        pytest.skip("this release of timm resizes square tables only")
     table = smooth_table(src)
     theirs = timm.resize_rel_pos_bias_table(table, dst, (table_rows(dst), 2), old_window_size=src)
     torch.testing.assert_close(resize_table(table, src, dst, "timm-linear"), theirs, atol=1e-5, rtol=0)
@@ -86,6 +89,8 @@ def test_bilinear_equals_transformers():
     beit = pytest.importorskip("transformers.models.beit.modeling_beit")
     transformers = pytest.importorskip("transformers")
     config = transformers.BeitConfig(image_size=16, patch_size=4, num_attention_heads=2, hidden_size=4)
+    if "window_size" in inspect.signature(beit.BeitRelativePositionBias).parameters:
+        pytest.skip("this release of transformers builds it in another way")
     module = beit.BeitRelativePositionBias(config)
     table = smooth_table((4, 4))
     module.relative_position_bias_table.data.copy_(table)

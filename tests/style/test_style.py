@@ -125,7 +125,18 @@ def test_nothing_names_a_model_to_switch_on_it():
 
 def test_tests_mirror_the_packages():
     """Sub-folders of tests are those of zoo and datamodules, and the layers of the harness."""
-    layers = {"style", "behaviour", "contract", "parity", "recipes", "docs", "benchmarks", "fixtures", "datamodules"}
+    layers = {
+        "style",
+        "behaviour",
+        "contract",
+        "parity",
+        "recipes",
+        "docs",
+        "benchmarks",
+        "fixtures",
+        "packaging",
+        "datamodules",
+    }
     allowed = layers | {p.name for p in (ROOT / "zoo").iterdir() if p.is_dir()}
     found = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir() and p.name != "__pycache__"}
     assert found <= allowed

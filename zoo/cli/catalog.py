@@ -24,7 +24,7 @@ from zoo.files.strict_json import dump_json
 from zoo.runs.table import format_table
 
 if TYPE_CHECKING:
-    from zoo.presets import ModelInfo
+    from zoo.presets import ModelInfo, Weights
 
 TABLE = Path(__file__).parent / "models_table.json"
 COLUMNS = ("name", "class", "parameters", "tokens x vocabulary", "decodes to", "weights", "recipe", "paper")
@@ -48,7 +48,7 @@ def models_table(pattern: str = "*", width: int | None = None) -> str:
     rows = []
     for name in sorted(names, key=natural_order):
         row = known[name]
-        rows.append(_row(name) if row is None else row)
+        rows.append(_row_as_far_as_possible(name) if row is None else row)
     return format_table(COLUMNS, rows, width)
 
 
@@ -128,10 +128,33 @@ def _row(name: str) -> tuple[str, ...]:
     return _cells(model_info(name))
 
 
+def _row_as_far_as_possible(name: str) -> tuple[str, ...]:
+    """The row of a preset; sizes and tokens are left open where building it needs a package that is not installed."""
+    from zoo.presets import find
+
+    try:
+        return _row(name)
+    except ModuleNotFoundError:
+        preset = find(name)
+        return name, preset.cls.__name__, "-", "-", "-", _tags(preset.weights), preset.recipe or "-", preset.paper
+
+
+def _tags(weights: "dict[str, Weights]") -> str:
+    return ", ".join(tag if w.file else f"{tag} (to download)" for tag, w in weights.items()) or "-"
+
+
 def _cells(info: "ModelInfo") -> tuple[str, ...]:
     spec = info.spec
     tokens = "-" if spec is None else f"{spec.num_tokens} x {spec.vocab_size or 'continuous'}"
     decodes = "-" if spec is None or spec.decodes is None else spec.decodes
-    weights = ", ".join(tag if w.file else f"{tag} (to download)" for tag, w in info.weights.items())
     parameters = f"{info.num_parameters / 1e6:,.2f} M"
-    return info.name, info.cls.__name__, parameters, tokens, decodes, weights or "-", info.recipe or "-", info.paper
+    return (
+        info.name,
+        info.cls.__name__,
+        parameters,
+        tokens,
+        decodes,
+        _tags(info.weights),
+        info.recipe or "-",
+        info.paper,
+    )

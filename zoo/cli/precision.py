@@ -4,6 +4,9 @@ Recipes write ``precision: ${fast_precision:${trainer.accelerator}}``, and for t
 ``language_dtype: ${fast_dtype:${trainer.accelerator}}``.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from omegaconf import OmegaConf
 
@@ -41,11 +44,19 @@ def computes_in_bfloat16(accelerator: str = "auto") -> bool:
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     if kind != "cpu":
         return kind == "tpu"
-    found = torch.cpu.get_capabilities()
+    found = _cpu_capabilities()
     if not any(found.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")):
         return False
     # x86: what torch and oneDNN were held to (ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA) counts
     return "avx2" not in found or torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "AMX"))
+
+
+def _cpu_capabilities() -> Mapping[str, Any]:
+    """Instruction sets of the processor, those that matter here at least."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return torch.cpu.get_capabilities()
+    # torch 2.6 has a function for each
+    return {"avx2": torch.cpu._is_avx2_supported(), "avx512_bf16": torch.cpu._is_avx512_bf16_supported()}
 
 
 def remark(precision: str, accelerator: str, chosen: bool) -> str | None:
