@@ -44,7 +44,7 @@ def trained(name, backend):
 
 
 def batch_for(model):
-    images = RandomImages(4, model.hparams.get("image_size", 32), getattr(model, "num_classes", 9))
+    images = RandomImages(4, model.hparams.get("image_size", 32), (getattr(model, "num_classes", 9) or 9))
     return collate([images[i] for i in range(4)])
 
 

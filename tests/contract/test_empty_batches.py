@@ -56,9 +56,15 @@ def test_no_tokens_are_decoded_to_nothing_of_the_right_shape(name):
 @pytest.mark.parametrize("name", [n for n in TINY if hasattr(INFO[n].cls, "caption")])
 def test_nothing_is_said_of_no_images(name):
     model, images = model_and_images(name, 0)
-    for ask in (lambda: model.caption(images), lambda: model.answer(images, [])):
-        with pytest.raises(ValueError, match="give at least one"):
-            ask()
+    with pytest.raises(ValueError, match="give at least one"):
+        model.caption(images)
+
+
+@pytest.mark.parametrize("name", [n for n in TINY if hasattr(INFO[n].cls, "answer")])
+def test_no_questions_about_no_images_are_answered(name):
+    model, images = model_and_images(name, 0)
+    with pytest.raises(ValueError, match="give at least one"):
+        model.answer(images, [])
 
 
 @pytest.mark.parametrize("name", [n for n in TINY if hasattr(INFO[n].cls, "generate")])

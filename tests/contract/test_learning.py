@@ -26,7 +26,7 @@ def sharpen(model):
 def test_overfits_one_batch(name):
     torch.manual_seed(0)
     model = sharpen(zoo.create_model(name)).train()
-    images = RandomImages(4, model.hparams.get("image_size", 32), getattr(model, "num_classes", 9))
+    images = RandomImages(4, model.hparams.get("image_size", 32), (getattr(model, "num_classes", 9) or 9))
     batch = collate([images[i] for i in range(4)])
     # smooth images, as noise cannot be compressed
     coarse = torch.nn.functional.avg_pool2d(batch["image"].float(), 8)

@@ -31,7 +31,7 @@ def model(name):
 
 def batch_for(model, count=4):
     """Random uint8 images of the model's size with labels and captions, always the same."""
-    size, classes = model.hparams.get("image_size", 32), getattr(model, "num_classes", 9)
+    size, classes = model.hparams.get("image_size", 32), (getattr(model, "num_classes", 9) or 9)
     images = RandomImages(count, size, classes)
     return collate([images[i] for i in range(count)])
 
@@ -261,7 +261,7 @@ def by_python(name, folder):
 
 
 def data_for(model):
-    return ToyData(model.hparams.get("image_size", 32), num_classes=getattr(model, "num_classes", 9))
+    return ToyData(model.hparams.get("image_size", 32), num_classes=(getattr(model, "num_classes", 9) or 9))
 
 
 def recipe_for(name, folder):

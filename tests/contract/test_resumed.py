@@ -21,7 +21,7 @@ def fit(name, folder, path=None, seed=0):
     pl.seed_everything(0, verbose=False)
     model = zoo.create_model(name)  # frozen networks that are random by name are in no checkpoint
     pl.seed_everything(seed, verbose=False)
-    classes = getattr(model, "num_classes", 9)
+    classes = getattr(model, "num_classes", 9) or 9
     data = ToyData(model.hparams.get("image_size", 32), 2, 12, classes)
     saver = ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1, save_on_train_epoch_end=False)
     trainer = pl.Trainer(
