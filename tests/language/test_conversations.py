@@ -10,12 +10,10 @@ import pytest
 import torch
 
 import zoo
-from zoo.language.conversations import IMAGE, SYSTEM, check_turns, image_first, pieces, render
+from zoo.language.conversations import IMAGE, TEMPLATES, check_turns, image_first, pieces, render
 from zoo.language.splice import IGNORED, Image, splice
 from zoo.language.text_codec import PretrainedCodec
 from zoo.language.tiny import characters
-
-TEMPLATES = ("plain", "v0", "v1", "llama_2", "chatml")
 
 
 def talk(*said):
@@ -82,7 +80,7 @@ def counted(tokenizer, text, answer_sign, end):
 
 def text_of(turns, template):
     """The layouts once more, as plain strings; empty turns have no sign at their end."""
-    system, text = SYSTEM[template], ""
+    system, text = TEMPLATES[template].system, ""
     for i, turn in enumerate(turns):
         said = turn["value"]
         if template == "v1":
@@ -144,7 +142,7 @@ def test_labels_of_vicuna_v0_are_those_that_llavas_training_counts(llama):
     for said in conversations():
         turns = image_first(talk(*said))
         rounds = [f"### {('Human', 'Assistant')[i % 2]}: {turn['value']}\n" for i, turn in enumerate(turns)]
-        header = f"{SYSTEM['v0']}\n\n"
+        header = f"{TEMPLATES['v0'].system}\n\n"
         whole = with_image(llama.tokenizer, header + "".join(rounds) + "### ")
         at = len(with_image(llama.tokenizer, header))
         labels = [IGNORED] * at + whole[at:]
@@ -199,7 +197,7 @@ def test_an_answer_in_front_of_the_first_question_is_left_out():
 
 def by_loops(said, template, codec, most):
     """Labels, and how many answers lost all or some, from the text and the places of the answers in it."""
-    text, places = {"v0": f"{SYSTEM['v0']}\n\n", "v1": f"{SYSTEM['v1']} "}.get(template, ""), []
+    text, places = {"v0": f"{TEMPLATES['v0'].system}\n\n", "v1": f"{TEMPLATES['v1'].system} "}.get(template, ""), []
     learned = []  # places of what is learned and belongs to no answer
     for i, value in enumerate(said):
         if template == "plain":
@@ -333,3 +331,12 @@ def test_questions_are_never_cut_off():
     assert len(model.answer(image, [turns], max_new_tokens=2)) == 1
     with pytest.raises(ValueError, match="more than the 256 positions of this language model"):
         model.answer(image, ["what is this? " * 20], max_new_tokens=2)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_braces_in_what_is_said_stay_as_they_are(template):
+    said = "what is {} {end} {system}?"
+    turns = [{"from": "human", "value": said}, {"from": "gpt", "value": f"so {said}"}]
+    text = "".join(part.text for part in render(turns, template, "</s>", system="{} {end}"))
+    assert text.count(said) == (1 if template == "plain" else 2)
+    assert ("{} {end}" in text.replace(said, "")) == (template != "plain")

@@ -5,8 +5,9 @@ layouts. What is learned is marked while the text is put together; the published
 find the same tokens in every layout that it counts rightly (``plain``, ``v1``, ``llama_2``).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from zoo.choices import one_of
@@ -16,14 +17,6 @@ from zoo.language.text_codec import PretrainedCodec
 IMAGE = "<image>"
 Turn = dict[str, str]  # {"from": "human" or "gpt", "value": text}, as in LLaVA's files
 TemplateName = Literal["plain", "v0", "v1", "llama_2", "chatml"]
-CHAT = "A chat between a curious {} and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the {} questions."  # noqa: E501
-SYSTEM: dict[str, str] = {
-    "plain": "",
-    "v0": CHAT.format("human", "human's"),
-    "v1": CHAT.format("user", "user's"),
-    "llama_2": "",
-    "chatml": "",
-}
 ROLES = {"human": 0, "user": 0, "gpt": 1, "assistant": 1}
 
 
@@ -43,6 +36,77 @@ class Part:
     learn: bool = False
     answer: int | None = None
     lead: int = 0
+
+
+@dataclass(frozen=True)
+class Template:
+    """The layout of a conversation, as a language model was trained on it.
+
+    In all texts ``{}`` stands for what is said, ``{end}`` for the tokenizer's end-of-sequence token, and ``{system}``
+    for ``system_block``, or for nothing where there is no system sentence.
+
+    Args:
+        question: text of a question.
+        answer: parts of an answer, those of ``answer=0`` being counted as one of the answers.
+        opening: parts in front of the first question.
+        system: the default system sentence; none where it is empty.
+        system_block: text of a system sentence, for which ``{system}`` stands in it.
+        first_question: text of the first question; None for ``question``.
+        empty_question: text of a later question without words; None for ``question``.
+        skips_empty_answers: whether an answer without words is left out.
+        unanswered: parts behind a last question that is yet to be answered.
+    """
+
+    question: str
+    answer: tuple[Part, ...]
+    opening: tuple[Part, ...] = ()
+    system: str = ""
+    system_block: str = "{system}"
+    first_question: str | None = None
+    empty_question: str | None = None
+    skips_empty_answers: bool = False
+    unanswered: tuple[Part, ...] = ()
+
+
+CHAT = "A chat between a curious {} and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the {} questions."  # noqa: E501
+SPACE = Part(" ", False, 0)
+TEMPLATES: dict[str, Template] = {
+    # the caption behind the image, LLaVA's first stage: the question is not shown
+    "plain": Template(question="", opening=(Part(IMAGE),), answer=(Part("{}\n", True, 0),)),
+    # Vicuna before 1.1: the sign in front of the human's turn is what an answer stops at, and belongs to it
+    "v0": Template(
+        opening=(Part("{system}\n\n"), Part("### ", True)),
+        question="Human: {}\n",
+        answer=(Part("### ", True), Part("Assistant: {}\n", True, 0), Part("### ", True, 0)),
+        unanswered=(Part("### "), Part("Assistant:")),
+        system=CHAT.format("human", "human's"),
+    ),
+    # Vicuna 1.1 and later
+    "v1": Template(
+        opening=(Part("{system}"),),
+        question="USER: {} ASSISTANT:",
+        empty_question="USER:ASSISTANT:",
+        answer=(SPACE, Part("{}{end}", True, 0)),
+        skips_empty_answers=True,
+        system=CHAT.format("user", "user's"),
+        system_block="{system} ",
+    ),
+    "llama_2": Template(
+        question="<s>[INST] {} [/INST]",
+        first_question="[INST] {system}{} [/INST]",
+        empty_question="",
+        answer=(SPACE, Part("{} {end}", True, 0)),
+        skips_empty_answers=True,
+        system_block="<<SYS>>\n{system}\n<</SYS>>\n\n",
+    ),
+    # SmolLM2, Qwen and others
+    "chatml": Template(
+        opening=(Part("{system}"),),
+        question="<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+        answer=(Part("{}<|im_end|>", True, 0), Part("\n")),
+        system_block="<|im_start|>system\n{system}<|im_end|>\n",
+    ),
+}
 
 
 def check_turns(turns: Sequence[Turn]) -> None:
@@ -72,75 +136,42 @@ def render(turns: Sequence[Turn], template: TemplateName, end: str, system: str 
     Args:
         turns: of the human and the model by turns; an odd number leaves the answer open, to be generated. An answer in
             front of the first question is left out.
-        template: ``plain`` (caption behind the image, LLaVA's first stage), ``v1`` (Vicuna 1.1 and later), ``v0``
-            (earlier Vicuna), ``llama_2``, or ``chatml`` (SmolLM2, Qwen and others).
+        template: name of one of the :data:`TEMPLATES`.
         end: the tokenizer's end-of-sequence token.
         system: sentence in front; None takes the layout's own.
 
     Raises:
         ValueError: for turns that do not alternate, or an unknown layout.
     """
-    one_of("conversation", template, tuple(SYSTEM))
+    one_of("conversation", template, tuple(TEMPLATES))
     check_turns(turns)
+    layout = TEMPLATES[template]
+    system = layout.system if system is None else system
+    fields = {"end": end, "system": _fill(layout.system_block, {"system": system}) if system else ""}
+    parts = [replace(part, text=_fill(part.text, fields)) for part in layout.opening]
     said = [turn["value"] for turn in from_the_question(turns)]
-    return LAYOUTS[template](said, end, SYSTEM[template] if system is None else system)
-
-
-def _plain(said: Sequence[str], end: str, system: str) -> list[Part]:
-    return [Part(IMAGE), *(Part(f"{answer}\n", True, i) for i, answer in enumerate(said[1::2]))]
-
-
-def _v0(said: Sequence[str], end: str, system: str) -> list[Part]:
-    """The sign in front of the human's turn is what an answer stops at: it belongs to the answer before it."""
-    parts = [Part(f"{system}\n\n")]
-    for i, value in enumerate(said):
-        if i % 2:
-            role = "Assistant: "
-            parts += [Part("### ", True), Part(f"{role}{value}\n", True, i // 2, len(role))]
-        else:
-            parts += [Part("### ", True, i // 2 - 1 if i else None), Part(f"Human: {value}\n")]
-    if len(said) % 2:
-        return [*parts, Part("### "), Part("Assistant:")]
-    return [*parts, Part("### ", True, len(said) // 2 - 1)]
-
-
-def _v1(said: Sequence[str], end: str, system: str) -> list[Part]:
-    """A turn without words has no sign at its end, as published."""
-    parts = [Part(f"{system} " if system else "")]
     for i, value in enumerate(said):
         if i % 2 == 0:
-            parts.append(Part(f"USER: {value} ASSISTANT:" if value else "USER:ASSISTANT:"))
-        elif value:
-            parts += [Part(" ", False, i // 2), Part(f"{value}{end}", True, i // 2)]
-    return parts
+            text = layout.question
+            if i == 0 and layout.first_question is not None:
+                text = layout.first_question
+            elif not value and layout.empty_question is not None:
+                text = layout.empty_question
+            parts.append(Part(_fill(text, fields | {"": value})))
+        elif value or not layout.skips_empty_answers:
+            parts += [_of_answer(part, i // 2, fields | {"": value}) for part in layout.answer]
+    return [*parts, *(layout.unanswered if len(said) % 2 else ())]
 
 
-def _llama_2(said: Sequence[str], end: str, system: str) -> list[Part]:
-    """A turn without words is left out, as published."""
-    parts = []
-    for i, value in enumerate(said):
-        if i % 2 == 0:
-            head = f"<<SYS>>\n{system}\n<</SYS>>\n\n" if i == 0 and system else ""
-            if value or not i:
-                parts.append(Part(f"{'<s>' if i else ''}[INST] {head}{value} [/INST]"))
-        elif value:
-            parts += [Part(" ", False, i // 2), Part(f"{value} {end}", True, i // 2)]
-    return parts
+def _of_answer(part: Part, number: int, fields: Mapping[str, str]) -> Part:
+    """A part of that answer; what stands in front of what is said is its lead."""
+    answer = None if part.answer is None else number
+    return Part(_fill(part.text, fields), part.learn, answer, max(0, part.text.find("{}")))
 
 
-def _chatml(said: Sequence[str], end: str, system: str) -> list[Part]:
-    parts = [Part(f"<|im_start|>system\n{system}<|im_end|>\n")] if system else []
-    for i, value in enumerate(said):
-        if i % 2:
-            parts += [Part(f"{value}<|im_end|>", True, i // 2), Part("\n")]
-        else:
-            parts.append(Part(f"<|im_start|>user\n{value}<|im_end|>\n<|im_start|>assistant\n"))
-    return parts
-
-
-LAYOUTS: dict[str, Callable[[Sequence[str], str, str], list[Part]]] = {
-    "plain": _plain, "v0": _v0, "v1": _v1, "llama_2": _llama_2, "chatml": _chatml,
-}  # fmt: skip
+def _fill(text: str, fields: Mapping[str, str]) -> str:
+    """In one pass, so that braces in what is said stay as they are."""
+    return re.sub(r"\{(system|end|)\}", lambda found: fields[found[1]], text)
 
 
 def pieces(parts: Sequence[Part], codec: PretrainedCodec, image: int | None, start: bool = True) -> list[Piece]:

@@ -254,7 +254,8 @@ class Tokens:
         values = self.ids if self.ids is not None else self.embeddings
         if values is None:
             raise ValueError("these tokens hold neither ids nor embeddings")
-        return values[:, self.spec.span(segment.name)].unflatten(1, segment.shape)  # type: ignore[no-untyped-call]
+        part = values[:, self.spec.span(segment.name)]
+        return part.reshape(len(part), *segment.shape, *part.shape[2:])
 
     def grids(self) -> dict[str, Shaped[Tensor, "b ..."]]:
         """Every segment in its own layout, by name and in order: the levels of a pyramid, coarse to fine."""
