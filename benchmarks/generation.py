@@ -42,16 +42,16 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
     from zoo.metrics.generation import evaluate_generation
     from zoo.registry import model_from
+    from zoo.tokens.abilities import image_size_of
 
     data_arguments = _data_arguments(parser, rest)
     sampling = {name: value for name in SAMPLING if (value := getattr(options, name)) is not None}
     torch.manual_seed(options.seed)
     try:
         model = model_from(options.model)
-        size = getattr(getattr(model, "tokenizer", model), "image_size", None)
         result = evaluate_generation(
             model,
-            _data(options.data, data_arguments, batch_size=options.batch_size, image_size=size),
+            _data(options.data, data_arguments, batch_size=options.batch_size, image_size=image_size_of(model)),
             reference=options.reference,
             num_images=options.num_images,
             sampling=sampling,

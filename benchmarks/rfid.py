@@ -43,15 +43,15 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
     from zoo.metrics.evaluate import evaluate
     from zoo.registry import model_from
+    from zoo.tokens.abilities import image_size_of
 
     data_arguments = _data_arguments(parser, rest)
     torch.manual_seed(options.seed)
     try:
         model = model_from(options.model)
-        size = getattr(model, "image_size", None) or getattr(getattr(model, "tokenizer", None), "image_size", None)
         result = evaluate(
             model,
-            _data(options.data, data_arguments, batch_size=options.batch_size, image_size=size),
+            _data(options.data, data_arguments, batch_size=options.batch_size, image_size=image_size_of(model)),
             split=options.split,
             num_images=options.num_images,
             device=options.device,

@@ -22,6 +22,7 @@ from zoo.checkpoints.export import save_weights
 from zoo.files.atomic import write_text_whole
 from zoo.files.strict_json import dump_json
 from zoo.presets import WEIGHTS_DIR, find
+from zoo.tokens.abilities import image_size_of
 
 #: every card has exactly these keys
 CARD = ("name", "file", "sha256", "bytes", "parameters", "recipe", "command", "commit", "seed", "steps", "minutes",
@@ -55,7 +56,7 @@ def make_card(name: str, path: Path, model: zoo.ZooModule, facts: dict[str, Any]
         model: that they were read from.
         facts: of the training, see ``facts_of_card``.
     """
-    size = getattr(model, "image_size", None) or model.tokenizer.image_size
+    size = image_size_of(model)
     card = {
         "name": name,
         "file": path.name,

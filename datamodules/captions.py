@@ -21,6 +21,7 @@ from datamodules.transforms import (
     make_train_transform,
 )
 from zoo.choices import one_of
+from zoo.tokens.abilities import LaysOutConversations
 
 SPLITS = ("train", "val", "test")
 
@@ -290,7 +291,7 @@ class ConversationData(_AnnotatedData):
         trained = getattr(self.trainer, "lightning_module", None)
         datasets = [d for d in (self.train, self.val, self.test) if isinstance(d, AnnotatedDataset)]
         blind = {e.image_id for d in datasets for e in d.entries if e.path is None}
-        if blind and getattr(trained, "conversation", None) == "plain":
+        if blind and isinstance(trained, LaysOutConversations) and trained.conversation == "plain":
             raise ValueError(
                 f"{len(blind):,} conversations have no image, such as {shown(min(blind))}, and the plain layout of "
                 f"{type(trained).__name__} is about images alone: set model.conversation to another, or leave them out"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from zoo.distributed import sum_over_ranks
 from zoo.quantizers.base import Quantized, Quantizer, count_codes
 from zoo.quantizers.gumbel import GumbelQuantizer
+from zoo.tokens.abilities import CodeSources
 
 TOKENS_PER_CODE = 4  # a window has at least that many on average: fewer say little about a large codebook
 REMEDY = (
@@ -59,7 +60,8 @@ class CollapseGuard(pl.Callback):
         for name, module in pl_module.named_modules():
             if isinstance(module, Quantizer):
                 self._watch(name, module, module.vocab_size, _ids_of, trainer.global_step)
-        for name, source in getattr(pl_module, "code_sources", dict)().items():
+        named = pl_module.code_sources() if isinstance(pl_module, CodeSources) else {}
+        for name, source in named.items():
             self._watch(name, pl_module.get_submodule(name), *source, trainer.global_step)
         if not self._started:
             rank_zero_warn(

@@ -13,6 +13,7 @@ from zoo.files.lock import FolderLock
 from zoo.metrics.extractors import quantise
 from zoo.module import ZooModule
 from zoo.tokens import Tokens, TokenSpec
+from zoo.tokens.abilities import KnowsClasses, PredictsSplit
 from zoo.tokens.precision import ID_PRECISION
 from zoo.tokens.shards import HEADER, TEXTS, make_header, write_header, write_shard
 
@@ -60,7 +61,7 @@ class TokenDump(BasePredictionWriter):
         make_header(pl_module, split=self.split, count=0)  # refuses a model without ids before any work is done
         data = getattr(trainer, "datamodule", None)
         if data is not None:
-            if not hasattr(data, "predict_split"):
+            if not isinstance(data, PredictsSplit):
                 raise ValueError(f"{type(data).__name__} has no predict_split, so TokenDump cannot choose {self.split}")
             data.predict_split = self.split
         if refused := trainer.strategy.broadcast(self._take_folder() if trainer.is_global_zero else None):
@@ -129,11 +130,12 @@ class TokenDump(BasePredictionWriter):
         total = torch.tensor(self._count, device=trainer.strategy.root_device)
         total = trainer.strategy.reduce(total, reduce_op="sum")  # also waits for the shards of all ranks
         if trainer.is_global_zero:
+            data = getattr(trainer, "datamodule", None)
             exact = isinstance(pl_module, ZooModule) or trainer.precision == "32-true"
             header = make_header(
                 _source(pl_module), split=self.split, count=int(total), model=self.model, spec=self._spec,
                 precision=ID_PRECISION if exact else str(trainer.precision),
-                num_classes=getattr(getattr(trainer, "datamodule", None), "num_classes", None),
+                num_classes=data.num_classes if isinstance(data, KnowsClasses) else None,
             )  # fmt: skip
             write_header(self.folder, header)
             print(f"{int(total):,} images x {header['num_tokens']} tokens in {self.folder}")

@@ -55,6 +55,12 @@ class LanguageModel(nn.Module):
         if self.encoder_decoder:
             raise ValueError(f"this model writes behind the image, and {name!r} has an encoder: take one without")
 
+    def checkpoint_activations(self) -> None:
+        """Compute activations twice in training rather than keep them; nothing where there is no network."""
+        if self.network is not None:
+            older = self.network.gradient_checkpointing_enable  # warns in the newer releases of transformers
+            getattr(self.network, "activation_checkpointing_enable", older)({"use_reentrant": False})
+
     def embed(self, ids: Int[Tensor, "*n"]) -> Float[Tensor, "*n d"]:
         """Input vectors of ids."""
         return self.network.get_input_embeddings()(ids)

@@ -33,6 +33,7 @@ from zoo.losses.mixing import hits
 from zoo.models.beit_classifier import BEiTClassifier as BEiTClassifier  # configs and checkpoints name it here
 from zoo.nn.beit_vit import ABSOLUTE, EMOJI, EPS, LARGE, TINY, BeitViT, exempt_from_decay, layer_of
 from zoo.nn.normalisation import STATISTICS, Normalisation, normalise
+from zoo.nn.relative_position import ResizeMethod
 from zoo.optim import Optim
 from zoo.presets import Weights, register
 from zoo.sampling.patch_masks import BlockwiseMask, flat_mask, nonempty, random_mask
@@ -71,6 +72,7 @@ class BEiT(SecondStage):
 
     must_match = ("heads", "normalisation", "norm_eps")
     encodes_by_tokenizer = False  # but by what it predicts
+    position_resize: ResizeMethod = "unilm-cubic"  # of relative position tables of another size
 
     def __init__(
         self,

@@ -105,7 +105,8 @@ class LLaVA(ZooModule):
         )
         self.add_frozen("vision", tower, role="vectors")
         if said:  # a checkpoint says what it was trained with, wherever that came from
-            self.hparams.update({"select": self.select, "vision_layer": getattr(tower.network, "taken", vision_layer)})
+            layer = vision_layer if tower.clip is None else tower.clip.taken
+            self.hparams.update({"select": self.select, "vision_layer": layer})
         self.skipped = int(tower.class_token and self.select == "patch")
         count = tower.num_tokens - self.skipped
         if max_length <= count:
@@ -115,11 +116,8 @@ class LLaVA(ZooModule):
         self._add_language(language)
         if tuning == "lora":
             add_lora(self.language, lora)
-        network = self.language.network  # None where a preset is described whose files are not here
-        if gradient_checkpointing and tuning != "projector" and network is not None:
-            # the older name warns in the newer releases
-            enable = getattr(network, "activation_checkpointing_enable", network.gradient_checkpointing_enable)
-            enable({"use_reentrant": False})
+        if gradient_checkpointing and tuning != "projector":
+            self.language.checkpoint_activations()
         self.mm_projector = MLPBridge(tower.width, self.language.width, count, projector_depth)
         self.spec = TokenSpec(
             segments=(Segment("patches", (count,)),), dim=self.language.width, order="raster", vocabulary=None,

@@ -111,9 +111,8 @@ class SEEDLLM(SecondStage):
             ends = 3  # BOI, EOI, and the line break behind a caption
             language.check_length(len(text.start) + max_text_tokens + prompt + self.spec.num_tokens + ends)
         self._add_language(language, lora)
-        if gradient_checkpointing and language.network is not None:
-            enable = getattr(language.network, "activation_checkpointing_enable", None)
-            (enable or language.network.gradient_checkpointing_enable)({"use_reentrant": False})
+        if gradient_checkpointing:
+            language.checkpoint_activations()
         self.load_weights(weights)
 
     def _add_language(self, language: Any, lora: LoRA | None) -> None:

@@ -17,6 +17,7 @@ from torch.utils.data import SequentialSampler
 
 from zoo.distributed import get_rng_states, seed_generators, set_rng_states
 from zoo.optim import Optim, apply_settings, names_by_group, regroup_state
+from zoo.tokens.abilities import EntersEpochs, StartsAnew
 
 #: where a checkpoint says it
 KEY = "zoo_run"
@@ -75,7 +76,7 @@ class Resuming(Callback):
             self.seed = self._loaded = self._validated = self._aside = None
             self._restored = False
             self._buffers, self._since_step, self._skipped = {}, [], []
-            if hasattr(trainer.datamodule, "start_anew"):
+            if isinstance(trainer.datamodule, StartsAnew):
                 trainer.datamodule.start_anew()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -238,7 +239,7 @@ def _should_validate(trainer: Trainer) -> bool:
 def _count_skipped(trainer: Trainer, said: dict[str, Any]) -> int:
     """Count the batches of the epoch that are done; of another size they are as many as hold the same images."""
     sampler = _find_sampler(trainer)
-    return sampler.skipped(said["epoch"]) if hasattr(sampler, "skipped") else said["batches"]
+    return sampler.skipped(said["epoch"]) if isinstance(sampler, EntersEpochs) else said["batches"]
 
 
 def _find_sampler(trainer: Trainer) -> Any:

@@ -344,6 +344,14 @@ class NamesClasses(Protocol):
 
 
 @runtime_checkable
+class LaysOutConversations(Protocol):
+    """Writes conversations in a layout: LLaVA."""
+
+    #: name of the layout, of :data:`zoo.language.conversations.TemplateName`; ``plain`` is about images alone
+    conversation: str
+
+
+@runtime_checkable
 class Views(Protocol):
     """Data that shows each split without augmentation and in a fixed order: every data module of the zoo."""
 
@@ -362,6 +370,24 @@ class PredictsSplit(Protocol):
 
     #: ``train``, ``val``, ``test`` or ``all``; may be set
     predict_split: Any
+
+
+@runtime_checkable
+class StartsAnew(Protocol):
+    """Data that remembers where a checkpoint left it, and can forget that: every data module of the zoo."""
+
+    def start_anew(self) -> None:
+        """Forget what a checkpoint said."""
+        ...
+
+
+@runtime_checkable
+class EntersEpochs(Protocol):
+    """A sampler that enters an epoch behind the images that were seen before a checkpoint."""
+
+    def skipped(self, epoch: int) -> int:
+        """Batches that the epoch lacks because it is entered."""
+        ...
 
 
 #: what a sampler is told beside its settings: what to draw, from which noise, and what to return

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from zoo.tokens.abilities import KnowsClasses
 from zoo.tokens.interface import Tokens, TokenSpec, as_pixels, id_range
 
 Batch = dict[str, Any]
@@ -188,7 +189,7 @@ def check_classes(model: Any, data: Any) -> None:
     Raises:
         ValueError: naming both numbers.
     """
-    own, given = getattr(model, "num_classes", None), getattr(data, "num_classes", None)
+    own, given = (known.num_classes if isinstance(known, KnowsClasses) else None for known in (model, data))
     if own and given and own != given:
         raise ValueError(
             f"{type(data).__name__} has {given} classes and this {type(model).__name__} has {own}, so its labels would "

@@ -396,6 +396,15 @@ class Tokenizer(Protocol):
         ...
 
 
+@runtime_checkable
+class _Codec(Protocol):
+    """As much of a tokenizer as images go through to be reconstructed."""
+
+    def encode(self, images: Tensor) -> Tokens: ...
+
+    def decode(self, tokens: Tokens) -> Tensor: ...
+
+
 def reconstruct(model: Tokenizer, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h2 w2"]:
     """Encode and decode: what is left of the images after tokenization, in [0, 1].
 
@@ -405,7 +414,7 @@ def reconstruct(model: Tokenizer, images: Shaped[Tensor, "b 3 h w"]) -> Float[Te
         NotInvertible: where the model does not decode to pixels.
         TypeError: for what is no model, such as a name.
     """
-    if not (hasattr(model, "encode") and hasattr(model, "decode")):
+    if not isinstance(model, _Codec):
         got = repr(model) if isinstance(model, str) else type(model).__name__
         raise TypeError(f"reconstruct takes a model, got {got}: zoo.create_model(NAME, weights=True) makes one")
     spec = getattr(model, "spec", None)

@@ -88,6 +88,11 @@ class VisionTower(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
+    @property
+    def clip(self) -> "_Clip | None":
+        """The network where it is a CLIP, whose configuration readers compare, else None."""
+        return self.network if isinstance(self.network, _Clip) else None
+
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n d"]:
         """Tokens, in raster order where they are cells of a grid, a class token in front."""

@@ -2,13 +2,22 @@
 
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from zoo.registry import model_from
+from zoo.tokens import Tokenizer
+from zoo.tokens.abilities import ImageDecoder
+
+
+@runtime_checkable
+class UnclipPipeline(Protocol):
+    """A pipeline of diffusers that normalises image embeddings, which those of unCLIP do."""
+
+    image_normalizer: Any
 
 
 def unclip_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Any:
@@ -46,11 +55,11 @@ def check_decoder(decoder: Any, settings: dict[str, Any]) -> None:
             "SEED's tokens decode to a generation embedding, not to pixels: give a decoder, 'seed_pixels_emoji' for "
             "the emoji tokenizer, or zoo.vision.unclip.unclip_pipeline(FOLDER) for SEED-2"
         )
-    own = isinstance(decoder, str) or hasattr(decoder, "images_of")
+    own = isinstance(decoder, str | ImageDecoder)
     if own and settings:
         raise ValueError(f"{', '.join(settings)}: only a pipeline of diffusers takes settings, this decoder has none")
     takes = callable(decoder) and "image_embeds" in inspect.signature(decoder.__call__).parameters
-    if not own and not (takes and hasattr(decoder, "image_normalizer")):
+    if not own and not (takes and isinstance(decoder, UnclipPipeline)):
         raise ValueError(
             f"a {type(decoder).__name__} cannot draw generation embeddings: give a model with images_of, or a "
             "StableUnCLIPImg2ImgPipeline"
@@ -67,13 +76,13 @@ def find_decoder(decoder: Any, settings: dict[str, Any], shape: tuple[int, ...],
     if isinstance(decoder, str):
         decoder = model_from(decoder).eval().to(device)
         check_decoder(decoder, settings)
-    if not hasattr(decoder, "images_of"):
+    if not isinstance(decoder, ImageDecoder):
         wanted = decoder.image_normalizer.mean.shape[-1]
         if shape != (wanted,):
             raise ValueError(f"the pipeline wants vectors of width {wanted}, these are {shape}")
-    elif (spec := getattr(decoder, "spec", None)) is not None and shape != (spec.dim,):
+    elif isinstance(decoder, Tokenizer) and shape != (decoder.spec.dim,):
         raise ValueError(
-            f"this decoder draws vectors of width {spec.dim}, these are {shape}: take the tokenizer that it "
+            f"this decoder draws vectors of width {decoder.spec.dim}, these are {shape}: take the tokenizer that it "
             "was trained with"
         )
     return decoder
@@ -94,7 +103,7 @@ def pixels_of_embedding(
         ValueError: without a decoder, or for one of another width or kind.
     """
     decoder = find_decoder(decoder, settings, tuple(embedding.shape[1:]), embedding.device)
-    if hasattr(decoder, "images_of"):
+    if isinstance(decoder, ImageDecoder):
         return decoder.images_of(embedding)
     defaults = {"prompt": [""] * len(embedding), "noise_level": 0, "num_inference_steps": 20, "guidance_scale": 10.0}
     device = getattr(decoder, "_execution_device", decoder.unet.device)  # the U-Net's, but for one that is offloaded

@@ -57,7 +57,7 @@ def fit(state: dict[str, Tensor], model: Any, said: Mapping[str, Any] = NOTHING)
         state |= {name: state[name] + shared if name in state else shared for name in tables}
         notes.append(f"the relative position bias that all blocks shared was {how} each of the {len(tables)} blocks")
 
-    method = getattr(model, "position_resize", "unilm-cubic")
+    method = model.position_resize
     present = [name for name in state if name.endswith(TABLE) and name in own]
     resized = [name for name in present if _window(state[name], theirs, grid) != grid]
     for name in resized:

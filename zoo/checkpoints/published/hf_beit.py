@@ -22,6 +22,7 @@ from zoo.checkpoints.format import Converted, Format, State
 from zoo.checkpoints.published import beit_surgery
 from zoo.checkpoints.published.beit_surgery import INDEX, NOTHING, TABLE
 from zoo.checkpoints.published.pixel_notes import pixel_notes
+from zoo.nn.beit_vit import BeitViT
 from zoo.nn.relative_position import EXTRA
 
 Names = Literal["v5", "v4"]
@@ -186,8 +187,8 @@ def save_hf(model: nn.Module, folder: str | Path, names: Names = "v5") -> Path:
     Raises:
         ValueError: for a model that transformers has no class for.
     """
-    vit = getattr(model, "vit", None)
-    if not isinstance(vit, nn.Module) or vit.sequence is not None or (vit.lm_head is None and vit.head is None):
+    vit = dict(model.named_children()).get("vit")
+    if not isinstance(vit, BeitViT) or vit.sequence is not None or (vit.lm_head is None and vit.head is None):
         raise ValueError(
             f"transformers has no BEiT class for this {type(model).__name__}: only classifiers and BEiT on a grid fit"
         )

@@ -91,19 +91,15 @@ def matches_conditional(state: State) -> bool:
     return {"query_tokens", "qformer.layernorm.weight", "language_projection.weight"} <= names
 
 
-def convert_conditional(state: State, model: nn.Module) -> Converted:
+def convert_conditional(state: State, model: Any) -> Converted:
     """Queries and Q-Former become the bridge; image encoder and language model are left out."""
-    kept = {}
+    kept, own = {}, ("ln_vision.", *["language_projection."] * ("language_model" in model.frozen))
     for name, value in from_hf(state).items():
         if name.startswith(("query_tokens", "Qformer.")) and not TEXT_BRANCH.match(name):
             kept[f"bridge.{name}"] = value.float()
-        elif name.startswith("ln_vision.") or (name.startswith("language_projection.") and _speaks(model)):
+        elif name.startswith(own):
             kept[name] = value.float()
     return Converted(kept, checked=check_positions(state, POSITIONS))
-
-
-def _speaks(model: nn.Module) -> bool:
-    return hasattr(model, "language_projection")
 
 
 # ---------------------------------------------------------------- writing
@@ -124,7 +120,7 @@ def save_blip2(model: Any, folder: str | Path) -> Path:
     """
     vit = model.frozen["vision"].network
     args = model.init_args()
-    if not hasattr(vit, "pos_embed") or args["mixing"] != "self_then_cross" or args["norm"] != "post":
+    if not isinstance(vit, EvaViT) or args["mixing"] != "self_then_cross" or args["norm"] != "post":
         raise ValueError("transformers' BLIP-2 has EVA ViT-g and LAVIS's Q-Former: other bridges cannot be written")
     second = "language_model" in model.frozen
     state = {n.removeprefix("bridge."): v for n, v in model.state_dict().items()}
@@ -198,7 +194,7 @@ def _check_config(config: Mapping[str, Any], model: Any, text: bool) -> tuple[st
         free.append("use_decoder_only_language_model")
     else:
         free.append("image_text_hidden_size")
-        decoder_only = not model.language.encoder_decoder if _speaks(model) else None
+        decoder_only = not model.language.encoder_decoder if "language_model" in model.frozen else None
         must["use_decoder_only_language_model"] = Must(
             decoder_only, decoder_only, "take the language model of these weights", _or_unsaid
         )

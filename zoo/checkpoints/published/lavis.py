@@ -5,6 +5,7 @@ which was frozen; fine-tuned ones do, and it is reported as unused, because imag
 """
 
 import re
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -51,9 +52,9 @@ def matches_first(state: State) -> bool:
     return wanted <= state.keys() and not has_codec(state) and not matches_stage2(state)
 
 
-def convert_stage2(state: State, model: nn.Module) -> Converted:
+def convert_stage2(state: State, model: Any) -> Converted:
     """Queries and Q-Former become the bridge; the projection has one name, whatever the language model."""
-    speaks = hasattr(model, "language_projection")
+    speaks = "language_model" in model.frozen
     kept: dict[str, Tensor] = {}
     for name, value in state.items():
         if name == POSITIONS or name.startswith((*TOWERS, *HEADS)) or TEXT_BRANCH.match(name):
@@ -73,9 +74,9 @@ def matches_own(state: State) -> bool:
     return "bridge.query_tokens" in state
 
 
-def convert_own(state: State, model: nn.Module) -> Converted:
+def convert_own(state: State, model: Any) -> Converted:
     """Everything, or everything but the projection."""
-    projects = hasattr(model, "language_projection")
+    projects = "language_model" in model.frozen
     return Converted({n: value for n, value in state.items() if projects or not n.startswith("language_projection.")})
 
 

@@ -137,9 +137,9 @@ def save_llava(model: Any, folder: str | Path) -> Path:
         raise ValueError("transformers' projector has two layers: a LLaVA-1.0 with one cannot be written")
     if any(".lora_" in name for name, _ in model.language.network.named_parameters()):
         raise ValueError("merge the LoRA matrices first: zoo.language.lora.merge_lora(model.language)")
-    clip = getattr(model.frozen["vision"].network, "model", None)
-    if clip is None or not hasattr(clip, "config"):
+    if (tower := model.frozen["vision"].clip) is None:
         raise ValueError("transformers' LLaVA needs CLIP as its image encoder")
+    clip = tower.model
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text_config, words, image_token = with_image_token(model.language, folder)

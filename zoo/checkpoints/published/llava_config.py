@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from zoo.checkpoints.config_facts import config_beside
 from zoo.checkpoints.config_fields import GENERATION, Fields, Must, set_to
 from zoo.checkpoints.published.clip import blocks_until, check_clip
@@ -101,7 +103,7 @@ def check_original(config: Mapping[str, Any], model: Any) -> tuple[str, ...]:
         return ()
     from transformers import LlamaConfig, MistralConfig
 
-    depth = sum(hasattr(layer, "weight") for layer in model.mm_projector)
+    depth = sum(isinstance(layer, nn.Linear) for layer in model.mm_projector)
     kinds = ("linear", "mlp1x_gelu") if depth == 1 else (f"mlp{depth}x_gelu",)
     width = model.mm_projector[0].in_features
     shape = "the projector has another shape: set projector_depth, or another 'vision'"
@@ -141,8 +143,7 @@ def _select_hint(config: Mapping[str, Any]) -> str:
 
 def _check_tower(config: Mapping[str, Any], model: Any) -> None:
     """Compare the image encoder, where the model's is a CLIP too, and the hidden state of it that is taken."""
-    clip = model.frozen["vision"].network
-    if not hasattr(clip, "taken"):
+    if (clip := model.frozen["vision"].clip) is None:
         return
     check_clip(config if "vision_config" in config else {}, clip.model.config, "these weights")
     if not {"vision_feature_layer", "mm_vision_select_layer"} & config.keys():

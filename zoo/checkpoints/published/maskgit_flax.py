@@ -63,9 +63,9 @@ def matches(state: State) -> bool:
     return "quantizer/codebook" in state and any(re.match(r"decoder/ResBlock_0/", name) for name in state)
 
 
-def convert(state: State, model: nn.Module) -> Converted:
+def convert(state: State, model: Any) -> Converted:
     """Rename and turn kernels around."""
-    down: Any = getattr(model.encoder, "down", ())
+    down: Any = model.encoder.down
     levels, blocks = len(down), len(down[0].block)
     kept: dict[str, Tensor] = {}
     for name, value in state.items():

@@ -3,7 +3,7 @@
 Our network for them keeps their names. The number of heads is not in the file; the published ones have 16.
 """
 
-from torch import nn
+from typing import Any
 
 from zoo.checkpoints.format import Converted, Format, State
 
@@ -15,13 +15,13 @@ def matches(state: State) -> bool:
     return MARK in state and "tok_emb.weight" in state
 
 
-def convert(state: State, model: nn.Module) -> Converted:
+def convert(state: State, model: Any) -> Converted:
     """Add the name of our attribute.
 
     Raises:
         ValueError: for a model of another layout.
     """
-    if getattr(model, "layout", None) != "valeoai":
+    if model.layout != "valeoai":
         raise ValueError("these are weights of Maskgit-pytorch, another network: build the model with layout='valeoai'")
     return Converted({f"network.{name}": value for name, value in state.items()})
 

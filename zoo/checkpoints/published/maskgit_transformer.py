@@ -45,7 +45,7 @@ def convert(state: State, model: Any) -> Converted:
     Raises:
         ValueError: for a model of another layout, or with another number of heads than the file.
     """
-    if getattr(model, "layout", None) == "valeoai":
+    if model.layout == "valeoai":
         raise ValueError("these are weights of Google's transformer: build the model with layout='google'")
     start = next(name for name in state if name.endswith(MARK)).removesuffix(MARK)
     state = {name.removeprefix(start): value for name, value in state.items()}

@@ -36,7 +36,7 @@ def convert(state: State, model: Any) -> Converted:
         ValueError: for a model whose conditions have ids of their own, or whose condition, order or unmasked prefix is
             another.
     """
-    if getattr(model, "class_ids", "shared") != "shared":
+    if model.class_ids != "shared":
         raise ValueError("taming's classes share ids with codes: build the model with class_ids='shared'")
     if any(name.startswith(CONDITION) for name in state) and not model.condition_tokens:
         raise ValueError(
