@@ -53,7 +53,12 @@ def suggest_nearest(
 
 
 def check_number(
-    name: str, value: Any, least: float | None = None, below: float | None = None, whole: bool = False
+    name: str,
+    value: Any,
+    least: float | None = None,
+    below: float | None = None,
+    whole: bool = False,
+    above: float | None = None,
 ) -> None:
     """Refuse what is no finite number in a range; Python callers are checked here, the command line checks types.
 
@@ -63,17 +68,20 @@ def check_number(
         least: smallest value that is allowed; None for any.
         below: all allowed values are below this; None for any.
         whole: whether it must be a whole number.
+        above: all allowed values are above this; None for any.
 
     Raises:
         ValueError: naming the setting and what it may be.
     """
     kinds = (int,) if whole else (int, float)
     fits = not isinstance(value, bool) and isinstance(value, kinds) and math.isfinite(value)
-    if fits and (least is None or value >= least) and (below is None or value < below):
+    in_range = (least is None or value >= least) and (above is None or value > above) if fits else False
+    if in_range and (below is None or value < below):
         return
     noun = "a whole number" if whole else "a number"
-    from_, to = "" if least is None else f" of at least {least:g}", "" if below is None else f" below {below:g}"
-    raise ValueError(f"{name} must be {noun}{from_}{' and' if from_ and to else ''}{to}, got {value!r}")
+    limits = {"of at least": least, "above": above, "below": below}
+    said = " and ".join(f"{word} {limit:g}" for word, limit in limits.items() if limit is not None)
+    raise ValueError(f"{name} must be {noun} {said}".rstrip() + f", got {value!r}")
 
 
 def natural_order(name: str) -> list[Any]:

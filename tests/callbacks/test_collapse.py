@@ -14,7 +14,7 @@ from zoo.quantizers.lfq import LFQ
 
 def likeliest_everywhere(code=7):
     """A Gumbel codebook whose samples reach all codes and whose ids are all the same."""
-    model = zoo.create_model("vqgan_gumbel_tiny", disc="none", optim=Optim(lr=0.0))
+    model = zoo.create_model("vqgan_gumbel_tiny", discriminator=None, optim=Optim(lr=0.0))
     with torch.no_grad():
         model.quantize.proj.weight.zero_()
         model.quantize.proj.bias.zero_()[code] = 0.01
@@ -60,7 +60,7 @@ def test_a_window_has_four_tokens_per_code(tmp_path):
 
 KINDS = {
     "vq": {}, "ema": {"quantizer": "ema"}, "l2": {"quantizer": "l2"}, "gumbel": {"quantizer": "gumbel"},
-    "fsq": {"quantizer": "fsq", "levels": (4, 4, 4), "code_width": 3}, "lfq": {"quantizer": "lfq", "code_width": 6},
+    "fsq": {"quantizer": "fsq", "levels": (4, 4, 4), "width": 3}, "lfq": {"quantizer": "lfq", "width": 6},
 }  # fmt: skip
 TOKENIZERS = [
     ("dvae_tiny", {}, ["encoder"]),
@@ -69,7 +69,7 @@ TOKENIZERS = [
     ("vqvae2_tiny", {}, ["quantize_t", "quantize_b"]),
     ("vqgan_maskgit_tiny", {}, ["quantize"]),
     ("seed_stage2_tiny", {}, ["quantize"]),
-    *(("vqgan_tiny", {"disc": "none"} | kind, ["quantize"]) for kind in KINDS.values()),
+    *(("vqgan_tiny", {"discriminator": None, "codebook": kind}, ["quantize"]) for kind in KINDS.values()),
 ]
 
 
@@ -84,7 +84,9 @@ def test_the_codes_of_every_discrete_tokenizer_are_counted(name, settings, codeb
     with torch.no_grad():
         images = torch.stack([RandomImages(32, 32, 2)[i]["image"] for i in range(32)])
         ids = model.eval().encode(images).ids
-    if name != "vqvae_tiny" and settings.get("quantizer") != "ema":  # whose codes move without a learning rate
+    if (
+        name != "vqvae_tiny" and settings.get("codebook", {}).get("quantizer") != "ema"
+    ):  # whose codes move without a learning rate
         for codebook, segment in zip(codebooks, model.spec.segments, strict=True):
             found = len(ids[:, model.spec.span(segment.name)].unique()) / segment.size
             assert trainer.callback_metrics[f"train/usage_{codebook}"] == pytest.approx(found, abs=1.5 / segment.size)

@@ -108,13 +108,13 @@ def flax_file():
 
 
 def llamagen_file():
-    own = without(state_of("vqgan_tiny", quantizer="l2"), "discriminator.")
+    own = without(state_of("vqgan_tiny", codebook={"quantizer": "l2"}), "discriminator.")
     rules = [(rf"\.mid\.{ours}\.", f".mid.{theirs}.") for theirs, ours in llamagen.MIDDLE.items()]
     rules += [(r"encoder\.down\.", "encoder.conv_blocks."), (r"(_blocks\.\d+)\.block\.", r"\1.res.")]
     rules += [(rf"decoder\.up\.{i}\.", f"decoder.conv_blocks.{2 - i}.") for i in range(3)]
     state = renamed(renamed(own, *rules), (r"(_blocks\.\d+)\.block\.", r"\1.res."))
     state["quantize.codebook_used"] = torch.zeros(9)
-    return File("vqgan_tiny", state, ("encoder.", "decoder.", "quantize."), {"quantizer": "l2"})
+    return File("vqgan_tiny", state, ("encoder.", "decoder.", "quantize."), {"codebook": {"quantizer": "l2"}})
 
 
 def google_file():
@@ -253,7 +253,8 @@ FILES = {
         "target_generator.", "backbone.",
     ),
     "VQ-VAE-2 of rosinality/vq-vae-2-pytorch": lambda: prefixed(
-        "vqvae2_tiny", state_of("vqvae2_tiny", quantizer="ema"), "quantize_t.", "enc_t.", quantizer="gradient"
+        "vqvae2_tiny", state_of("vqvae2_tiny", codebook={"quantizer": "ema"}), "quantize_t.", "enc_t.",
+        codebook={"quantizer": "vq"},
     ),
     "VQGAN of taming-transformers or Latent Diffusion (.ckpt)": taming_file,
     "VQGAN of taming-transformers or Latent Diffusion (.ckpt), inside a transformer": staged_file,

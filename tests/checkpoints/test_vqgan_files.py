@@ -76,7 +76,7 @@ def test_taming_checkpoint_of_old_lightning(tmp_path, old_lightning, name, zippe
 def test_without_a_discriminator_that_fits_a_new_one_starts(tmp_path):
     model = stirred("vqgan_tiny")
     torch.save({"state_dict": taming_state(model)}, tmp_path / "f.ckpt")
-    wider = zoo.create_model("vqgan_tiny", disc_width=16)
+    wider = zoo.create_model("vqgan_tiny", discriminator={"width": 16})
     fresh = {name: v.clone() for name, v in wider.discriminator.state_dict().items()}
     wider.load_weights(str(tmp_path / "f.ckpt"))
     assert_same_tokenizer(wider, model)
@@ -89,7 +89,7 @@ def test_published_codes_stay_where_the_run_has_kmeans_restarts_and_lecam(tmp_pa
     """None of the three is in a published file; k-means on the first batch would throw its codes away."""
     source = stirred("vqgan_tiny")
     torch.save({"state_dict": taming_state(source)}, tmp_path / "f.ckpt")
-    settings = {"codebook_init": "kmeans", "restart_threshold": 0.1, "lecam": 0.1}
+    settings = {"codebook": {"init": "kmeans", "restart_threshold": 0.1}, "discriminator": {"lecam": 0.1}}
     model = zoo.create_model("vqgan_tiny", weights=tmp_path / "f.ckpt", **settings).train()
     model.losses({"image": torch.rand(2, 3, 32, 32)})
     assert torch.equal(model.quantize.codebook, source.quantize.codebook)
@@ -108,7 +108,7 @@ def test_wrong_sizes_and_remapping_are_refused(tmp_path):
     model = stirred("vqgan_tiny")
     torch.save({"state_dict": taming_state(model)}, tmp_path / "f.ckpt")
     with pytest.raises(ValueError, match=r"quantize\.embedding\.weight is 64x16 in the file and 32x16 in the model"):
-        zoo.create_model("vqgan_tiny", vocab_size=32, weights=tmp_path / "f.ckpt")
+        zoo.create_model("vqgan_tiny", codebook={"vocab_size": 32}, weights=tmp_path / "f.ckpt")
     torch.save({"state_dict": taming_state(model) | {"quantize.used": torch.arange(7)}}, tmp_path / "f.ckpt")
     with pytest.raises(ValueError, match="subset of 7"):
         zoo.create_model("vqgan_tiny", weights=tmp_path / "f.ckpt")
@@ -143,7 +143,7 @@ def test_diffusers_folder_round_trip(tmp_path, old_names):
         assert renamed.keys() != state.keys()
         save_file(renamed, tmp_path / "vq" / diffusers_vq.FILE)
     found = zoo.models.vqgan.VQGAN.from_diffusers_config(
-        tmp_path / "vq", weights=str(tmp_path / "vq"), perceptual="none", disc="none"
+        tmp_path / "vq", weights=str(tmp_path / "vq"), perceptual="none", discriminator=None
     )
     assert_same_tokenizer(found, model)
 
@@ -188,7 +188,9 @@ def test_fields_that_a_diffusers_configuration_leaves_out_have_the_values_of_its
             continue
         theirs = VQModel.from_config(MINIMAL | config).state_dict()
         written(tmp_path, MINIMAL | config)
-        model = zoo.models.vqgan.VQGAN.from_diffusers_config(tmp_path, perceptual="none", disc="none", image_size=16)
+        model = zoo.models.vqgan.VQGAN.from_diffusers_config(
+            tmp_path, perceptual="none", discriminator=None, image_size=16
+        )
         torch.save(theirs, tmp_path / "diffusion_pytorch_model.bin")
         model.load_weights(tmp_path)
         assert model.hparams["norm_groups"] == config.get("norm_num_groups", 32)
@@ -317,14 +319,16 @@ def llamagen_name(name, levels):
 
 
 def test_llamagen_checkpoint(tmp_path):
-    model = stirred("vqgan_tiny", quantizer="l2", legacy=False)
+    model = stirred("vqgan_tiny", codebook={"quantizer": "l2", "legacy": False})
     state = {llamagen_name(name, 3): v for name, v in tokenizer_state(model).items()}
     assert "decoder.conv_blocks.0.res.1.conv1.weight" in state
     assert "encoder.mid.1.proj_out.bias" in state
     state["quantize.codebook_used"] = torch.zeros(65536)
     content = {"model": state, "steps": 5, "args": argparse.Namespace(vq_model="VQ-16")}
     torch.save(content, tmp_path / "vq_ds16_c2i.pt")
-    found = zoo.create_model("vqgan_tiny", quantizer="l2", legacy=False, weights=tmp_path / "vq_ds16_c2i.pt")
+    found = zoo.create_model(
+        "vqgan_tiny", codebook={"quantizer": "l2", "legacy": False}, weights=tmp_path / "vq_ds16_c2i.pt"
+    )
     assert_same_tokenizer(found, model)
     assert llamagen.rename("decoder.conv_blocks.0.attn.2.q.weight", 5) == "decoder.up.4.attn.2.q.weight"
 
@@ -376,8 +380,8 @@ def test_gumbel_and_ldm_configurations(tmp_path):
         " lr_min: 1.0e-06, lr_max: 0.9, lr_start: 0.9, max_decay_steps: 1000001, verbosity_interval: 0}\n",
     )
     model = read_config(tmp_path, gumbel)
-    assert model.hparams["quantizer"] == "gumbel"
-    assert model.tau == (0.9, 1e-6, 1_000_001)
+    assert model.hparams["codebook"].quantizer == "gumbel"
+    assert model.hparams["codebook"].tau == (0.9, 1e-6, 1_000_001)
     noattn = CONFIG.replace("dropout: 0.0", "dropout: 0.0, attn_type: none").replace(
         "taming.models.vqgan.VQModel", "ldm.models.autoencoder.VQModelInterface"
     )

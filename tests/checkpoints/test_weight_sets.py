@@ -195,7 +195,7 @@ def test_the_discriminator_of_a_llamagen_file_is_read_where_it_fits(tmp_path, ca
         expected = averaged.discriminator.state_dict()
         assert all(torch.equal(v, expected[n]) for n, v in found.discriminator.state_dict().items())
         assert "discriminator." not in found.newly_initialised
-    wider = zoo.create_model("vqgan_tiny", disc_width=16, weights=str(tmp_path / "f.pt"), **options)
+    wider = zoo.create_model("vqgan_tiny", discriminator={"width": 16}, weights=str(tmp_path / "f.pt"), **options)
     assert wider.newly_initialised["discriminator."] == "the file's has other sizes"
 
 

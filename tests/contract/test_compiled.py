@@ -25,7 +25,7 @@ def trained(name, backend):
     """The state after three steps, and the terms of the last."""
     torch._dynamo.reset()
     torch.manual_seed(0)
-    later = {"disc_start": 1} if name in GANS else {}  # the discriminator starts inside of the run
+    later = {"discriminator": {"start": 1}} if name in GANS else {}  # the discriminator starts inside of the run
     model = zoo.create_model(name, **later).train()
     batch = batch_for(model)
     if backend:

@@ -32,7 +32,7 @@ def save(model, path):
 @pytest.mark.parametrize("count", [8, 16, 32])
 @torch.no_grad()
 def test_ids_are_causal(count):
-    model = stirred(num_queries=count, vocab_size=256).eval()
+    model = stirred(num_queries=count, codebook={"vocab_size": 256}).eval()
     before = model.encode(images()).ids
     k = count // 2
     model.query_tokens[:, k] += 3 * torch.randn(24)
@@ -289,7 +289,7 @@ def test_our_own_files_are_not_taken_for_a_first_stage(tmp_path):
     path = save_weights(zoo.create_model("seed_stage2_tiny"), tmp_path / "own.safetensors")
     for other, sentence in (
         ({"detokenizer": "reverse_qformer"}, "read as ours, does not fit .* it lacks detokenizer.reverse_tokens"),
-        ({"vocab_size": 64}, "read as ours, .* quantize.embedding.weight is 32x8 in the file and 64x8"),
+        ({"codebook": {"vocab_size": 64}}, "read as ours, .* quantize.embedding.weight is 32x8 in the file and 64x8"),
         ({"num_queries": 3}, "read as ours, .* query_tokens is 1x4x24 in the file and 1x3x24"),
     ):
         with pytest.raises(ValueError, match=sentence):
@@ -342,7 +342,7 @@ def test_layers_of_the_first_stage_are_not_dropped(tmp_path):
 def test_settings_that_make_no_model(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside of the tests
     for settings, sentence in (
-        ({"codebook_init": "kmean"}, "codebook_init cannot be 'kmean'"),
+        ({"codebook": {"init": "kmean"}}, "codebook.init cannot be 'kmean'"),
         ({"num_queries": 0}, "num_queries and reverse_queries must be at least 1"),
         ({"codec_heads": 5}, "multiple of codec_heads"),
         ({"reverse_queries": 77}, "77 reverse queries need a reverse Q-Former"),

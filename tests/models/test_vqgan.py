@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from dataclasses import replace
 
 import lightning.pytorch as pl
 import pytest
@@ -40,7 +41,7 @@ def test_published_size_and_names():
 
 
 def test_before_its_start_the_discriminator_has_no_influence_and_does_not_learn(batch):
-    model = zoo.create_model("vqgan_tiny", disc_start=5).train()
+    model = zoo.create_model("vqgan_tiny", discriminator={"start": 5}).train()
     terms = model.losses(batch)
     terms["loss"].backward()
     torch.testing.assert_close(terms["loss"], terms["reconstruction"] + terms["codebook"])
@@ -50,8 +51,8 @@ def test_before_its_start_the_discriminator_has_no_influence_and_does_not_learn(
 
 def test_warm_up_trains_the_discriminator_alone(batch):
     torch.manual_seed(0)
-    alone = zoo.create_model("vqgan_tiny", disc_start=5, disc_warmup=5).train()
-    before = zoo.create_model("vqgan_tiny", disc_start=5).train()
+    alone = zoo.create_model("vqgan_tiny", discriminator={"start": 5, "warmup": 5}).train()
+    before = zoo.create_model("vqgan_tiny", discriminator={"start": 5}).train()
     before.load_state_dict(alone.state_dict())
     alone.losses(batch)["loss"].backward()
     before.losses(batch)["loss"].backward()
@@ -90,23 +91,24 @@ def fit(folder, model, ckpt=None, count=8, **options):
 
 
 SIZES = dict(model_info("vqgan_tiny").init_args)
+JUDGE = SIZES["discriminator"]
 
 
 def test_steps_are_batches_and_survive_resuming(tmp_path):
-    model = Clock(**SIZES | {"disc_start": 5, "disc_warmup": 2})
+    model = Clock(**SIZES | {"discriminator": replace(JUDGE, start=5, warmup=2)})
     trainer = fit(tmp_path, model, max_steps=4)
     assert trainer.global_step == 4
     assert len(trainer.optimizers) == 1
     assert model.seen == [(0, False, False), (1, False, False), (2, False, False), (3, False, True)]
     trainer.save_checkpoint(tmp_path / "f.ckpt")
-    again = Clock(**SIZES | {"disc_start": 5, "disc_warmup": 2})
+    again = Clock(**SIZES | {"discriminator": replace(JUDGE, start=5, warmup=2)})
     trainer = fit(tmp_path, again, ckpt=tmp_path / "f.ckpt", max_steps=7)
     assert trainer.global_step == 7
     assert again.seen == [(4, False, True), (5, True, True), (6, True, True)]
 
 
 def test_accumulated_batches_are_one_step(tmp_path):
-    model = Clock(**SIZES | {"disc_start": 1})
+    model = Clock(**SIZES | {"discriminator": replace(JUDGE, start=1)})
     trainer = fit(tmp_path, model, max_steps=2, accumulate_grad_batches=2)
     assert trainer.global_step == 2
     assert [step for step, _, _ in model.seen] == [0, 0, 1, 1]
@@ -120,7 +122,7 @@ def test_resuming_is_exact(tmp_path):
         torch.manual_seed(5)
         # with this epsilon Adam does not magnify the rounding of gradients that are zero
         optim = zoo.Optim(lr=0.1, betas=(0.5, 0.9), eps=1.0, weight_decay=0.0, schedule="constant")
-        return VQGAN(**SIZES | {"disc_start": 1, "lecam": 0.1, "optim": optim})
+        return VQGAN(**SIZES | {"discriminator": replace(JUDGE, start=1, lecam=0.1), "optim": optim})
 
     whole = make()
     fit(tmp_path, whole, count=2, max_steps=4)
@@ -216,7 +218,7 @@ def test_r1_is_the_squared_gradient_of_each_image():
 
 
 def test_perceptual_distance_is_in_the_loss_and_its_network_outside_the_state(batch):
-    model = zoo.create_model("vqgan_tiny", perceptual="lite0", perceptual_weight=2.0, disc="none").train()
+    model = zoo.create_model("vqgan_tiny", perceptual="lite0", perceptual_weight=2.0, discriminator=None).train()
     terms = model.losses(batch)
     torch.testing.assert_close(terms["reconstruction"], terms["pixel"] + 2 * terms["perceptual"])
     torch.testing.assert_close(terms["loss"], terms["reconstruction"] + terms["codebook"])
@@ -233,7 +235,7 @@ def test_a_missing_backbone_is_named_before_training_and_not_needed_for_tokens(t
 
 @pytest.mark.parametrize(("step", "tau"), [(0, 0.9), (5, 0.5), (10, 0.1), (99, 0.1)])
 def test_gumbel_follows_its_temperature(monkeypatch, step, tau):
-    model = zoo.create_model("vqgan_tiny", quantizer="gumbel", tau=(0.9, 0.1, 10))
+    model = zoo.create_model("vqgan_tiny", codebook={"quantizer": "gumbel", "tau": (0.9, 0.1, 10)})
     monkeypatch.setattr(type(model), "global_step", step)
     model.train().losses({"image": torch.rand(2, 3, 32, 32)})
     assert model.quantize.tau == pytest.approx(tau)
@@ -242,10 +244,10 @@ def test_gumbel_follows_its_temperature(monkeypatch, step, tau):
 @pytest.mark.parametrize(
     ("settings", "tokens"),
     [
-        ({"quantizer": "ema"}, 64),
-        ({"quantizer": "l2", "legacy": False}, 64),
-        ({"quantizer": "fsq", "levels": (4, 4, 4), "vocab_size": 64, "code_width": 3}, 64),
-        ({"quantizer": "lfq", "vocab_size": 64, "code_width": 6, "entropy_weight": 0.1}, 64),
+        ({"codebook": {"quantizer": "ema"}}, 64),
+        ({"codebook": {"quantizer": "l2", "legacy": False}}, 64),
+        ({"codebook": {"quantizer": "fsq", "levels": (4, 4, 4), "vocab_size": 64, "width": 3}}, 64),
+        ({"codebook": {"quantizer": "lfq", "vocab_size": 64, "width": 6, "entropy_weight": 0.1}}, 64),
     ],
 )
 def test_every_quantizer_trains_and_decodes(batch, settings, tokens):
@@ -260,10 +262,10 @@ def test_every_quantizer_trains_and_decodes(batch, settings, tokens):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"quantizer": "fsq", "levels": (4, 4)}, "16 codes of width 2"),
-        ({"quantizer": "lfq"}, "65536 codes, not 64"),
-        ({"architecture": "maskgit", "code_width": 8}, "z_channels 16 must be code_width 8"),
-        ({"r1": 1.0}, "use disc: stylegan"),
+        ({"codebook": {"quantizer": "fsq", "levels": (4, 4)}}, "16 codes of width 2"),
+        ({"codebook": {"quantizer": "lfq"}}, "65536 codes, not 64"),
+        ({"architecture": "maskgit", "codebook": {"width": 8}}, "z_channels 16 must be codebook.width 8"),
+        ({"discriminator": {"r1": 1.0}}, "set discriminator.kind to stylegan"),
         ({"image_size": 30}, "not divisible by 4"),
         ({"width": 20}, "20 channels"),
     ],
@@ -326,4 +328,4 @@ def test_bad_tokens_are_refused():
     with pytest.raises(ValueError, match=r"ids must lie in 0\.\.63"):
         model.decode(dataclasses.replace(tokens, ids=tokens.ids + 64))
     with pytest.raises(ValueError, match="another vocabulary"):
-        zoo.create_model("vqgan_tiny", vocab_size=32).decode(tokens)
+        zoo.create_model("vqgan_tiny", codebook={"vocab_size": 32}).decode(tokens)

@@ -1,6 +1,7 @@
 """VQGAN's constructor: every setting reaches what it is for, and one that would do nothing is refused."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,34 +16,46 @@ from zoo.quantizers.gumbel import GumbelQuantizer
 from zoo.quantizers.lfq import LFQ as LFQQuantizer
 from zoo.quantizers.normalised import NormalisedQuantizer
 
-FSQ = {"quantizer": "fsq", "levels": (4, 4, 4), "code_width": 3}
-LFQ = {"quantizer": "lfq", "code_width": 6}
+FSQ = {"quantizer": "fsq", "levels": (4, 4, 4), "width": 3}
+LFQ = {"quantizer": "lfq", "width": 6}
 
 
 @pytest.mark.parametrize(
-    ("settings", "sentence"),
+    ("codebook", "sentence"),
     [
         *(
             (
                 {**kind, name: value},
-                rf"{name} {value!r} does nothing with quantizer {kind['quantizer']}, .* vq, ema, l2",
+                rf"codebook\.{name} {value!r} does nothing with quantizer {kind['quantizer']}, .* vq, ema, l2",
             )
             for kind in ({"quantizer": "gumbel"}, FSQ, LFQ)
-            for name, value in (("codebook_init", "kmeans"), ("restart_threshold", 0.1))
+            for name, value in (("init", "kmeans"), ("restart_threshold", 0.1))
         ),
         *(
             ({**kind, "entropy_weight": 0.1}, r"entropy_weight 0\.1 does nothing .* for vq, l2, lfq: leave it at 0\.0")
             for kind in ({"quantizer": "gumbel"}, {"quantizer": "ema"}, FSQ)
         ),
-        ({"levels": (8, 8)}, r"levels \(8, 8\) does nothing with quantizer vq, it is for fsq"),
-        ({"restart_threshold": -0.1}, "restart_threshold .* must not be negative, got -0.1"),
-        ({"quantizer": "ema", "restart_threshold": -0.1}, "restart_threshold .* must not be negative, got -0.1"),
+        ({"levels": (8, 8)}, r"codebook\.levels \(8, 8\) does nothing with quantizer vq, it is for fsq"),
+        ({"restart_threshold": -0.1}, "codebook.restart_threshold must be a number of at least 0, got -0.1"),
         ({"quantizer": "gumbel", "tau": (0.9, 0.0, 10)}, "tau .* must stay above 0, got 0.9 to 0.0"),
         ({"quantizer": "gumbel", "tau": (-1.0, 0.1, 10)}, "tau .* must stay above 0"),
-        ({"disc": "none", "lecam": 0.1}, "lecam regularises the discriminator and disc is none"),
-        ({"disc": "none", "r1": 0.1}, "r1 regularises the discriminator and disc is none"),
-        ({"disc_start": -1}, "must not be negative, got -1 and 0"),
-        ({"disc_warmup": -2}, "must not be negative, got 0 and -2"),
+        ({"entropy_temperature": 0}, "codebook.entropy_temperature must be a number above 0, got 0"),
+        ({"decay": 1.0}, "codebook.decay must be a number of at least 0 and below 1, got 1.0"),
+        ({"width": 0}, "codebook.width must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_settings_of_the_codebook_that_would_do_nothing_are_refused(codebook, sentence):
+    with pytest.raises(ValueError, match=sentence) as caught:
+        zoo.create_model("vqgan_tiny", codebook=codebook)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"discriminator": {"start": -1}}, "discriminator.start must be a whole number of at least 0, got -1"),
+        ({"discriminator": {"warmup": -2}}, "discriminator.warmup must be a whole number of at least 0, got -2"),
+        ({"discriminator": {"r1": -1.0}}, "discriminator.r1 must be a number of at least 0"),
         ({"attention": (8, 12)}, "attention 12 matches no level, whose sides at 32 px are 32, 16, 8"),
         ({"image_size": 64}, "attention 8 matches no level, whose sides at 64 px are 64, 32, 16"),
     ],
@@ -63,30 +76,31 @@ def test_every_preset_is_built():
 
 # ---------------------------------------------------------------- codes
 
-CODES = {"code_width": 6, "beta": 0.35, "codebook_init": "kmeans", "restart_threshold": 0.25}
+CODES = {"width": 6, "beta": 0.35, "init": "kmeans", "restart_threshold": 0.25}
+ENTROPY = {"entropy_weight": 0.2, "entropy_temperature": 0.5}
 
 
 @pytest.mark.parametrize(
     ("settings", "kind", "expected"),
     [
-        ({"quantizer": "vq", **CODES, "legacy": False, "entropy_weight": 0.2}, VectorQuantizer, {"legacy": False}),
-        ({"quantizer": "l2", **CODES, "legacy": True, "entropy_weight": 0.2}, NormalisedQuantizer, {"legacy": True}),
-        ({"quantizer": "ema", **CODES, "codebook_decay": 0.7}, EMAQuantizer, {"decay": 0.7}),
+        ({"quantizer": "vq", **CODES, "legacy": False, **ENTROPY, "decay": 0.7}, VectorQuantizer, {"legacy": False}),
+        ({"quantizer": "l2", **CODES, "legacy": True, **ENTROPY}, NormalisedQuantizer, {"legacy": True}),
+        ({"quantizer": "ema", **CODES, "decay": 0.7}, EMAQuantizer, {"decay": 0.7}),
         ({"quantizer": "gumbel", "kl_weight": 0.03, "tau": (0.8, 0.2, 9)}, GumbelQuantizer, {"kl_weight": 0.03}),
         ({**FSQ, "levels": (2, 4, 8)}, FSQQuantizer, {"levels": (2, 4, 8)}),
-        ({**LFQ, "beta": 0.35, "entropy_weight": 0.2}, LFQQuantizer, {"bits": 6}),
+        ({**LFQ, "beta": 0.35, **ENTROPY}, LFQQuantizer, {"bits": 6, "temperature": 0.5}),
     ],
 )
 def test_settings_reach_the_quantizer(settings, kind, expected):
-    quantizer = zoo.create_model("vqgan_tiny", **settings).quantize
+    quantizer = zoo.create_model("vqgan_tiny", codebook=settings).quantize
     assert type(quantizer) is kind
     assert quantizer.vocab_size == 64
-    renamed = {"codebook_init": "kmeans_init", "code_width": "dim", "codebook_decay": "decay"}
+    renamed = {"init": "kmeans_init", "width": "dim"}
+    renamed |= {"entropy_temperature": "temperature"} if kind is LFQQuantizer else {}
     found = {"dim": 16} if kind is GumbelQuantizer else {}
     for name, value in settings.items():
-        name = renamed.get(name, name)
         if name not in ("quantizer", "levels", "tau"):
-            found[name] = True if value == "kmeans" else value
+            found[renamed.get(name, name)] = True if value == "kmeans" else value
     for name, value in (found | expected).items():
         assert getattr(quantizer, name) == value, name
     if kind is GumbelQuantizer:
@@ -95,7 +109,7 @@ def test_settings_reach_the_quantizer(settings, kind, expected):
 
 @pytest.mark.parametrize("name", ["vq", "l2", "ema"])
 def test_by_default_codes_start_at_random_and_stay(name):
-    quantizer = zoo.create_model("vqgan_tiny", quantizer=name).quantize
+    quantizer = zoo.create_model("vqgan_tiny", codebook={"quantizer": name}).quantize
     assert not quantizer.kmeans_init
     assert quantizer.restart_threshold == 0
     assert quantizer.decay == 0.99
@@ -117,10 +131,7 @@ def batch():
     return {"image": torch.rand(4, 3, 32, 32)}
 
 
-WEIGHTS = {
-    "disc": "stylegan", "r1": 0.5, "lecam": 0.3, "codebook_weight": 0.7, "disc_weight": 0.6, "disc_factor": 0.4,
-    "adversarial": "hinge",
-}  # fmt: skip
+WEIGHTS = {"kind": "stylegan", "r1": 0.5, "lecam": 0.3, "weight": 0.6, "factor": 0.4, "loss": "hinge"}
 
 
 def judged(model, batch):
@@ -135,7 +146,9 @@ def judged(model, batch):
 
 
 def test_the_loss_is_the_weighted_sum_of_all_terms(batch):
-    model = zoo.create_model("vqgan_tiny", adaptive=False, **WEIGHTS).train()
+    model = zoo.create_model(
+        "vqgan_tiny", codebook={"weight": 0.7}, discriminator=WEIGHTS | {"adaptive": False}
+    ).train()
     model.lecam_means.copy_(torch.tensor([0.5, -1.0]))  # of images, of reconstructions
     real, fake, gradient = judged(model, batch)
     terms = model.losses(batch)
@@ -162,7 +175,8 @@ def test_the_loss_is_the_weighted_sum_of_all_terms(batch):
 def test_what_is_logged_is_what_taming_logs(batch, factor, training, kind, adaptive):
     """Its d_weight and g_loss know nothing of disc_factor, which is logged by itself; its disc_loss is multiplied."""
     model = zoo.create_model(
-        "vqgan_tiny", disc_factor=factor, disc_weight=0.6, adaptive=adaptive, adversarial=kind, disc="stylegan"
+        "vqgan_tiny",
+        discriminator={"factor": factor, "weight": 0.6, "adaptive": adaptive, "loss": kind, "kind": "stylegan"},
     ).train(training)
     output = model.pixels(model.quantize(model.features(batch["image"])).vectors)
     target = 2 * batch["image"] - 1
@@ -188,9 +202,9 @@ def test_what_is_logged_is_what_taming_logs(batch, factor, training, kind, adapt
 @pytest.mark.parametrize("factor", [0.0, 0.5, 1.0, 2.0])
 def test_before_its_start_nothing_adversarial_is_logged_and_in_the_warm_up_the_discriminator_alone(batch, factor):
     """taming logs a disc_loss of 0 and weights that multiply nothing there, for which the discriminator would run."""
-    before = zoo.create_model("vqgan_tiny", disc_factor=factor, disc_start=5).train()
+    before = zoo.create_model("vqgan_tiny", discriminator={"factor": factor, "start": 5}).train()
     assert not {"generator", "generator_weight", "discriminator", "disc_factor"} & set(before.losses(batch))
-    warm = zoo.create_model("vqgan_tiny", disc_factor=factor, disc_start=5, disc_warmup=5).train()
+    warm = zoo.create_model("vqgan_tiny", discriminator={"factor": factor, "start": 5, "warmup": 5}).train()
     terms = warm.losses(batch)
     assert not {"generator", "generator_weight"} & set(terms)
     assert terms["disc_factor"] == factor
@@ -208,7 +222,7 @@ def test_validation_before_the_start_says_nothing_of_an_untrained_discriminator(
         def validation_step(self, batch, batch_idx):
             seen[self.global_step] = set(self.losses(batch))
 
-    model = Watched(**vqgan.TINY | {"disc_start": 2})
+    model = Watched(**vqgan.TINY | {"discriminator": replace(vqgan.TINY["discriminator"], start=2)})
     trainer = quiet_trainer(tmp_path, max_steps=3, val_check_interval=1, check_val_every_n_epoch=None)
     trainer.fit(model, RandomImageData(24, 32, 8))
     assert ["discriminator" in seen[step] for step in (1, 2, 3)] == [False, True, True]
@@ -217,7 +231,7 @@ def test_validation_before_the_start_says_nothing_of_an_untrained_discriminator(
 
 def test_the_adaptive_weight_multiplies(batch):
     """Eq. 7: disc_weight times the ratio of the gradients at the last layer."""
-    model = zoo.create_model("vqgan_tiny", adaptive=True, **WEIGHTS).train()
+    model = zoo.create_model("vqgan_tiny", codebook={"weight": 0.7}, discriminator=WEIGHTS | {"adaptive": True}).train()
     with torch.no_grad():
         model.discriminator.logit.weight.mul_(3)  # away from a ratio of one
     output = model.pixels(model.quantize(model.features(batch["image"])).vectors)
@@ -231,7 +245,7 @@ def test_the_adaptive_weight_multiplies(batch):
 @pytest.mark.parametrize("architecture", ["taming", "maskgit"])
 @pytest.mark.parametrize(("kind", "power"), [("l1", 1), ("l2", 2)])
 def test_pixel_loss_on_the_pixels_that_the_networks_see(batch, architecture, kind, power):
-    model = zoo.create_model("vqgan_tiny", architecture=architecture, pixel_loss=kind, disc="none").eval()
+    model = zoo.create_model("vqgan_tiny", architecture=architecture, pixel_loss=kind, discriminator=None).eval()
     with torch.no_grad():
         output = model.pixels(model.quantize(model.features(batch["image"])).vectors)
         terms = model.losses(batch)
@@ -243,7 +257,7 @@ def test_pixel_loss_on_the_pixels_that_the_networks_see(batch, architecture, kin
 @pytest.mark.parametrize("architecture", ["taming", "maskgit"])
 def test_the_perceptual_network_sees_pixels_in_the_unit_range(batch, architecture):
     """Both LPIPS scale [0, 1] by themselves; [-1, 1] would be scaled twice (T7)."""
-    model = zoo.create_model("vqgan_tiny", architecture=architecture, perceptual="lite0", disc="none").eval()
+    model = zoo.create_model("vqgan_tiny", architecture=architecture, perceptual="lite0", discriminator=None).eval()
     model.perceptual_distance(batch["image"], batch["image"])
     seen = []
     model.frozen["perceptual"].register_forward_pre_hook(lambda module, args: seen.append(args))
@@ -283,8 +297,8 @@ def test_published_configurations(name):
         tuple(width // 128 for width in widths),
         tuple(i for i, level in enumerate(model.encoder.down) if len(level.attn)),
         any(name.startswith("encoder.mid.attn_1") for name in model.state_dict()),
-        model.quant_conv.in_channels, model.quantize.vocab_size, model.quantize.dim, model.disc_start,
-        model.disc_weight,
+        model.quant_conv.in_channels, model.quantize.vocab_size, model.quantize.dim,
+        model.adversarial.start, model.adversarial.weight,
     )  # fmt: skip
     assert found == PUBLISHED[name]
     assert [i for i, level in enumerate(model.decoder.up) if len(level.attn)] == list(found[1])

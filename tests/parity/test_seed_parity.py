@@ -1,6 +1,7 @@
 """SEED's tokenizer against recorded outputs of the published code: both de-tokenizers, losses, the first stage."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from safetensors import safe_open
 
 import zoo
 from zoo.losses.contrastive import contrastive_loss, same_image
-from zoo.models.seed_stage2 import SEEDTokenizer
+from zoo.models.seed_stage2 import CODEBOOK, SEEDTokenizer
 from zoo.nn.eva_vit import EvaViT
 from zoo.nn.qformer import QFormer
 from zoo.nn.qformer_masks import causal_mask, itc_mask
@@ -48,8 +49,9 @@ def recorded(request, tmp_path):
     model = SEEDTokenizer(
         image_size=c["img_size"] // 7 * 8, vision=f"tiny_random:{v['embed_dim']}", num_queries=c["num_query_token"],
         width=q["hidden_size"], depth=q["num_hidden_layers"], heads=q["num_attention_heads"],
-        mlp_width=q["intermediate_size"], cross_every=c["cross_attention_freq"], vocab_size=c["n_embed"],
-        code_width=c["codebook_embed_dim"], codec_depth=c["decode_depth"], codec_heads=c["blocks_num_heads"],
+        mlp_width=q["intermediate_size"], cross_every=c["cross_attention_freq"], 
+        codebook=replace(CODEBOOK, vocab_size=c["n_embed"], width=c["codebook_embed_dim"]),
+        codec_depth=c["decode_depth"], codec_heads=c["blocks_num_heads"],
         detokenizer="reverse_qformer" if c["use_qformer_image"] else "mlp", reverse_depth=c["reverse_layers"],
         embedding_width=c["image_features_dim"], weights=str(tmp_path / "seed_quantizer.pt"),
     ).eval()  # fmt: skip

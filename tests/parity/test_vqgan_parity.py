@@ -1,6 +1,7 @@
 """VQGAN against recorded outputs of taming-transformers and MaskGIT, stage by stage, and against diffusers, live."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from safetensors import safe_open
 
 from zoo.checkpoints.published import diffusers_vq, maskgit_flax
 from zoo.losses import adversarial as gan
-from zoo.models.vqgan import VQGAN
+from zoo.losses.discriminator import Discriminator
+from zoo.models.vqgan import TAMING_CODEBOOK, VQGAN
 from zoo.nn.patchgan import PatchGAN
+from zoo.quantizers.codebook import Codebook
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -40,13 +43,14 @@ def recorded(name):
     )
 
 
-def taming(sizes, state, **options):
+def taming(sizes, state, **codes):
     """A VQGAN of the sizes of a taming constructor, with its weights loaded strictly."""
     dd = sizes["ddconfig"]
     model = VQGAN(
         image_size=dd["resolution"], width=dd["ch"], multipliers=tuple(dd["ch_mult"]), blocks=dd["num_res_blocks"],
-        attention=tuple(dd["attn_resolutions"]), z_channels=dd["z_channels"], vocab_size=sizes["n_embed"],
-        code_width=sizes["embed_dim"], perceptual="none", disc="none", **options,
+        attention=tuple(dd["attn_resolutions"]), z_channels=dd["z_channels"], 
+        codebook=replace(TAMING_CODEBOOK, vocab_size=sizes["n_embed"], width=sizes["embed_dim"], **codes),
+        perceptual="none", discriminator=None,
     )  # fmt: skip
     model.load_state_dict(state)
     return model.eval()
@@ -158,10 +162,13 @@ class Recorded(VQGAN):
 def test_a_whole_step_of_both_networks(disc, when):
     sizes, a, state, _ = disc
     model = Recorded(
-        image_size=32, width=32, multipliers=(1,), blocks=1, attention=(), z_channels=4, code_width=4, vocab_size=4,
-        perceptual="lite0", perceptual_weight=sizes["perceptual_weight"], disc_width=sizes["ndf"],
-        disc_layers=sizes["n_layers"], disc_start=1 if when == "before" else 0, disc_weight=sizes["disc_weight"],
-        disc_factor=sizes["disc_factor"], codebook_weight=sizes["codebook_weight"],
+        image_size=32, width=32, multipliers=(1,), blocks=1, attention=(), z_channels=4,
+        codebook=Codebook(4, 4, legacy=True, weight=sizes["codebook_weight"]),
+        perceptual="lite0", perceptual_weight=sizes["perceptual_weight"],
+        discriminator=Discriminator(
+            width=sizes["ndf"], layers=sizes["n_layers"], start=1 if when == "before" else 0,
+            weight=sizes["disc_weight"], factor=sizes["disc_factor"],
+        ),
     ).train()  # fmt: skip
     model.discriminator.load_state_dict(state)
     weight = torch.nn.Parameter(a["in.last_weight"].clone())
@@ -172,8 +179,8 @@ def test_a_whole_step_of_both_networks(disc, when):
     perceptual = model.perceptual_distance(unit(output), unit(target)).mean()
     distance = F.l1_loss(output, target) + model.perceptual_weight * perceptual
     close(distance, a[f"out.g_{when}.nll_loss"], 2e-5)
-    added, terms = model.adversarial_terms(model.discriminator, target, output, distance)
-    total = distance + model.codebook_weight * a["in.codebook_loss"] + added
+    added, terms = model.adversarial_terms(target, output, distance)
+    total = distance + model.codebook_settings.weight * a["in.codebook_loss"] + added
     generator = total - (terms["discriminator"] if terms else 0.0)
     close(generator, a[f"out.g_{when}.loss"], 2e-5)
     total.backward()
@@ -198,9 +205,8 @@ def test_validation_has_no_adversarial_term(disc):
         blocks=1,
         attention=(),
         z_channels=4,
-        code_width=4,
-        vocab_size=4,
-        disc_width=sizes["ndf"],
+        codebook=Codebook(4, 4, legacy=True),
+        discriminator=Discriminator(width=sizes["ndf"]),
         perceptual="lite0",
     ).eval()
     model.discriminator.load_state_dict(state)
@@ -208,7 +214,7 @@ def test_validation_has_no_adversarial_term(disc):
         output = a["out.rec"]
         distance = F.l1_loss(output, a["in.real"])
         distance = distance + model.perceptual_distance(unit(output), unit(a["in.real"])).mean()
-        added, _ = model.adversarial_terms(model.discriminator, a["in.real"], output, distance)
+        added, _ = model.adversarial_terms(a["in.real"], output, distance)
     assert added == 0
     assert a["out.val.d_weight"] == 0
     close(distance + sizes["codebook_weight"] * a["in.codebook_loss"], a["out.val.loss"], 2e-5)
@@ -220,9 +226,11 @@ def maskgit():
     v = sizes["vqvae"]
     model = VQGAN(
         image_size=32, architecture="maskgit", width=v["filters"], multipliers=tuple(v["channel_multipliers"]),
-        blocks=v["num_res_blocks"], z_channels=v["embedding_dim"], code_width=v["embedding_dim"],
-        vocab_size=v["codebook_size"], beta=v["commitment_cost"], legacy=False, entropy_weight=v["entropy_loss_ratio"],
-        perceptual="none", disc="none",
+        blocks=v["num_res_blocks"], z_channels=v["embedding_dim"], 
+        codebook=Codebook(
+            v["codebook_size"], v["embedding_dim"], beta=v["commitment_cost"], entropy_weight=v["entropy_loss_ratio"],
+        ),
+        perceptual="none", discriminator=None,
     )  # fmt: skip
     assert model.quantize.entropy_temperature == v["entropy_temperature"]
     leaves = {name.removeprefix("flax/"): value for name, value in a.items() if name.startswith("flax/")}
@@ -260,7 +268,7 @@ def test_diffusers_vqmodel_live(tmp_path, mid_attention):
     torch.manual_seed(0)
     model = VQGAN(
         image_size=32, width=32, multipliers=(1, 2, 2), blocks=2, attention=(16, 8), mid_attention=mid_attention,
-        z_channels=8, vocab_size=40, code_width=6, perceptual="none", disc="none",
+        z_channels=8, codebook=replace(TAMING_CODEBOOK, vocab_size=40, width=6), perceptual="none", discriminator=None,
     ).eval()  # fmt: skip
     with torch.no_grad():
         for parameter in model.parameters():
@@ -280,6 +288,6 @@ def test_diffusers_vqmodel_live(tmp_path, mid_attention):
         close(model.decode(tokens), unit(decoded).clamp(0, 1), 1e-4)
     theirs.save_pretrained(tmp_path / "theirs")
     again = VQGAN.from_diffusers_config(
-        tmp_path / "theirs", weights=str(tmp_path / "theirs"), perceptual="none", disc="none"
+        tmp_path / "theirs", weights=str(tmp_path / "theirs"), perceptual="none", discriminator=None
     )
     torch.testing.assert_close(dict(again.state_dict()), dict(model.state_dict()), rtol=0, atol=0)

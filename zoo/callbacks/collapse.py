@@ -15,14 +15,16 @@ from zoo.tokens.abilities import CodeSources
 
 TOKENS_PER_CODE = 4  # a window has at least that many on average: fewer say little about a large codebook
 REMEDY = (
-    "start the codes from k-means on the data (codebook_init=kmeans), move unused ones (restart_threshold), lower the "
-    "learning rate, or take fewer codes"
+    "start the codes from k-means on the data (codebook.init=kmeans), move unused ones (codebook.restart_threshold), "
+    "lower the learning rate, or take fewer codes"
 )
 OTHER_REMEDY = (
     "start the codes from k-means on the data (codebook_init=kmeans), let the loss ask for different ones "
     "(marginal_entropy), lower the learning rate, or take fewer codes"
 )
-GUMBEL_REMEDY = "raise the weight of its KL divergence (kl_weight), lower the learning rate, or take fewer codes"
+GUMBEL_REMEDY = (
+    "raise the weight of its KL divergence (codebook.kl_weight), lower the learning rate, or take fewer codes"
+)
 
 
 def _ids_of(output: Quantized) -> Tensor:

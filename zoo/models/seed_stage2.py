@@ -16,6 +16,7 @@ Equations: Section 3.2.2 quantization and reconstruction -> `SEEDTokenizer.losse
 Section 3.2.2 generation embedding -> `SEEDTokenizer.decode`, `zoo.nn.seed_codec.Detokenizer`.
 """
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 
 from zoo.checkpoints.published import seed
 from zoo.choices import one_of
+from zoo.init_args import Moved
 from zoo.module import ZooModule
 from zoo.nn.qformer import QFormer
 from zoo.nn.qformer_masks import causal_mask
@@ -32,12 +34,14 @@ from zoo.nn.seed_codec import Detokenizer, codec_blocks, task_layer
 from zoo.optim import Optim
 from zoo.presets import Weights, register
 from zoo.quantizers.base import count_codes, update_codebooks
-from zoo.quantizers.gradient import VectorQuantizer
+from zoo.quantizers.by_name import make_quantizer
+from zoo.quantizers.codebook import Codebook
 from zoo.tokens import Segment, Tokens, TokenSpec, as_pixels, evaluating
 from zoo.tokens.batch import Batch, images_of
 from zoo.vision.encoders import LN_VISION_EPS, vision_tower
 from zoo.vision.teachers import image_embedder
 
+CODEBOOK = Codebook(8192, 32, legacy=True, weight=5.0)
 FROZEN = ("Qformer", "query_tokens", "ln_vision")  # in the second stage, which trains the codec around them
 
 
@@ -56,10 +60,8 @@ class SEEDTokenizer(ZooModule):
         cross_every: layers ``0, n, 2n, ...`` read the image.
         dropout: of hidden states and attention, where the Q-Former is in training mode.
         frozen_eval: keep the frozen Q-Former in eval mode; False leaves its dropout on, as published.
-        vocab_size: codes.
-        code_width: of a code.
-        codebook_init: ``random`` as published, or ``kmeans`` on the first batch.
-        restart_threshold: codes whose running mean of uses per step falls below move; 0 for never, as published.
+        codebook: codes and quantizer (``vq`` as published, ``l2`` or ``ema``), see
+            :class:`zoo.quantizers.codebook.Codebook`; its ``weight`` is that of the quantization loss.
         codec_depth: transformer blocks on each side of the codes.
         codec_heads: their attention heads.
         codec_mlp_ratio: hidden units of their MLPs as a multiple of ``width``.
@@ -69,7 +71,6 @@ class SEEDTokenizer(ZooModule):
         teacher: whose vector of the image is to be decoded, see :func:`zoo.vision.teachers.image_embedder`; ``vision``
             is the mean of the image encoder's own tokens; None where there is only inference.
         embedding_width: of that vector.
-        vq_weight: of the quantization loss.
         reconstruction_weight: of the cosine loss on the causal embeddings.
         generation_weight: of the squared error of the generation embedding.
         vision_cache: images whose features are kept, for data without augmentation.
@@ -77,6 +78,12 @@ class SEEDTokenizer(ZooModule):
         weights: start from these: a registry name or a path, of this model or of the first stage.
     """
 
+    moved = (
+        Moved("codebook", {
+            "vocab_size": "vocab_size", "code_width": "width", "codebook_init": "init",
+            "restart_threshold": "restart_threshold", "vq_weight": "weight",
+        }),
+    )  # fmt: skip
     spec: TokenSpec
 
     def __init__(
@@ -92,10 +99,7 @@ class SEEDTokenizer(ZooModule):
         cross_every: int = 2,
         dropout: float = 0.1,
         frozen_eval: bool = True,
-        vocab_size: int = 8192,
-        code_width: int = 32,
-        codebook_init: Literal["random", "kmeans"] = "random",
-        restart_threshold: float = 0.0,
+        codebook: Codebook = CODEBOOK,
         codec_depth: int = 4,
         codec_heads: int = 12,
         codec_mlp_ratio: float = 4.0,
@@ -104,7 +108,6 @@ class SEEDTokenizer(ZooModule):
         reverse_depth: int = 4,
         teacher: str | None = None,
         embedding_width: int = 1024,
-        vq_weight: float = 5.0,
         reconstruction_weight: float = 2.0,
         generation_weight: float = 0.5,
         vision_cache: int = 0,
@@ -112,7 +115,7 @@ class SEEDTokenizer(ZooModule):
         weights: str | None = None,
     ):
         super().__init__(optim)
-        one_of("codebook_init", codebook_init, ("random", "kmeans"))
+        one_of("codebook.quantizer of SEED", codebook.quantizer, ("vq", "l2", "ema"))
         if min(num_queries, reverse_queries) < 1 or width % codec_heads:
             raise ValueError(
                 f"num_queries and reverse_queries must be at least 1 and width a multiple of codec_heads, got "
@@ -121,7 +124,8 @@ class SEEDTokenizer(ZooModule):
         if detokenizer == "mlp" and reverse_queries != 1:
             raise ValueError(f"{reverse_queries} reverse queries need a reverse Q-Former: set detokenizer to that")
         self.image_size, self.causal, self.frozen_eval = image_size, causal, frozen_eval
-        self.loss_weights = {"vq": vq_weight, "reconstruction": reconstruction_weight, "generation": generation_weight}
+        weights_of_losses = (codebook.weight, reconstruction_weight, generation_weight)
+        self.loss_weights = dict(zip(("vq", "reconstruction", "generation"), weights_of_losses, strict=True))
         tower = vision_tower(vision, image_size, vision_cache)
         self.add_frozen("vision", tower, role="vectors")
         self.teacher, width_of_target = teacher, tower.width
@@ -135,12 +139,9 @@ class SEEDTokenizer(ZooModule):
         self.Qformer = QFormer(
             width, depth, heads, mlp_width, tower.width, vocab_size=0, cross_every=cross_every, dropout=dropout
         )
-        self.encode_task_layer = task_layer(width, code_width)
-        self.quantize = VectorQuantizer(
-            vocab_size, code_width, legacy=True, kmeans_init=codebook_init == "kmeans",
-            restart_threshold=restart_threshold,
-        )  # fmt: skip
-        self.decode_task_layer = task_layer(code_width, width)
+        self.encode_task_layer = task_layer(width, codebook.width)
+        self.quantize = make_quantizer(codebook)
+        self.decode_task_layer = task_layer(codebook.width, width)
         self.pos_embed = nn.Parameter(torch.zeros(1, num_queries, width))
         self.blocks = codec_blocks(width, codec_depth, codec_heads, codec_mlp_ratio)
         self.pos_embed_image = nn.Parameter(torch.zeros(1, num_queries, width))
@@ -153,7 +154,7 @@ class SEEDTokenizer(ZooModule):
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(not name.startswith(FROZEN))
         self.spec = TokenSpec(
-            segments=(Segment("tokens", (num_queries,), size=vocab_size),), dim=code_width,
+            segments=(Segment("tokens", (num_queries,), size=codebook.vocab_size),), dim=codebook.width,
             order="causal" if causal else "set", decodes="embedding",
         )  # fmt: skip
         self.load_weights(weights)
@@ -316,14 +317,15 @@ SEEDTokenizer.formats = (seed.PUBLISHED, seed.FIRST_STAGE)
 PAPER = "arXiv:2307.08041"
 register(
     "seed_stage2_tiny", SEEDTokenizer, paper=PAPER, image_size=32, vision="tiny_random", num_queries=4, width=24,
-    depth=2, heads=2, mlp_width=48, dropout=0.0, vocab_size=32, code_width=8, codec_depth=1, codec_heads=2,
-    teacher="tiny_random", embedding_width=16, optim=Optim(lr=3e-3),
+    depth=2, heads=2, mlp_width=48, dropout=0.0, codebook=replace(CODEBOOK, vocab_size=32, width=8), codec_depth=1,
+    codec_heads=2, teacher="tiny_random", embedding_width=16, optim=Optim(lr=3e-3),
 )  # fmt: skip
 register(
     "seed_stage2_emoji", SEEDTokenizer, paper=PAPER, recipe="seed_stage2.yaml", image_size=128, vision="lite0",
-    num_queries=16, width=384, depth=3, mlp_width=128, cross_every=2, vocab_size=512, code_width=16,
-    codebook_init="kmeans", restart_threshold=1.0, codec_depth=1, codec_heads=6, codec_mlp_ratio=0.5, teacher="vision",
-    embedding_width=1280, reconstruction_weight=4.0, generation_weight=10.0, vision_cache=2000,
+    num_queries=16, width=384, depth=3, mlp_width=128, cross_every=2,
+    codebook=replace(CODEBOOK, vocab_size=512, width=16, init="kmeans", restart_threshold=1.0), codec_depth=1,
+    codec_heads=6, codec_mlp_ratio=0.5, teacher="vision", embedding_width=1280,
+    reconstruction_weight=4.0, generation_weight=10.0, vision_cache=2000,
     optim=Optim(lr=1e-3, min_lr=1e-5, weight_decay=0.01, warmup_steps=50),
     weights={
         "emoji": Weights(file="seed_stage2_emoji.safetensors", note="recipes/seed_stage2.yaml on Twemoji, 128 px"),

@@ -16,10 +16,11 @@ the discriminator's batch statistics are those of all processes together. Before
 run, so its running statistics start then. Gumbel codes in eval mode are the most likely ones; taming's are sampled.
 
 Equations: Eq. 2-3 -> `VQGAN.encode`; Eq. 4 -> `zoo.quantizers.gradient`; Eq. 5 -> `zoo.losses.adversarial`;
-Eq. 6 -> `VQGAN.losses`; Eq. 7 -> `losses.adversarial.adaptive_weight`.
+Eq. 6 -> `VQGAN.losses`, `zoo.losses.discriminator.adversarial_terms`; Eq. 7 ->
+`zoo.losses.adversarial.adaptive_weight`.
 """
 
-import sys
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 from typing import Any, Literal
@@ -33,24 +34,23 @@ from torch._functorch import config as aot_autograd
 
 from zoo.checkpoints.published import diffusers_vq, llamagen, maskgit_flax, taming
 from zoo.choices import one_of
-from zoo.distributed import mean_over_ranks
-from zoo.losses import adversarial as gan
+from zoo.init_args import Moved, as_init_args, migrate_and_say
+from zoo.losses.discriminator import Discriminator, add_discriminator, adversarial_terms, current_step
 from zoo.losses.perceptual import LPIPS, LPIPSLite0
 from zoo.module import ZooModule
 from zoo.nn.maskgit_autoencoder import MaskGITDecoder, MaskGITEncoder
-from zoo.nn.patchgan import PatchGAN
-from zoo.nn.stylegan_discriminator import StyleGANDiscriminator
 from zoo.nn.taming import TamingDecoder, TamingEncoder
 from zoo.optim import Optim, cosine
 from zoo.presets import Weights, register
 from zoo.quantizers.base import update_codebooks
 from zoo.quantizers.by_name import make_quantizer
+from zoo.quantizers.codebook import Codebook
 from zoo.quantizers.gradient import VectorQuantizer
 from zoo.quantizers.gumbel import GumbelQuantizer
 from zoo.tokens import Segment, Tokens, TokenSpec, as_pixels, id_range
 from zoo.tokens.batch import Batch, images_of
 
-LECAM_DECAY = 0.999  # of the running means of logits, as in bytedance/1d-tokenizer
+TAMING_CODEBOOK = Codebook(legacy=True, kl_weight=1e-8, tau=(0.9, 1e-6, 1_000_001))
 NO_DISCRIMINATOR = "these weights are for tokens and pixels only; training starts a new discriminator"
 
 
@@ -71,42 +71,32 @@ class VQGAN(ZooModule):
         norm_groups: of the normalisation in taming's networks; fewer than the published 32 for narrow networks, where a
             group of one channel would lose the brightness of flat areas.
         z_channels: channels between the networks and the 1x1 convolutions around the codebook.
-        vocab_size: codes.
-        code_width: width of a code.
-        quantizer: ``vq`` (codes trained by gradients), ``ema`` (running means), ``gumbel``, ``l2`` (vq on the unit
-            sphere), ``fsq`` or ``lfq``.
-        beta: weight of the commitment loss.
-        legacy: put beta on the codebook loss instead, as in all published weights of taming and LDM.
-        levels: of ``fsq``, per channel.
-        entropy_weight: of the entropy loss of ``vq``, ``l2`` and ``lfq``.
-        kl_weight: of the KL divergence of ``gumbel``.
-        tau: temperature of ``gumbel``: start, end, steps of the cosine between them.
-        codebook_decay: of the running means of ``ema``.
-        codebook_init: ``random`` as published, or ``kmeans`` on the first training batch.
-        restart_threshold: codes that are used less often per step than this move to a vector of the batch; 0 for
-            never, as published.
-        codebook_weight: of the quantizer's loss.
+        codebook: codes and quantizer, see :class:`zoo.quantizers.codebook.Codebook`.
         pixel_loss: ``l1`` or ``l2``, on the pixels that the networks see: [-1, 1], with ``maskgit`` [0, 1].
         perceptual: ``lpips_vgg`` as published, ``lite0`` (LPIPS on EfficientNet-Lite0, needs no download) or ``none``.
         perceptual_backbone: file with the weights of torchvision's VGG-16; None looks in torch's hub folder.
         perceptual_weight: of the perceptual loss.
-        adversarial: ``hinge``, ``vanilla`` or ``non_saturating`` losses.
-        disc: the discriminator: ``patchgan``, ``stylegan`` (as in MaskGIT) or ``none``.
-        disc_width: channels of its first convolution.
-        disc_layers: strided convolutions of ``patchgan``.
-        disc_start: optimizer step, i.e. batch, from which the adversarial loss counts.
-        disc_warmup: train the discriminator this many steps earlier; 0 as published, where it starts untrained.
-        disc_weight: weight of the generator's adversarial loss.
-        disc_factor: a second factor, on the discriminator's loss too.
-        adaptive: multiply ``disc_weight`` with the ratio of gradients of Eq. 7.
-        lecam: weight of LeCam regularisation.
-        r1: weight of the gradient penalty, for ``stylegan``.
+        discriminator: see :class:`zoo.losses.discriminator.Discriminator`; None trains without one.
         optim: optimizer and schedule of both networks.
         weights: start from these: a registry name or a path.
     """
 
     training_only = ("discriminator", "lecam_means")
     must_match = ("norm_groups",)
+    moved = (
+        Moved("codebook", {
+            "vocab_size": "vocab_size", "code_width": "width", "quantizer": "quantizer", "beta": "beta",
+            "legacy": "legacy", "levels": "levels", "entropy_weight": "entropy_weight", "kl_weight": "kl_weight",
+            "tau": "tau", "codebook_decay": "decay", "codebook_init": "init", "restart_threshold": "restart_threshold",
+            "codebook_weight": "weight",
+        }),
+        Moved("discriminator", {
+            "disc": "kind", "disc_width": "width", "disc_layers": "layers", "adversarial": "loss",
+            "disc_start": "start", "disc_warmup": "warmup", "disc_weight": "weight", "disc_factor": "factor",
+            "adaptive": "adaptive", "lecam": "lecam", "r1": "r1",
+        }, none=("kind", "none")),
+    )  # fmt: skip
+    discriminator: nn.Module | None
     spec: TokenSpec
 
     def __init__(
@@ -121,34 +111,12 @@ class VQGAN(ZooModule):
         mid_attention: bool = True,
         norm_groups: int = 32,
         z_channels: int = 256,
-        vocab_size: int = 1024,
-        code_width: int = 256,
-        quantizer: Literal["vq", "ema", "gumbel", "l2", "fsq", "lfq"] = "vq",
-        beta: float = 0.25,
-        legacy: bool = True,
-        levels: tuple[int, ...] = (),
-        entropy_weight: float = 0.0,
-        kl_weight: float = 1e-8,
-        tau: tuple[float, float, int] = (0.9, 1e-6, 1_000_001),
-        codebook_decay: float = 0.99,
-        codebook_init: Literal["random", "kmeans"] = "random",
-        restart_threshold: float = 0.0,
-        codebook_weight: float = 1.0,
+        codebook: Codebook = TAMING_CODEBOOK,
         pixel_loss: Literal["l1", "l2"] = "l1",
         perceptual: Literal["lpips_vgg", "lite0", "none"] = "lpips_vgg",
         perceptual_backbone: str | None = None,
         perceptual_weight: float = 1.0,
-        adversarial: Literal["hinge", "vanilla", "non_saturating"] = "hinge",
-        disc: Literal["patchgan", "stylegan", "none"] = "patchgan",
-        disc_width: int = 64,
-        disc_layers: int = 3,
-        disc_start: int = 0,
-        disc_warmup: int = 0,
-        disc_weight: float = 0.8,
-        disc_factor: float = 1.0,
-        adaptive: bool = True,
-        lecam: float = 0.0,
-        r1: float = 0.0,
+        discriminator: Discriminator | None = Discriminator(),
         optim: Optim = Optim(lr=4.5e-6, betas=(0.5, 0.9), weight_decay=0.0, schedule="constant"),
         weights: str | None = None,
     ):
@@ -163,12 +131,8 @@ class VQGAN(ZooModule):
         self.image_size, self.channels = image_size, channels
         self.pixel_loss = one_of("pixel_loss", pixel_loss, ("l1", "l2"))
         self.perceptual = one_of("perceptual", perceptual, ("lpips_vgg", "lite0", "none"))
-        self.adversarial = one_of("adversarial", adversarial, gan.KINDS)
         self.perceptual_backbone, self.perceptual_weight = perceptual_backbone, perceptual_weight
-        self.codebook_weight, self.tau = codebook_weight, tau
-        self.disc_start, self.disc_warmup = disc_start, disc_warmup
-        self.disc_weight, self.disc_factor, self.adaptive = disc_weight, disc_factor, adaptive
-        self.lecam, self.r1 = lecam, r1
+        self.codebook_settings, self.adversarial = codebook, discriminator
         self.signed = one_of("architecture", architecture, ("taming", "maskgit")) == "taming"
         sizes: dict[str, Any] = {"width": width, "multipliers": multipliers, "blocks": blocks, "z_channels": z_channels}
         sizes["channels"] = channels
@@ -181,34 +145,24 @@ class VQGAN(ZooModule):
             self.decoder = TamingDecoder(**sizes).to(memory_format=torch.channels_last)
         elif norm_groups != 32:
             raise ValueError(f"norm_groups is for the taming architecture; maskgit has 32 groups, not {norm_groups}")
-        elif z_channels != code_width:
+        elif z_channels != codebook.width:
             raise ValueError(
-                f"the maskgit architecture quantizes the encoder's output: z_channels {z_channels} must be code_width "
-                f"{code_width}"
+                f"the maskgit architecture quantizes the encoder's output: z_channels {z_channels} must be "
+                f"codebook.width {codebook.width}"
             )
         else:
             self.encoder = MaskGITEncoder(**sizes).to(memory_format=torch.channels_last)
             self.decoder = MaskGITDecoder(**sizes).to(memory_format=torch.channels_last)
-        self.quantize = make_quantizer(
-            quantizer, vocab_size, code_width, beta=beta, legacy=legacy, levels=levels, entropy_weight=entropy_weight,
-            kl_weight=kl_weight, tau=tau, decay=codebook_decay, codebook_init=codebook_init,
-            restart_threshold=restart_threshold,
-        )  # fmt: skip
+        self.quantize = make_quantizer(codebook)
         if not self.signed and isinstance(self.quantize, VectorQuantizer):  # variance_scaling(1, fan_in, uniform)
-            nn.init.uniform_(self.quantize.embedding.weight, -sqrt(3 / vocab_size), sqrt(3 / vocab_size))
-        self.quant_conv = nn.Conv2d(z_channels, code_width, 1) if self.signed else nn.Identity()
-        self.post_quant_conv = nn.Conv2d(code_width, z_channels, 1) if self.signed else nn.Identity()
-        self.discriminator: nn.Module | None = None
-        _check_adversarial(disc, r1, lecam, disc_start, disc_warmup)
-        if disc == "patchgan":
-            self.discriminator = PatchGAN(disc_width, disc_layers, channels)
-        elif disc == "stylegan":
-            self.discriminator = StyleGANDiscriminator(image_size, disc_width, channels)
-        if lecam:
-            self.register_buffer("lecam_means", torch.zeros(2))  # of the logits of images and of reconstructions
+            bound = sqrt(3 / codebook.vocab_size)
+            nn.init.uniform_(self.quantize.embedding.weight, -bound, bound)
+        self.quant_conv = nn.Conv2d(z_channels, codebook.width, 1) if self.signed else nn.Identity()
+        self.post_quant_conv = nn.Conv2d(codebook.width, z_channels, 1) if self.signed else nn.Identity()
+        add_discriminator(self, discriminator, image_size, channels)
         side = image_size // self.factor
         self.spec = TokenSpec(
-            segments=(Segment("grid", (side, side), offset=0, size=vocab_size),),
+            segments=(Segment("grid", (side, side), offset=0, size=codebook.vocab_size),),
             dim=self.quantize.dim,
             order="raster",
             vocabulary="learned",
@@ -263,7 +217,7 @@ class VQGAN(ZooModule):
         """
         images = as_pixels(images_of(batch, self), multiple_of=self.factor)
         if isinstance(self.quantize, GumbelQuantizer) and self.training:
-            self.quantize.tau = cosine(self.global_step, *self.tau)
+            self.quantize.tau = cosine(self.global_step, *self.codebook_settings.tau)
         if self.channels == 1:
             images = images.mean(1, keepdim=True).expand(-1, 3, -1, -1)  # what a depth map can be compared with
         target = self.to_network_range(images)
@@ -275,53 +229,23 @@ class VQGAN(ZooModule):
             terms["perceptual"] = self.perceptual_distance(self.to_unit_range(output), images).mean()
             distance = distance + self.perceptual_weight * terms["perceptual"]
         terms |= {"reconstruction": distance, "codebook": quantized.loss}
-        loss = distance + self.codebook_weight * quantized.loss
+        loss = distance + self.codebook_settings.weight * quantized.loss
         if self.discriminator is not None:
-            added, adversarial = self.adversarial_terms(self.discriminator, target, output, distance)
+            added, adversarial = self.adversarial_terms(target, output, distance)
             loss, terms = loss + added, terms | adversarial
         terms |= {"mse": F.mse_loss(self.to_unit_range(output.detach()).clamp(0, 1), images)} | quantized.terms
         return {"loss": loss} | {name: value.detach() for name, value in terms.items()}
 
     def adversarial_terms(
-        self,
-        discriminator: nn.Module,
-        target: Float[Tensor, "b c h w"],
-        output: Float[Tensor, "b c h w"],
-        distance: Float[Tensor, ""],
+        self, target: Float[Tensor, "b c h w"], output: Float[Tensor, "b c h w"], distance: Float[Tensor, ""]
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """What both networks add to the objective, and what to look at.
-
-        As in taming ``generator_weight`` is without ``disc_factor``, and ``discriminator`` with it.
-        """
-        fitting = self._trainer is not None and self.trainer.state.fn == "fit"
-        step = self.global_step if self.training or fitting else sys.maxsize
-        added = target.new_zeros(())
-        if step < self.disc_start - self.disc_warmup:
-            # zero gradients rather than none: DDP wants every parameter
-            return sum((0 * p.sum() for p in discriminator.parameters()), added), {}
-        factor = self.disc_factor
-        terms = {"disc_factor": target.new_tensor(factor)}
-        if step >= self.disc_start and self.training:
-            generator = gan.generator_loss(self.adversarial, gan.fixed_discriminator(discriminator, output))
-            weight = torch.full_like(generator, self.disc_weight)
-            if self.adaptive:
-                weight = weight * gan.adaptive_weight(distance, generator, self.decoder.conv_out.weight)
-            added = factor * weight * generator
-            terms |= {"generator": generator, "generator_weight": weight}
-        penalised = self.training and self.r1 > 0
-        target = target.detach().requires_grad_(penalised)
-        real, fake = discriminator(target), discriminator(output.detach())
-        loss = gan.discriminator_loss(self.adversarial, real, fake)
-        terms |= {"discriminator": factor * loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
-        if penalised:
-            terms["r1"] = gan.r1_penalty(real, target)
-            loss = loss + self.r1 * terms["r1"]
-        if self.lecam and self.training:
-            terms["lecam"] = gan.lecam(real, fake, *self.lecam_means.clone())
-            loss = loss + self.lecam * terms["lecam"]
-            means = torch.stack([terms["logits_real"], terms["logits_fake"]]).detach().float()
-            self.lecam_means.lerp_(mean_over_ranks(means), 1 - LECAM_DECAY)
-        return added + factor * loss if self.training else added, terms
+        """What both networks add to the objective; see :func:`zoo.losses.discriminator.adversarial_terms`."""
+        assert self.adversarial is not None
+        assert self.discriminator is not None
+        return adversarial_terms(
+            self.adversarial, self.discriminator, target, output, distance, self.decoder.conv_out.weight,
+            current_step(self), getattr(self, "lecam_means", None),
+        )  # fmt: skip
 
     def perceptual_distance(
         self, output: Float[Tensor, "b 3 h w"], images: Float[Tensor, "b 3 h w"]
@@ -341,10 +265,10 @@ class VQGAN(ZooModule):
 
     def compile_networks(self, **options: Any) -> None:
         """Compile in place what a step can differentiate: with ``r1``, no second derivative of compiled code exists."""
-        if self.adaptive and self.discriminator is not None:
+        if self.adversarial is not None and self.adversarial.adaptive:
             aot_autograd.donated_buffer = False  # Eq. 7 passes the decoder's backward several times
         discriminator = self.discriminator
-        self.discriminator = None if self.r1 else discriminator
+        self.discriminator = None if self.adversarial is not None and self.adversarial.r1 else discriminator
         super().compile_networks(**options)
         self.discriminator = discriminator
 
@@ -355,12 +279,14 @@ class VQGAN(ZooModule):
     @classmethod
     def from_taming_config(cls, path: str | Path, **overrides: Any) -> "VQGAN":
         """The model of a ``config.yaml`` of taming or Latent Diffusion; ``overrides`` may hold ``weights``."""
-        return cls(**taming.constructor_arguments(path) | overrides)
+        arguments = as_init_args(cls, taming.constructor_arguments(path))
+        return cls(**as_init_args(cls, migrate_and_say(cls, overrides), arguments))
 
     @classmethod
     def from_diffusers_config(cls, folder: str | Path, **overrides: Any) -> "VQGAN":
         """The model of a folder that diffusers' ``VQModel`` wrote; ``overrides`` may hold ``weights``."""
-        return cls(**diffusers_vq.constructor_arguments(folder, overrides.get("image_size")) | overrides)
+        arguments = as_init_args(cls, diffusers_vq.constructor_arguments(folder, overrides.get("image_size")))
+        return cls(**as_init_args(cls, migrate_and_say(cls, overrides), arguments))
 
     def drop_discriminator(self) -> None:
         """Leave the discriminator out of weights that are written from now on, and say so in them."""
@@ -377,20 +303,6 @@ def _check_attention(attention: tuple[int, ...], image_size: int, levels: int) -
         )
 
 
-def _check_adversarial(disc: str, r1: float, lecam: float, start: int, warmup: int) -> None:
-    one_of("disc", disc, ("patchgan", "stylegan", "none"))
-    for name, weight in (("r1", r1), ("lecam", lecam)):
-        if weight and disc == "none":
-            raise ValueError(f"{name} regularises the discriminator and disc is none: set {name} to 0, or take one")
-    if r1 and disc == "patchgan":
-        raise ValueError(
-            "r1 penalises the gradient of single images, which batch normalisation mixes: "
-            "use disc: stylegan, or set r1 to 0"
-        )
-    if min(start, warmup) < 0:
-        raise ValueError(f"disc_start and disc_warmup count steps and must not be negative, got {start} and {warmup}")
-
-
 VQGAN.formats = (
     taming.VQGAN, diffusers_vq.VQMODEL, maskgit_flax.TOKENIZER, maskgit_flax.PORT, llamagen.VQ,
 )  # fmt: skip
@@ -399,18 +311,25 @@ PAPER = "arXiv:2012.09841"
 MASKGIT = "arXiv:2202.04200"
 LDM = "arXiv:2112.10752"
 LLAMAGEN = "arXiv:2406.06525"
-TINY = {
+TINY: dict[str, Any] = {
     "image_size": 32, "width": 32, "multipliers": (1, 1, 2), "blocks": 1, "attention": (8,), "z_channels": 16,
-    "vocab_size": 64, "code_width": 16, "perceptual": "none", "disc_width": 8, "disc_layers": 2, "disc_weight": 0.1,
+    "codebook": replace(TAMING_CODEBOOK, vocab_size=64, width=16), "perceptual": "none",
+    "discriminator": Discriminator(width=8, layers=2, weight=0.1),
     "optim": Optim(lr=1e-3, betas=(0.5, 0.9), weight_decay=0.0, schedule="constant"),
 }  # fmt: skip
 register("vqgan_tiny", VQGAN, paper=PAPER, **TINY)
-register("vqgan_gumbel_tiny", VQGAN, paper=PAPER, **TINY | {"quantizer": "gumbel", "kl_weight": 5e-4})
+register(
+    "vqgan_gumbel_tiny", VQGAN, paper=PAPER,
+    **TINY | {"codebook": replace(TINY["codebook"], quantizer="gumbel", kl_weight=5e-4)},
+)  # fmt: skip
 register(
     "vqgan_maskgit_tiny", VQGAN, paper=MASKGIT,
     **TINY | {
-        "architecture": "maskgit", "legacy": False, "entropy_weight": 0.1, "pixel_loss": "l2",
-        "adversarial": "non_saturating", "disc": "stylegan", "disc_factor": 0.1, "adaptive": False, "r1": 0.01,
+        "architecture": "maskgit", "codebook": replace(TINY["codebook"], legacy=False, entropy_weight=0.1),
+        "pixel_loss": "l2",
+        "discriminator": Discriminator(
+            "stylegan", width=8, layers=2, loss="non_saturating", weight=0.1, factor=0.1, adaptive=False, r1=0.01
+        ),
     },
 )  # fmt: skip
 
@@ -423,45 +342,49 @@ README = "the table of pretrained models in the README of CompVis/"
 # 8 GPUs x 12 images x base_learning_rate 4.5e-6 (configs/imagenet_vqgan.yaml)
 IMAGENET = Optim(lr=4.32e-4, betas=(0.5, 0.9), weight_decay=0.0, schedule="constant")
 register(
-    "vqgan_imagenet_f16_1024", VQGAN, paper=PAPER, recipe="paper/vqgan_imagenet_f16.yaml", disc_start=250_001,
-    weights=_published(README + "taming-transformers", "MIT", "ImageNet, 256 px"), optim=IMAGENET,
-)  # fmt: skip
-register(
-    "vqgan_imagenet_f16_16384", VQGAN, paper=PAPER, vocab_size=16384, disc_weight=0.75, disc_layers=2, optim=IMAGENET,
+    "vqgan_imagenet_f16_1024", VQGAN, paper=PAPER, recipe="paper/vqgan_imagenet_f16.yaml",
+    discriminator=Discriminator(start=250_001), optim=IMAGENET,
     weights=_published(README + "taming-transformers", "MIT", "ImageNet, 256 px"),
 )  # fmt: skip
 register(
-    "vqgan_imagenet_depth", VQGAN, paper=PAPER, channels=1, disc_start=50_001, disc_weight=0.75,
+    "vqgan_imagenet_f16_16384", VQGAN, paper=PAPER, codebook=replace(TAMING_CODEBOOK, vocab_size=16384),
+    discriminator=Discriminator(weight=0.75, layers=2), optim=IMAGENET,
+    weights=_published(README + "taming-transformers", "MIT", "ImageNet, 256 px"),
+)  # fmt: skip
+register(
+    "vqgan_imagenet_depth", VQGAN, paper=PAPER, channels=1, discriminator=Discriminator(start=50_001, weight=0.75),
     weights=_published("section D-RIN in the README of CompVis/taming-transformers", "MIT", "depth maps, 256 px"),
 )  # fmt: skip
 register(
-    "vqgan_gumbel_f8", VQGAN, paper=PAPER, multipliers=(1, 1, 2, 4), attention=(32,), vocab_size=8192,
-    quantizer="gumbel", weights=_published(README + "taming-transformers", "MIT", "OpenImages, 256 px"),
+    "vqgan_gumbel_f8", VQGAN, paper=PAPER, multipliers=(1, 1, 2, 4), attention=(32,),
+    codebook=replace(TAMING_CODEBOOK, vocab_size=8192, quantizer="gumbel"),
+    weights=_published(README + "taming-transformers", "MIT", "OpenImages, 256 px"),
 )  # fmt: skip
-for name, sizes in {
-    "f4": {"multipliers": (1, 2, 4), "attention": (), "z_channels": 3, "vocab_size": 8192},
-    "f4_noattn": {
-        "multipliers": (1, 2, 4), "attention": (), "mid_attention": False, "z_channels": 3, "vocab_size": 8192,
-        "disc_start": 11,
-    },
-    "f8": {
-        "multipliers": (1, 2, 2, 4), "attention": (32,), "z_channels": 4, "vocab_size": 16384, "disc_layers": 2,
-        "disc_start": 1, "disc_weight": 0.6,
-    },
-    "f8_n256": {
-        "multipliers": (1, 2, 2, 4), "attention": (32,), "z_channels": 4, "vocab_size": 256, "disc_start": 250_001,
-    },
-    "f16": {"z_channels": 8, "vocab_size": 16384, "disc_layers": 2, "disc_start": 250_001},
-}.items():  # fmt: skip
+LDM_PRESETS: dict[str, tuple[tuple[int, int], dict[str, Any], Discriminator]] = {  # codes and their width first
+    "f4": ((8192, 3), {"multipliers": (1, 2, 4), "attention": ()}, Discriminator(weight=0.75)),
+    "f4_noattn": (
+        (8192, 3), {"multipliers": (1, 2, 4), "attention": (), "mid_attention": False},
+        Discriminator(weight=0.75, start=11),
+    ),
+    "f8": (
+        (16384, 4), {"multipliers": (1, 2, 2, 4), "attention": (32,)}, Discriminator(weight=0.6, layers=2, start=1),
+    ),
+    "f8_n256": (
+        (256, 4), {"multipliers": (1, 2, 2, 4), "attention": (32,)}, Discriminator(weight=0.75, start=250_001),
+    ),
+    "f16": ((16384, 8), {}, Discriminator(weight=0.75, layers=2, start=250_001)),
+}  # fmt: skip
+for name, ((codes, width), sizes, discriminator) in LDM_PRESETS.items():
     register(
-        f"ldm_vq_{name}", VQGAN, paper=LDM, code_width=sizes["z_channels"], **{"disc_weight": 0.75} | sizes,
+        f"ldm_vq_{name}", VQGAN, paper=LDM, **sizes, z_channels=width,
+        codebook=replace(TAMING_CODEBOOK, vocab_size=codes, width=width), discriminator=discriminator,
         weights=_published(README + "latent-diffusion", "MIT", "OpenImages, 256 px"),
     )  # fmt: skip
 for size in (256, 512):
     register(
-        f"vqgan_maskgit_{size}", VQGAN, paper=MASKGIT, image_size=size, architecture="maskgit", legacy=False,
-        entropy_weight=0.1, pixel_loss="l2", perceptual_weight=0.1, adversarial="non_saturating", disc="stylegan",
-        disc_weight=0.1, adaptive=False, r1=10.0,
+        f"vqgan_maskgit_{size}", VQGAN, paper=MASKGIT, image_size=size, architecture="maskgit",
+        codebook=replace(TAMING_CODEBOOK, legacy=False, entropy_weight=0.1), pixel_loss="l2", perceptual_weight=0.1,
+        discriminator=Discriminator("stylegan", loss="non_saturating", weight=0.1, adaptive=False, r1=10.0),
         optim=Optim(lr=1e-4, betas=(0.0, 0.99), weight_decay=0.0, schedule="constant"),
         weights=_published(
             f"https://storage.googleapis.com/maskgit-public/checkpoints/tokenizer_imagenet{size}_checkpoint",
@@ -470,17 +393,20 @@ for size in (256, 512):
     )  # fmt: skip
 for name, sizes in {"16": {}, "8": {"multipliers": (1, 2, 2, 4), "attention": (32,)}}.items():
     register(
-        f"llamagen_vq{name}", VQGAN, paper=LLAMAGEN, **sizes, vocab_size=16384, code_width=8, quantizer="l2",
-        legacy=False, pixel_loss="l2", disc_start=20_000, disc_weight=0.5, adaptive=False,
+        f"llamagen_vq{name}", VQGAN, paper=LLAMAGEN, **sizes, pixel_loss="l2",
+        codebook=replace(TAMING_CODEBOOK, vocab_size=16384, width=8, quantizer="l2", legacy=False),
+        discriminator=Discriminator(start=20_000, weight=0.5, adaptive=False),
         optim=Optim(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.0, schedule="constant"),
         weights=_published(f"vq_ds{name}_c2i.pt of FoundationVision/LlamaGen", "MIT", "ImageNet, 256 px"),
     )  # fmt: skip
 register(
     "vqgan_emoji", VQGAN, paper=PAPER, recipe="vqgan.yaml",
     weights={"emoji": Weights(file="vqgan_emoji.safetensors", note="recipes/vqgan.yaml on Twemoji, 64 px")},
-    image_size=64, width=32, multipliers=(1, 1, 2), blocks=1,
-    attention=(), norm_groups=8, z_channels=32, vocab_size=512, code_width=16, quantizer="ema", codebook_decay=0.95,
-    codebook_init="kmeans", restart_threshold=0.2, pixel_loss="l2", perceptual="lite0", perceptual_weight=0.05,
-    disc_width=16, disc_layers=2, disc_start=1800, disc_warmup=200, disc_weight=0.1,
+    image_size=64, width=32, multipliers=(1, 1, 2), blocks=1, attention=(), norm_groups=8, z_channels=32,
+    codebook=replace(
+        TAMING_CODEBOOK, vocab_size=512, width=16, quantizer="ema", decay=0.95, init="kmeans", restart_threshold=0.2
+    ),
+    pixel_loss="l2", perceptual="lite0", perceptual_weight=0.05,
+    discriminator=Discriminator(width=16, layers=2, start=1800, warmup=200, weight=0.1),
     optim=Optim(lr=2e-3, betas=(0.9, 0.99), min_lr=2e-5, warmup_steps=50, weight_decay=0.0),
 )  # fmt: skip

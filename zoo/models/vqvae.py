@@ -15,7 +15,7 @@ Equations: VQ-VAE Eq. 1, 2 -> ``quantizers.nearest_code.nearest_code``; Eq. 3 ->
 """
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -25,15 +25,18 @@ from torch import Tensor, nn
 
 from zoo.checkpoints.published import rosinality
 from zoo.choices import one_of
+from zoo.init_args import Moved
 from zoo.module import ZooModule
 from zoo.nn.vqvae import VQVAEDecoder, VQVAEEncoder
 from zoo.optim import Optim
 from zoo.presets import Weights, register
-from zoo.quantizers.base import Quantized, Quantizer, update_codebooks
-from zoo.quantizers.ema import EMAQuantizer
-from zoo.quantizers.gradient import VectorQuantizer
+from zoo.quantizers.base import Quantized, update_codebooks
+from zoo.quantizers.by_name import make_quantizer
+from zoo.quantizers.codebook import Codebook
 from zoo.tokens import Segment, Tokens, TokenSpec, as_pixels, id_range
 from zoo.tokens.batch import Batch, images_of
+
+CODEBOOK = Codebook(512, 64, "ema")
 
 
 class VQVAE(ZooModule):
@@ -46,18 +49,18 @@ class VQVAE(ZooModule):
         width: channels of encoder and decoder.
         blocks: residual blocks of each encoder and decoder.
         block_width: channels inside a residual block.
-        vocab_size: codes per level.
-        code_width: width of a code.
-        quantizer: codebooks that are running means (``ema``) or trained by gradients (``gradient``).
-        beta: weight of the commitment loss.
-        decay: of the running means.
-        codebook_init: ``random``, or ``kmeans`` on the first batch.
-        restart_threshold: codes with fewer vectors per step, in the running mean, move to vectors of the batch; 0 for
-            never.
+        codebook: of each level, see :class:`zoo.quantizers.codebook.Codebook`: running means (``ema``), or codes
+            trained by gradients (``vq``, ``l2``).
         optim: optimizer and schedule.
         weights: start from these: a registry name or a path.
     """
 
+    moved = (
+        Moved("codebook", {
+            "vocab_size": "vocab_size", "code_width": "width", "quantizer": "quantizer", "beta": "beta",
+            "decay": "decay", "codebook_init": "init", "restart_threshold": "restart_threshold",
+        }, values={"quantizer": {"gradient": "vq"}}),
+    )  # fmt: skip
     spec: TokenSpec
 
     def __init__(
@@ -67,23 +70,16 @@ class VQVAE(ZooModule):
         width: int = 128,
         blocks: int = 2,
         block_width: int = 32,
-        vocab_size: int = 512,
-        code_width: int = 64,
-        quantizer: Literal["ema", "gradient"] = "ema",
-        beta: float = 0.25,
-        decay: float = 0.99,
-        codebook_init: Literal["random", "kmeans"] = "random",
-        restart_threshold: float = 0.0,
+        codebook: Codebook = CODEBOOK,
         optim: Optim = Optim(lr=3e-4, weight_decay=0.0),
         weights: str | None = None,
     ):
         super().__init__(optim)
         if levels not in (1, 2):
             raise ValueError(f"levels must be 1 (VQ-VAE) or 2 (VQ-VAE-2), got {levels}")
-        if min(blocks, block_width, vocab_size, code_width) < 1 or width < 2 or width % 2:
+        if min(blocks, block_width) < 1 or width < 2 or width % 2:
             raise ValueError(
-                "blocks, block_width, vocab_size and code_width must be at least 1 and width even, got "
-                f"{blocks}, {block_width}, {vocab_size}, {code_width} and {width}"
+                f"blocks and block_width must be at least 1 and width even, got {blocks}, {block_width} and {width}"
             )
         self.levels, self.factor = levels, 4 * levels
         if image_size % self.factor:
@@ -91,25 +87,18 @@ class VQVAE(ZooModule):
                 f"image_size {image_size} is not divisible by {self.factor}, the factor of {levels} levels"
             )
         self.image_size = image_size
-        one_of("quantizer", quantizer, ("ema", "gradient"))
-        kmeans = one_of("codebook_init", codebook_init, ("random", "kmeans")) == "kmeans"
-
-        def codebook() -> Quantizer:
-            options: dict[str, Any] = {
-                "beta": beta, "decay": decay, "kmeans_init": kmeans, "restart_threshold": restart_threshold
-            }  # fmt: skip
-            return (EMAQuantizer if quantizer == "ema" else VectorQuantizer)(vocab_size, code_width, **options)
-
+        one_of("codebook.quantizer of a VQ-VAE", codebook.quantizer, ("ema", "vq", "l2"))
+        self.codebook_settings, code_width = codebook, codebook.width
         inner = (width, blocks, block_width)
         self.enc_b = VQVAEEncoder(3, *inner, stride=4)
         if levels == 2:
             self.enc_t = VQVAEEncoder(width, *inner, stride=2)
             self.quantize_conv_t = nn.Conv2d(width, code_width, 1)
-            self.quantize_t = codebook()
+            self.quantize_t = make_quantizer(codebook)
             self.dec_t = VQVAEDecoder(code_width, code_width, *inner, stride=2)
             self.upsample_t = nn.ConvTranspose2d(code_width, code_width, 4, 2, 1)
         self.quantize_conv_b = nn.Conv2d(width + (code_width if levels == 2 else 0), code_width, 1)
-        self.quantize_b = codebook()
+        self.quantize_b = make_quantizer(codebook)
         self.dec = VQVAEDecoder(code_width * levels, 3, *inner, stride=4)
         self.to(memory_format=torch.channels_last)  # faster convolutions, and quantizers want channels last
         self.spec = self._spec(image_size, image_size)
@@ -178,7 +167,8 @@ class VQVAE(ZooModule):
         found = self.quantize(images)
         output = self.pixels([_first(q.vectors) for q in found])
         reconstruction = F.mse_loss(output.float(), 2 * images - 1)
-        terms = {"loss": reconstruction + sum(q.loss for q in found), "reconstruction": reconstruction}
+        loss = reconstruction + self.codebook_settings.weight * sum(q.loss for q in found)
+        terms = {"loss": loss, "reconstruction": reconstruction}
         for segment, q in zip(self.spec.segments, found, strict=True):
             terms |= {f"{name}_{segment.name}": value for name, value in q.terms.items()}
         return terms | {"mse": reconstruction.detach() / 4}
@@ -189,7 +179,7 @@ class VQVAE(ZooModule):
         update_codebooks(self)
 
     def _spec(self, height: int, width: int) -> TokenSpec:
-        size = self.hparams["vocab_size"]
+        size = self.codebook_settings.vocab_size
         bottom = Segment("grid", (height // 4, width // 4), size=size)
         segments: tuple[Segment, ...] = (bottom,)
         if self.levels == 2:
@@ -197,7 +187,7 @@ class VQVAE(ZooModule):
             segments = (top, replace(bottom, name="bottom", offset=size))
         return TokenSpec(
             segments=segments,
-            dim=self.hparams["code_width"],
+            dim=self.codebook_settings.width,
             order="raster" if self.levels == 1 else "pyramid",
             vocabulary="learned",
             decodes="pixels",
@@ -216,12 +206,12 @@ VQVAE.formats = (rosinality.VQVAE2,)
 
 PAPER, PAPER_2 = "arXiv:1711.00937", "arXiv:1906.00446"
 register(
-    "vqvae_tiny", VQVAE, paper=PAPER, image_size=32, levels=1, width=16, blocks=1, block_width=8, vocab_size=32,
-    code_width=8, decay=0.9, optim=Optim(lr=3e-3, weight_decay=0.0),
+    "vqvae_tiny", VQVAE, paper=PAPER, image_size=32, levels=1, width=16, blocks=1, block_width=8,
+    codebook=Codebook(32, 8, "ema", decay=0.9), optim=Optim(lr=3e-3, weight_decay=0.0),
 )  # fmt: skip
 register(
-    "vqvae2_tiny", VQVAE, paper=PAPER_2, image_size=32, width=16, blocks=1, block_width=8, vocab_size=32, code_width=8,
-    quantizer="gradient", optim=Optim(lr=3e-3, weight_decay=0.0),
+    "vqvae2_tiny", VQVAE, paper=PAPER_2, image_size=32, width=16, blocks=1, block_width=8,
+    codebook=Codebook(32, 8, "vq"), optim=Optim(lr=3e-3, weight_decay=0.0),
 )  # fmt: skip
 register(
     "vqvae_imagenet", VQVAE, paper=PAPER, recipe="paper/vqvae_imagenet.yaml", image_size=128, levels=1, width=256,
@@ -248,8 +238,6 @@ register(
     image_size=64,
     levels=1,
     width=96,
-    decay=0.95,
-    codebook_init="kmeans",
-    restart_threshold=0.5,
+    codebook=Codebook(512, 64, "ema", decay=0.95, init="kmeans", restart_threshold=0.5),
     optim=Optim(lr=2e-3, min_lr=2e-5, warmup_steps=50, weight_decay=0.0),
 )

@@ -138,8 +138,7 @@ def _arguments(config: Mapping[str, Any], path: str, image_size: int | None) -> 
         "mid_attention": known["mid_block_add_attention"],
         "norm_groups": sizes["norm_num_groups"],
         "z_channels": sizes["latent_channels"],
-        "vocab_size": sizes["num_vq_embeddings"],
-        "code_width": sizes["vq_embed_dim"],
+        "codebook": {"vocab_size": sizes["num_vq_embeddings"], "width": sizes["vq_embed_dim"]},
     }
 
 
@@ -183,10 +182,12 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         ValueError: for a model that ``VQModel`` cannot hold.
     """
     args = dict(model.hparams)  # type: ignore[arg-type]
-    if args.get("architecture") != "taming" or args.get("quantizer") != "vq":
+    codebook = args.get("codebook")
+    quantizer = getattr(codebook, "quantizer", None)
+    if args.get("architecture") != "taming" or codebook is None or quantizer != "vq":
         raise ValueError(
             f"diffusers' VQModel holds taming's networks with quantizer vq, not {args.get('architecture')} with "
-            f"{args.get('quantizer')}"
+            f"{quantizer}"
         )
     if args.get("channels") != 3:
         raise ValueError(
@@ -208,9 +209,9 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         "mid_block_add_attention": args["mid_attention"],
         "norm_num_groups": args["norm_groups"],
         "norm_type": "group",
-        "num_vq_embeddings": args["vocab_size"],
+        "num_vq_embeddings": codebook.vocab_size,
         "sample_size": size,
-        "vq_embed_dim": args["code_width"],
+        "vq_embed_dim": codebook.width,
     }
     state: dict[str, Tensor] = {}
     parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.embedding.")

@@ -132,17 +132,18 @@ def constructor_arguments(path: str | Path) -> dict[str, Any]:
     for name, usual in UNUSUAL.items():
         refuse(params.get(name, usual) != usual, f"{name} {params.get(name)}", f"{usual} is")
     arguments = _networks(_needed(params, "ddconfig", path), refuse, path)
-    arguments |= {"vocab_size": _needed(params, "n_embed", path), "code_width": _needed(params, "embed_dim", path)}
+    codebook = {"vocab_size": _needed(params, "n_embed", path), "width": _needed(params, "embed_dim", path)}
     rate = model.get("base_learning_rate")
     if "first_stage_config" not in model["params"] and rate is not None:
         arguments["optim"] = Optim(lr=float(rate), betas=(0.5, 0.9), weight_decay=0.0, schedule="constant")
     if kind == "GumbelVQ":
         schedule = dict((params.get("temperature_scheduler_config") or {}).get("params") or {})
         refuse(schedule.get("warm_up_steps", 0), "a warm-up of the temperature", "a cosine from the first step is")
-        arguments |= {"quantizer": "gumbel", "kl_weight": params.get("kl_weight", 1e-8)}
+        codebook |= {"quantizer": "gumbel", "kl_weight": params.get("kl_weight", 1e-8)}
         if schedule:
-            arguments["tau"] = (schedule["lr_max"], schedule["lr_min"], schedule["max_decay_steps"])
-    return arguments | _losses(params.get("lossconfig") or {}, refuse, arguments["channels"])
+            codebook["tau"] = (schedule["lr_max"], schedule["lr_min"], schedule["max_decay_steps"])
+    losses = _losses(params.get("lossconfig") or {}, refuse, arguments["channels"])
+    return arguments | losses | {"codebook": codebook | losses.get("codebook", {})}
 
 
 def _needed(settings: Mapping[str, Any], name: str, path: str | Path) -> Any:
@@ -193,17 +194,22 @@ def _losses(config: Mapping[str, Any], refuse: Any, channels: int) -> dict[str, 
     if not target.endswith("VQLPIPSWithDiscriminator"):
         known = target.rpartition(".")[2] in NO_LOSSES
         refuse(not known, f"the loss {target}", "VQLPIPSWithDiscriminator, and none (DummyLoss, Identity), are")
-        return {"disc": "none", "perceptual": "none"}
+        return {"discriminator": None, "perceptual": "none"}
     refuse(params.get("disc_conditional"), "disc_conditional", "an unconditional discriminator is")
     refuse(params.get("use_actnorm"), "use_actnorm", "batch normalisation is")
-    names = {
-        "disc_start": "disc_start", "codebook_weight": "codebook_weight", "disc_num_layers": "disc_layers",
-        "disc_factor": "disc_factor", "disc_weight": "disc_weight", "perceptual_weight": "perceptual_weight",
-        "disc_ndf": "disc_width", "disc_loss": "adversarial", "pixel_loss": "pixel_loss",
+    of_discriminator = {
+        "disc_start": "start", "disc_num_layers": "layers", "disc_factor": "factor", "disc_weight": "weight",
+        "disc_ndf": "width", "disc_loss": "loss",
     }  # fmt: skip
-    unknown = sorted(set(params) - {*names, *LOSS_CHECKED, *LOSS_WITHOUT_EFFECT})
+    others = ("perceptual_weight", "pixel_loss")
+    unknown = sorted(set(params) - {*of_discriminator, *others, "codebook_weight", *LOSS_CHECKED, *LOSS_WITHOUT_EFFECT})
     refuse(unknown, f"the setting {', '.join(unknown)} of lossconfig", "the released settings are")
     seen = params.get("disc_in_channels", 3)
     refuse(seen != channels, f"a discriminator of {seen} channels beside images of {channels}", "as many are")
     refuse(params.get("perceptual_loss", "lpips") != "lpips", "another perceptual_loss than lpips", "lpips is")
-    return {"disc_weight": 1.0} | {ours: params[theirs] for theirs, ours in names.items() if theirs in params}
+    return {
+        "discriminator": {"weight": 1.0}
+        | {ours: params[theirs] for theirs, ours in of_discriminator.items() if theirs in params},
+        "codebook": {"weight": params["codebook_weight"]} if "codebook_weight" in params else {},
+        **{name: params[name] for name in others if name in params},
+    }
