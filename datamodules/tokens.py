@@ -17,7 +17,7 @@ from zoo.tokens.shards import (
     check_tokenizer,
     read_header,
     read_shards,
-    text_in,
+    read_text,
 )
 
 
@@ -37,7 +37,7 @@ class _Shard(Samples):
             sample["label"] = int(shard["label"][i])
         if "image" in shard:
             sample["image"] = shard["image"][i]
-        return sample | {name: text_in(shard, i, name) for name in TEXTS if f"{name}_ends" in shard}
+        return sample | {name: read_text(shard, i, name) for name in TEXTS if f"{name}_ends" in shard}
 
 
 class TokenDataset(Joined):

@@ -15,7 +15,7 @@ from zoo.callbacks.evaluation import Evaluation
 from zoo.callbacks.grids import ImageGrids
 from zoo.callbacks.token_dump import TokenDump
 from zoo.files.lock import FolderLock
-from zoo.tokens.shards import check_header, read_header, read_shards, text_in, write_shard
+from zoo.tokens.shards import check_header, read_header, read_shards, read_text, write_shard
 
 
 def dump(folder, model_, split="train", **options):
@@ -296,7 +296,7 @@ def test_file_names_of_any_bytes_come_back(tmp_path):
     names = [b"caf\xe9.png".decode("utf-8", "surrogateescape"), "", "日本/1.png"]
     write_shard(tmp_path, torch.zeros(3, 4, dtype=torch.int64), torch.arange(3), file=names)
     (shard,) = [load_file(path) for path in tmp_path.glob("tokens-*")]
-    assert [text_in(shard, i, "file") for i in range(3)] == names
+    assert [read_text(shard, i, "file") for i in range(3)] == names
     with pytest.raises(ValueError, match="2 entries of file for the ids of 3 images"):
         write_shard(tmp_path, torch.zeros(3, 4, dtype=torch.int64), torch.arange(3), file=["a", "b"])
 

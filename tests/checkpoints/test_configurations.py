@@ -10,7 +10,7 @@ import zoo
 from zoo.checkpoints.config_fields import Fields, Must, set_to, unknown
 from zoo.checkpoints.published.clip import check_pixels
 from zoo.checkpoints.published.hf_blip2 import save_blip2
-from zoo.language.tiny import characters
+from zoo.language.tiny import character_tokenizer
 from zoo.vision.encoders import vision_tower
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
@@ -35,7 +35,7 @@ def save_llava(folder, vision=None, text=None, **fields):
         image_token_index=100, **{"tie_word_embeddings": False} | fields,
     )  # fmt: skip
     drawn(LlavaForConditionalGeneration(config)).save_pretrained(folder)
-    characters().save_pretrained(folder)
+    character_tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -71,7 +71,7 @@ def theirs_of(folder):
         for v in (zoo.checkpoints.published.clip.CLIP_MEAN, zoo.checkpoints.published.clip.CLIP_STD)
     )
     pixels = (IMAGES - mean) / std
-    text = characters()(WORDS + "\n", add_special_tokens=False)["input_ids"]
+    text = character_tokenizer()(WORDS + "\n", add_special_tokens=False)["input_ids"]
     with torch.no_grad():
         features = reference.get_image_features(pixel_values=pixels).pooler_output
         count = features[0].shape[0]

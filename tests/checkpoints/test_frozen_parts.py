@@ -137,15 +137,15 @@ def test_facts_of_bert_are_compared(tmp_path, field, value):
 
 def test_the_language_model_inside_a_llava_is_taken_and_the_rest_named(tmp_path, said):
     from zoo.checkpoints.published.language_folder import read_language_folder
-    from zoo.language.tiny import characters, tiny_network
+    from zoo.language.tiny import build_tiny_network, character_tokenizer
 
-    network = tiny_network("tiny_llama", len(characters()))
+    network = build_tiny_network("tiny_llama", len(character_tokenizer()))
     rotary = dict(network.named_buffers())["model.rotary_emb.inv_freq"]
     old = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": rotary.clone() for i in range(2)}
     others = {"model.mm_projector.0.weight": torch.ones(2, 2), "model.vision_tower.quux": torch.ones(2)}
     config = network.config.to_dict() | {"model_type": "llava", "mm_vision_tower": "x", "mm_hidden_size": 2}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    characters().save_pretrained(tmp_path)
+    character_tokenizer().save_pretrained(tmp_path)
     torch.save(network.state_dict() | old | others, tmp_path / "pytorch_model.bin")
     found, _, _ = read_language_folder(tmp_path, torch.float32)
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in found.state_dict().items())

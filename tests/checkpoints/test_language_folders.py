@@ -9,7 +9,7 @@ from published_folders import drawn, edited
 import zoo
 from zoo.checkpoints.published.hf_blip2 import save_blip2
 from zoo.language.by_name import find_language_model
-from zoo.language.tiny import characters
+from zoo.language.tiny import character_tokenizer
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 
@@ -30,7 +30,7 @@ def test_the_language_model_inside_a_blip2(tmp_path, kind):
     folder = save_blip2(model, tmp_path / "ours")
     reference = Blip2ForConditionalGeneration.from_pretrained(folder).eval()
     reference.save_pretrained(tmp_path / "theirs")
-    characters(t5=kind == "tiny_t5").save_pretrained(tmp_path / "theirs")
+    character_tokenizer(t5=kind == "tiny_t5").save_pretrained(tmp_path / "theirs")
     for source in (folder, tmp_path / "theirs"):
         found = find_language_model(str(source))
         assert found.width == 32

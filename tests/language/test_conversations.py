@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import zoo
-from zoo.language.conversations import IMAGE, TEMPLATES, check_turns, image_first, pieces, render
+from zoo.language.conversations import IMAGE, TEMPLATES, check_turns, put_image_first, render, to_pieces
 from zoo.language.splice import IGNORED, Image, splice
 from zoo.language.text_codec import PretrainedCodec
-from zoo.language.tiny import characters
+from zoo.language.tiny import character_tokenizer
 
 
 def talk(*said):
@@ -92,7 +92,7 @@ def text_of(turns, template):
 
 def ours(turns, template, codec):
     ids, labels = [], []
-    for piece in pieces(render(image_first(turns), template, "</s>"), codec, 0):
+    for piece in to_pieces(render(put_image_first(turns), template, "</s>"), codec, 0):
         if isinstance(piece, Image):
             ids, labels = [*ids, -200], [*labels, IGNORED]
         else:
@@ -124,7 +124,7 @@ def test_labels_are_those_that_llavas_training_counts(llama, template, sign):
     lone = 0
     for said in conversations():
         turns = talk(*said)
-        whole, labels = counted(llama.tokenizer, text_of(image_first(turns), template), sign, "</s>")
+        whole, labels = counted(llama.tokenizer, text_of(put_image_first(turns), template), sign, "</s>")
         assert labels is not None, f"the published count fails for {said}"
         assert ours(turns, template, llama) == (whole, labels), said
         lone += labels.count(29871)
@@ -140,7 +140,7 @@ def test_labels_of_the_first_stage_are_all_that_follows_the_image(llama):
 def test_labels_of_vicuna_v0_are_those_that_llavas_training_counts(llama):
     """Every turn is tokenised by itself; of a human's, the first two tokens are learned: the sign."""
     for said in conversations():
-        turns = image_first(talk(*said))
+        turns = put_image_first(talk(*said))
         rounds = [f"### {('Human', 'Assistant')[i % 2]}: {turn['value']}\n" for i, turn in enumerate(turns)]
         header = f"{TEMPLATES['v0'].system}\n\n"
         whole = with_image(llama.tokenizer, header + "".join(rounds) + "### ")
@@ -256,11 +256,11 @@ def by_loops(said, template, codec, most):
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("kind", [OLDER, NEWER, "characters"])
 def test_answers_that_are_cut_off_are_counted_at_every_length(template, rounds, kind):
-    codec = PretrainedCodec(characters()) if kind == "characters" else vocabulary(kind)
+    codec = PretrainedCodec(character_tokenizer()) if kind == "characters" else vocabulary(kind)
     said = ["What is it?", "3 cats", "Why?", "Who knows why.", "So?", "(no)"][: 2 * rounds]
     parts = render(talk(*said), template, "</s>")
     parts = [part for part in parts if part.text != IMAGE]  # the plain layout has one always
-    sample = pieces(parts, codec, None)
+    sample = to_pieces(parts, codec, None)
     length = sum(len(piece.ids) for piece in sample)
     seen = set()
     for most in [*range(1, length, 3 if kind == "characters" else 1), length]:

@@ -12,7 +12,7 @@ from zoo.language.by_name import SMOLLM2_PIP, find_language_model
 from zoo.language.lora import LoRA, add_lora, merge_lora
 from zoo.language.splice import IGNORED, Image, Text, splice
 from zoo.language.text_codec import PretrainedCodec
-from zoo.language.tiny import characters
+from zoo.language.tiny import character_tokenizer
 
 DECODERS = ["tiny_llama", "tiny_opt"]
 
@@ -200,7 +200,7 @@ def test_a_language_model_with_an_encoder_is_refused_where_text_goes_on_behind_t
 def test_a_tokenizer_without_an_end_and_t5_in_half_precision(tmp_path):
     from transformers import T5Config
 
-    codec = PretrainedCodec(characters())
+    codec = PretrainedCodec(character_tokenizer())
     codec.tokenizer.eos_token = None
     with pytest.raises(ValueError, match="has no end-of-sequence token"):
         _ = codec.end

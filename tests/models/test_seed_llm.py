@@ -282,10 +282,10 @@ def test_any_decoder_learns_the_words_of_images(name, tmp_path):
     pytest.importorskip("peft")
     from transformers import AutoModelForCausalLM
 
-    from zoo.language.tiny import characters
+    from zoo.language.tiny import character_tokenizer
 
     AutoModelForCausalLM.from_config(configs()[name]).save_pretrained(tmp_path)
-    characters().save_pretrained(tmp_path)
+    character_tokenizer().save_pretrained(tmp_path)
     model = tiny(language_model=str(tmp_path)).train()
     model.losses({"image": images(), "caption": CAPTIONS})["loss"].backward()
     network = model.language_model.network
@@ -300,10 +300,10 @@ def test_any_decoder_learns_the_words_of_images(name, tmp_path):
 def test_words_for_images_that_are_there_already_are_not_doubled(tmp_path):
     from transformers import AutoModelForCausalLM
 
-    from zoo.language.tiny import characters
+    from zoo.language.tiny import character_tokenizer
 
     AutoModelForCausalLM.from_config(configs()["gpt2"]).save_pretrained(tmp_path)
-    tokenizer = characters()
+    tokenizer = character_tokenizer()
     tokenizer.add_tokens(["<img_00000>", "<img_00001>"])
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="has words for images already, <img_00000> and so on"):
@@ -314,12 +314,12 @@ def test_rules_of_the_folder_do_not_mix_with_those_of_a_call(tmp_path):
     """A forced last token would stand in the place of EOI."""
     from transformers import AutoModelForCausalLM, GenerationConfig
 
-    from zoo.language.tiny import characters
+    from zoo.language.tiny import character_tokenizer
 
     network = AutoModelForCausalLM.from_config(configs()["gpt2"])
     network.generation_config = GenerationConfig(forced_eos_token_id=3, no_repeat_ngram_size=1)
     network.save_pretrained(tmp_path)
-    characters().save_pretrained(tmp_path)
+    character_tokenizer().save_pretrained(tmp_path)
     model = tiny(language_model=str(tmp_path))
     assert model.generate_images(["a cat"], as_tokens=True, top_p=None).ids.shape == (1, 4)
 

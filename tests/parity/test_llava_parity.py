@@ -8,7 +8,7 @@ import torch
 
 import zoo
 from zoo.checkpoints.published.llava import save_llava
-from zoo.language.conversations import pieces, render
+from zoo.language.conversations import render, to_pieces
 from zoo.language.splice import IGNORED, splice
 from zoo.language.text_codec import PretrainedCodec
 
@@ -122,7 +122,7 @@ def test_vicunas_labels_are_those_of_the_published_search(llama, rounds):
     assert text.endswith("</s>")
     assert " USER: What animal is this, and where? ASSISTANT: A cat; it sits on a mat.</s>" in text
     ids, labels = searched(llama.tokenizer, text, " ASSISTANT: ", "</s>")
-    batch = splice([pieces(parts, llama, None)], None, lambda x: torch.zeros(*x.shape, 2))
+    batch = splice([to_pieces(parts, llama, None)], None, lambda x: torch.zeros(*x.shape, 2))
     found = [*batch.labels[0].tolist()]
     assert [*llama.start, *llama.ids(text)] == ids
     assert found == labels
@@ -135,6 +135,6 @@ def test_llama_2_layout(llama):
         "[INST] <<SYS>>\nBe kind.\n<</SYS>>\n\nWhat animal is this, and where? [/INST] A cat; it sits on a mat. </s>"
         "<s>[INST] Why? [/INST] Because it is warm there. </s>"
     )
-    batch = splice([pieces(parts, llama, None)], None, lambda x: torch.zeros(*x.shape, 2))
+    batch = splice([to_pieces(parts, llama, None)], None, lambda x: torch.zeros(*x.shape, 2))
     learned = [i for i in batch.labels[0].tolist() if i != IGNORED]
     assert llama.tokenizer.decode(learned) == "A cat; it sits on a mat. </s> Because it is warm there. </s>"

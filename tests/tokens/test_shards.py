@@ -8,7 +8,7 @@ from torch import nn
 
 import zoo
 from zoo.tokens import Segment, TokenSpec, Vocabulary
-from zoo.tokens.shards import check_tokenizer, make_header, read_header, spec_of, write_header
+from zoo.tokens.shards import check_tokenizer, make_header, read_header, spec_from_header, write_header
 
 DISCRETE = [n for n in zoo.list_models("*_tiny") if (spec := zoo.model_info(n).spec) is not None and spec.vocab_size]
 WORDS = TokenSpec(
@@ -35,18 +35,18 @@ def written(folder, spec, **options):
 @pytest.mark.parametrize("name", DISCRETE)
 def test_the_spec_of_every_tokenizer_comes_back(name, tmp_path):
     spec = zoo.model_info(name).spec
-    assert spec_of(written(tmp_path, spec)) == spec
+    assert spec_from_header(written(tmp_path, spec)) == spec
 
 
 @pytest.mark.parametrize("spec", [WORDS, PYRAMID.first(1), TokenSpec.join(PYRAMID, replace(WORDS, dim=2))])
 def test_specs_of_words_beginnings_and_streams_come_back(spec, tmp_path):
-    assert spec_of(written(tmp_path, spec)) == spec
+    assert spec_from_header(written(tmp_path, spec)) == spec
 
 
 def test_the_spec_is_that_of_the_image_size_of_the_dump(tmp_path):
     spec = TokenSpec((Segment("grid", (2, 2), 0, 4),), dim=1)
     header = make_header(Encoder(spec), split="train", count=0, spec=spec.with_grid((4, 4)))
-    assert spec_of(header) == spec.with_grid((4, 4))
+    assert spec_from_header(header) == spec.with_grid((4, 4))
 
 
 def test_words_are_named_and_not_listed(tmp_path):
@@ -56,7 +56,7 @@ def test_words_are_named_and_not_listed(tmp_path):
     }  # fmt: skip
     assert "word 3" not in json.dumps(header)
     with pytest.raises(ValueError, match="the words of few are not here, only their fingerprint: take the spec of the"):
-        _ = spec_of(header).words[0]
+        _ = spec_from_header(header).words[0]
 
 
 def test_tokens_of_other_words_are_refused(tmp_path):
@@ -75,7 +75,7 @@ def test_headers_of_earlier_versions_stay_readable(tmp_path):
     with pytest.raises(
         ValueError, match="does not say vocabulary, as those of earlier versions: take the spec of"
     ) as e:
-        spec_of(old)
+        spec_from_header(old)
     assert "\n" not in str(e.value)
 
 
@@ -85,5 +85,5 @@ def test_headers_of_earlier_versions_stay_readable(tmp_path):
 def test_headers_that_somebody_edited_end_with_one_sentence(broken):
     header = make_header(Encoder(WORDS), split="train", count=0) | broken
     with pytest.raises(ValueError, match="the header of these token shards") as e:
-        spec_of(header)
+        spec_from_header(header)
     assert "\n" not in str(e.value)

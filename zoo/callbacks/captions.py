@@ -10,7 +10,7 @@ from zoo.callbacks.pictures import caption_sheet
 from zoo.callbacks.scored_set import ScoredSet, Stage
 from zoo.files.atomic import write_text_whole
 from zoo.files.strict_json import dump_json
-from zoo.language.conversations import from_the_question
+from zoo.language.conversations import drop_leading_answer
 from zoo.metrics.caption_report import CaptionReport
 from zoo.tokens import Tokens, as_pixels
 from zoo.tokens.abilities import Answerer, Captioner, TokenCaptioner
@@ -82,7 +82,7 @@ class Captions(ScoredSet):
         turns = None if "captions" in batch or "caption" in batch else batch.get("conversation")
         if turns is not None and isinstance(seen, Tensor) and isinstance(model, Answerer):
             # the first question of each, and its answer
-            turns = [from_the_question(said) for said in turns[: len(seen)]]
+            turns = [drop_leading_answer(said) for said in turns[: len(seen)]]
             references = [[said[1]["value"]] for said in turns]
             written = model.answer(seen, [said[:1] for said in turns], **self.writing)
         else:

@@ -1,1 +1,1 @@
-"""Language models, their text, and what a bridge needs to speak with them."""
+"""Language models, tokenizers of text, vocabularies, and sequences of text and image tokens."""

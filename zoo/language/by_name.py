@@ -12,7 +12,7 @@ from zoo.choices import one_of
 from zoo.language.language_model import LanguageModel
 from zoo.language.masked_language_model import MaskedLanguageModel
 from zoo.language.text_codec import PretrainedCodec, words_of
-from zoo.language.tiny import TINY, TINY_MASKED, TINY_WIDTH, characters, tiny_network
+from zoo.language.tiny import TINY, TINY_MASKED, TINY_WIDTH, build_tiny_network, character_tokenizer
 from zoo.tokens import Vocabulary
 
 #: published sizes: name -> (width of the token embeddings, encoder-decoder)
@@ -66,8 +66,8 @@ def find_language_model(reference: str, dtype: str = "float32") -> LanguageModel
     name, _, source = reference.partition(":")
     on_meta = torch.get_default_device().type == "meta"
     if name in TINY and not source:
-        text = PretrainedCodec(characters(t5=name == "tiny_t5"))
-        network = tiny_network(name, len(text.tokenizer)).to(getattr(torch, dtype))
+        text = PretrainedCodec(character_tokenizer(t5=name == "tiny_t5"))
+        network = build_tiny_network(name, len(text.tokenizer)).to(getattr(torch, dtype))
         return LanguageModel(network, text, TINY_WIDTH, name == "tiny_t5")
     if name == SMOLLM2:
         if on_meta:
@@ -131,8 +131,8 @@ def find_masked_language_model(reference: str, dtype: str = "float32") -> Masked
     name, _, source = reference.partition(":")
     on_meta = torch.get_default_device().type == "meta"
     if name in TINY_MASKED and not source:
-        text = PretrainedCodec(characters(masked=True), name)
-        network = tiny_network(name, text.vocab_size).to(getattr(torch, dtype)).eval()
+        text = PretrainedCodec(character_tokenizer(masked=True), name)
+        network = build_tiny_network(name, text.vocab_size).to(getattr(torch, dtype)).eval()
         return MaskedLanguageModel(network, text, TINY_WIDTH, text.vocab_size)
     if name == MINILM and not source:
         words, width, _ = VOCABULARIES[MINILM]
@@ -187,7 +187,7 @@ def find_vocabulary(reference: str) -> Vocabulary:
         ModuleNotFoundError: with the pip line.
     """
     if reference == TINY_WORDS:
-        words = words_of(characters())
+        words = words_of(character_tokenizer())
         vectors = torch.randn(len(words), TINY_WIDTH, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
         return Vocabulary(words, reference, vectors)
     if reference in VOCABULARIES and torch.get_default_device().type == "meta":

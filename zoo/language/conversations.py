@@ -110,21 +110,21 @@ TEMPLATES: dict[str, Template] = {
 
 
 def check_turns(turns: Sequence[Turn]) -> None:
-    """Refuse what is no conversation. One that begins with an answer is: see :func:`from_the_question`.
+    """Refuse what is no conversation. One that begins with an answer is: see :func:`drop_leading_answer`.
 
     Raises:
         ValueError: naming what is wrong.
     """
     if not turns:
         raise ValueError("a conversation has no turns: remove it from the data")
-    kept = from_the_question(turns)
+    kept = drop_leading_answer(turns)
     for i, turn in enumerate(kept):
         if ROLES.get(turn.get("from", "")) != i % 2:
             expected, at = ("human", "gpt")[i % 2], i + len(turns) - len(kept)
             raise ValueError(f"turn {at} of a conversation is from {turn.get('from')!r}, and it is {expected}'s turn")
 
 
-def from_the_question(turns: Sequence[Turn]) -> Sequence[Turn]:
+def drop_leading_answer(turns: Sequence[Turn]) -> Sequence[Turn]:
     """A conversation without an answer at its beginning, which answers nothing: LLaVA's training leaves it out too."""
     opens = len(turns) > 1 and ROLES.get(turns[0].get("from", "")) == 1
     return turns[1:] if opens else turns
@@ -149,7 +149,7 @@ def render(turns: Sequence[Turn], template: TemplateName, end: str, system: str 
     system = layout.system if system is None else system
     fields = {"end": end, "system": _fill(layout.system_block, {"system": system}) if system else ""}
     parts = [replace(part, text=_fill(part.text, fields)) for part in layout.opening]
-    said = [turn["value"] for turn in from_the_question(turns)]
+    said = [turn["value"] for turn in drop_leading_answer(turns)]
     for i, value in enumerate(said):
         if i % 2 == 0:
             text = layout.question
@@ -174,7 +174,7 @@ def _fill(text: str, fields: Mapping[str, str]) -> str:
     return re.sub(r"\{(system|end|)\}", lambda found: fields[found[1]], text)
 
 
-def pieces(parts: Sequence[Part], codec: PretrainedCodec, image: int | None, start: bool = True) -> list[Piece]:
+def to_pieces(parts: Sequence[Part], codec: PretrainedCodec, image: int | None, start: bool = True) -> list[Piece]:
     """Parts as ids and image tokens.
 
     The text between two images is tokenised as one, so that ids are those of the whole text; a token is learned where
@@ -218,7 +218,7 @@ def pieces(parts: Sequence[Part], codec: PretrainedCodec, image: int | None, sta
     return found
 
 
-def image_first(turns: Sequence[Turn]) -> list[Turn]:
+def put_image_first(turns: Sequence[Turn]) -> list[Turn]:
     """The conversation with its image at the beginning of the turn that shows it, on a line of its own."""
     found = []
     for turn in turns:

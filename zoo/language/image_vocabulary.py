@@ -1,4 +1,4 @@
-"""One vocabulary of text and image tokens for a language model, and the rules of what may be written.
+"""One vocabulary of text and image tokens for a language model, and constraints on what it generates.
 
 Layout, as SEED-LLaMA's: the model's own words, then one word per image id, then BOI and EOI.
 """
@@ -18,10 +18,10 @@ from zoo.tokens.allowed import allowed_ids
 
 @dataclass(frozen=True)
 class ImageVocabulary:
-    """Where the words of images are.
+    """The ids of image tokens in a language model's vocabulary.
 
     Args:
-        offset: id of image id 0; as many words of text come before.
+        offset: word that stands for image id 0, and so the number of words of text.
         spec: of the tokenizer.
     """
 
@@ -30,21 +30,21 @@ class ImageVocabulary:
 
     @property
     def begin(self) -> int:
-        """BOI, in front of an image."""
+        """The word BOI, which begins an image."""
         return self.offset + self.spec.vocab_size
 
     @property
     def end(self) -> int:
-        """EOI, behind an image."""
+        """The word EOI, which ends an image."""
         return self.begin + 1
 
     @property
     def size(self) -> int:
-        """All words: text, image ids, BOI and EOI."""
+        """Number of all words: text, image ids, BOI and EOI."""
         return self.end + 1
 
     def span(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """An image as words: BOI, its ids, EOI.
+        """The words of an image: BOI, its ids, EOI.
 
         Raises:
             ValueError: for another number of ids than the tokenizer has, or ids that are not its own.
@@ -93,8 +93,8 @@ class ImageVocabulary:
         if strange := [i for i in ids if not 0 <= i < self.spec.vocab_size]:
             raise ValueError(f"image ids must lie in 0..{self.spec.vocab_size - 1}, got {strange[0]}")
 
-    def only_images(self, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
-        """Scores after BOI: exactly the ids that may stand at each place, then EOI."""
+    def allow_only_images(self, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:
+        """A constraint on generation after BOI: at each position the ids that it may hold, and EOI after the last."""
         allowed = allowed_ids(self.spec)
         rows = torch.zeros(self.spec.num_tokens + 1, self.size, dtype=torch.bool)
         rows[:-1, self.offset : self.begin] = True if allowed is None else allowed
@@ -107,24 +107,24 @@ class ImageVocabulary:
 
         return constrain
 
-    def only_text(self, written: Int[Tensor, "b n"], scores: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
-        """Scores without any word of an image."""
+    def allow_only_text(self, written: Int[Tensor, "b n"], scores: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
+        """Set the scores of all words of images to minus infinity."""
         image = torch.arange(scores.shape[1], device=scores.device) >= self.offset
         return scores.masked_fill(image, -torch.inf)
 
-    def of_images(self, labels: Int[Tensor, "*n"]) -> Bool[Tensor, "*n"]:
-        """Which labels are words of images, BOI and EOI included."""
+    def is_of_image(self, labels: Int[Tensor, "*n"]) -> Bool[Tensor, "*n"]:
+        """True where a label is a word of an image, BOI and EOI included."""
         return labels >= self.offset
 
 
 def extend_vocabulary(network: Any, words: ImageVocabulary, codes: Float[Tensor, "n d"] | None = None) -> None:
-    """Give a language model of transformers rows for the words of images; in place.
+    """Add rows for the words of images to the embeddings and the output layer of a language model; in place.
 
     Args:
-        network: whose tables of words grow.
-        words: where the new ones are.
-        codes: vectors of all image ids, which the new rows then start from, so that similar ids are similar words; None
-            starts them close to the mean of the others, where they must part first.
+        network: of transformers.
+        words: the joint vocabulary.
+        codes: vectors of all image ids, from which the new rows are initialised, so that similar ids are similar words;
+            None initialises them near the mean of the words of text, from which they first have to move apart.
     """
     network.resize_token_embeddings(words.size, mean_resizing=False)
     tables = {id(m.weight): m.weight for m in (network.get_input_embeddings(), network.get_output_embeddings())}
@@ -135,18 +135,18 @@ def extend_vocabulary(network: Any, words: ImageVocabulary, codes: Float[Tensor,
             noise = torch.randn(words.size - words.offset, len(mean), generator=torch.Generator().manual_seed(0))
             table[words.offset :] = (mean + 0.1 * spread * noise.to(mean.device)).to(table.dtype)
             if codes is not None:
-                weight, bias = words_of_codes(codes, text)
+                weight, bias = fit_codes_to_words(codes, text)
                 table[words.offset : words.begin] = F.linear(codes.to(weight), weight, bias).to(table.dtype)
 
 
-def words_of_codes(
+def fit_codes_to_words(
     codes: Float[Tensor, "n d"], words: Float[Tensor, "v w"]
 ) -> tuple[Float[Tensor, "w d"], Float[Tensor, " w"]]:
-    """A linear layer, weight and bias, that puts codes among the words of a language model: with their mean and spread.
+    """Weight and bias of a random linear layer that gives codes the mean and the spread of a language model's words.
 
     Args:
         codes: all of a tokenizer; each dimension counts alike, however small its values are.
-        words: of text.
+        words: vectors of the words of text.
     """
     codes, words = codes.float(), words.float()
     scale = codes.std(0).clamp(min=codes.std() * 1e-3 + 1e-12)
@@ -160,7 +160,7 @@ class CodesAsWords(nn.Module):
 
     Args:
         table: of all words; the rows of image ids are used by the output layer alone.
-        words: where the words of images are.
+        words: the joint vocabulary.
         width: of the codes.
         codes: from image ids to codes.
     """
@@ -171,7 +171,7 @@ class CodesAsWords(nn.Module):
         self.visual_proj = nn.Linear(width, table.weight.shape[1])
         # Codes are often tiny: with the usual start all images would look the same to the language model.
         with torch.no_grad():
-            weight, bias = words_of_codes(codes(torch.arange(words.spec.vocab_size)), table.weight[: words.offset])
+            weight, bias = fit_codes_to_words(codes(torch.arange(words.spec.vocab_size)), table.weight[: words.offset])
             self.visual_proj.weight.copy_(weight)
             self.visual_proj.bias.copy_(bias)
 

@@ -268,7 +268,7 @@ class LanguageModel(nn.Module):
 
 
 def _said(codec: PretrainedCodec, endings: tuple[str, ...], ids: Tensor, scores: Any, **_: Any) -> Bool[Tensor, " b"]:
-    """Which rows contain one of the strings."""
+    """True for rows whose text contains one of the strings."""
     found = [any(s in codec.text(row) for s in endings) for row in (ids.tolist() if endings else [[]] * len(ids))]
     return torch.tensor(found, device=ids.device)
 

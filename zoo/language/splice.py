@@ -29,7 +29,7 @@ class Text:
     lost: int = 0
 
     def flags(self) -> tuple[bool, ...]:
-        """Whether each token is to be predicted."""
+        """True for each token that is to be predicted."""
         return (self.learn,) * len(self.ids) if isinstance(self.learn, bool) else self.learn
 
     def answer_of(self) -> tuple[int | None, ...]:

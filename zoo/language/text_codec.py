@@ -119,13 +119,13 @@ class PretrainedCodec(TextCodec):
 
     @cached_property
     def start(self) -> tuple[int, ...]:
-        """What the tokenizer puts in front of a text: its beginning-of-sequence or ``[CLS]`` id, or nothing."""
+        """The beginning-of-sequence or ``[CLS]`` id, if the tokenizer puts one in front of a text."""
         added, known = self._added, (self.tokenizer.bos_token_id, self.tokenizer.cls_token_id)
         return added[:1] if added and added[0] in known else ()
 
     @cached_property
     def stop(self) -> tuple[int, ...]:
-        """What the tokenizer puts behind a text: its end-of-sequence or ``[SEP]`` id, or nothing."""
+        """The end-of-sequence or ``[SEP]`` id, if the tokenizer puts one behind a text."""
         return self._added[len(self.start) :]
 
     @cached_property
@@ -134,7 +134,7 @@ class PretrainedCodec(TextCodec):
 
     @cached_property
     def joins_spaces(self) -> bool:
-        """Whether words are in the vocabulary with the space in front of them."""
+        """True if the vocabulary has words together with the space in front of them."""
         return len(self.tokenizer.convert_ids_to_tokens(self.ids("x a"))[-1]) > 1
 
     @property

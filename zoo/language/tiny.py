@@ -8,7 +8,7 @@ import torch
 TINY_WIDTH = 32
 
 
-def tiny_network(name: str, vocab_size: int) -> Any:
+def build_tiny_network(name: str, vocab_size: int) -> Any:
     """A random network, always the same, of a vocabulary of that size."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
@@ -70,7 +70,7 @@ TINY = {"tiny_llama": _tiny_llama, "tiny_opt": _tiny_opt, "tiny_t5": _tiny_t5}
 TINY_MASKED = {"tiny_roberta": _tiny_roberta}
 
 
-def characters(t5: bool = False, masked: bool = False) -> Any:
+def character_tokenizer(t5: bool = False, masked: bool = False) -> Any:
     """A tokenizer of single characters.
 
     Args:

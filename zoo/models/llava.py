@@ -28,7 +28,7 @@ from zoo.checkpoints.published import llava, llava_config
 from zoo.choices import one_of
 from zoo.init_args import Moved
 from zoo.language.by_name import find_language_model
-from zoo.language.conversations import IMAGE, TemplateName, Turn, image_first, pieces, render
+from zoo.language.conversations import IMAGE, TemplateName, Turn, put_image_first, render, to_pieces
 from zoo.language.lora import LoRA, add_lora
 from zoo.language.splice import Spliced, splice
 from zoo.module import ZooModule
@@ -256,10 +256,10 @@ class LLaVA(ZooModule):
         end = str(codec.tokenizer.eos_token)
         samples = []
         for i, turns in enumerate(conversations):
-            parts = render(image_first(turns), self.conversation, end, self.system)
+            parts = render(put_image_first(turns), self.conversation, end, self.system)
             if answers_only:
                 parts = [replace(part, learn=part.answer is not None and part.learn) for part in parts]
-            samples.append(pieces(parts, codec, i))
+            samples.append(to_pieces(parts, codec, i))
         # the end of what is to be gone on with must not be cut off: the language model's own limit is what counts then
         return splice(samples, tokens, self.language.embed, side, self.max_length if side == "right" else None)
 

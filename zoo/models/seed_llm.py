@@ -194,7 +194,9 @@ class SEEDLLM(SecondStage):
             raise ValueError("there are no images to speak of: give at least one")
         with evaluating(self):
             batch = self._splice(samples, "left")
-            return self.language_model.write(batch, stop=text.ids("\n")[-1:], constrain=self.words.only_text, **writing)
+            return self.language_model.write(
+                batch, stop=text.ids("\n")[-1:], constrain=self.words.allow_only_text, **writing
+            )
 
     @torch.no_grad()
     def generate_images(
@@ -242,7 +244,7 @@ class SEEDLLM(SecondStage):
             batch = self._splice(samples, "left")
             rows = self.language_model.continue_ids(
                 batch, [self.words.end], max_new_tokens=self.spec.num_tokens + 1, num_beams=num_beams, top_p=top_p,
-                temperature=temperature, seed=seed, constrain=self.words.only_images(self.device),
+                temperature=temperature, seed=seed, constrain=self.words.allow_only_images(self.device),
             )  # fmt: skip
             ids = [self.words.images_in([self.words.begin, *row])[0] for row in rows]
             tokens = Tokens(torch.tensor(ids, device=self.device), None, self.spec)
@@ -287,7 +289,7 @@ class SEEDLLM(SecondStage):
         shifted = spliced.labels[:, 1:]
         shifted = shifted[:, (shifted != IGNORED).any(0)]
         known = shifted != IGNORED
-        image = self.words.of_images(shifted) & known
+        image = self.words.is_of_image(shifted) & known
         found = {"loss": terms.sum() / known.sum()}
         for name, some in (("image_loss", image), ("text_loss", known & ~image)):
             found[name] = (terms.detach() * some).sum() / some.sum().clamp(min=1)

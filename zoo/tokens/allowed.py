@@ -1,4 +1,4 @@
-"""Which ids may stand at which position."""
+"""The ids that each position of a sequence may hold."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -8,7 +8,7 @@ from zoo.tokens import TokenSpec
 
 
 def allowed_ids(spec: TokenSpec) -> Bool[Tensor, "n k"] | None:
-    """Which ids may stand at each position, or None where all may: every segment has a range of its own."""
+    """True for the ids that a position may hold, those of its segment; None where every position may hold all ids."""
     ranges = {(s.offset, s.size) for s in spec.segments}
     if ranges == {(0, spec.vocab_size)}:
         return None
@@ -18,5 +18,10 @@ def allowed_ids(spec: TokenSpec) -> Bool[Tensor, "n k"] | None:
 
 
 def keep_allowed(logits: Float[Tensor, "*b n k"], allowed: Bool[Tensor, "n k"] | None) -> Float[Tensor, "*b n k"]:
-    """Logits of all positions, without the ids that may not stand there; ``allowed`` is of :func:`allowed_ids`."""
+    """Set the logits of ids that a position may not hold to minus infinity.
+
+    Args:
+        logits: of all positions.
+        allowed: of :func:`allowed_ids`; None changes nothing.
+    """
     return logits if allowed is None else logits.masked_fill(~allowed, -torch.inf)

@@ -1,4 +1,4 @@
-"""The tokenizer interface: what tokens are, and what every tokenizer can do.
+"""The tokenizer interface: descriptions of tokens, tokens themselves, and the methods of every tokenizer.
 
 Pixels are ``b 3 h w`` floats in [0, 1]; uint8 is accepted and converted. Each model owns its normalisation.
 """
@@ -45,7 +45,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class TokenSpec:
-    """What the tokens of a model are, known before any image is encoded.
+    """Description of a model's tokens, known before any image is encoded.
 
     Args:
         segments: layout of the one flat sequence per image, in order.
@@ -124,7 +124,7 @@ class TokenSpec:
 
     @property
     def prefix_lengths(self) -> tuple[int, ...]:
-        """How many first tokens can be decoded without the others, in ascending order; the last is all of them.
+        """Numbers of first tokens that can be decoded without the others, in ascending order; the last is all of them.
 
         A pyramid ends after any level. A causal sequence ends after any token, or after any row inside a grid. All
         tokens of a raster or a set are needed.
@@ -375,7 +375,7 @@ class Tokens:
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What every model of the zoo can do with images, and what a second stage needs of a tokenizer."""
+    """The interface of every model of the zoo towards images, and all that a second stage needs of a tokenizer."""
 
     spec: TokenSpec
 

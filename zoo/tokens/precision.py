@@ -20,10 +20,10 @@ NOT_BEHIND_IDS = ("language_model", "perceptual", "teacher")  # parts of a model
 
 
 def ids_in_float32(encode: Callable[..., Tokens]) -> Callable[..., Tokens]:
-    """Let ``encode`` of a discrete tokenizer give the same ids whoever calls it: without autocast and without TF32.
+    """Make ``encode`` of a discrete tokenizer give the same ids whoever calls it: without autocast and without TF32.
 
-    In bfloat16 some percent of the ids would be others, so that models trained on the fly, shards written by
-    ``predict`` and measurements would each have their own. Continuous tokens follow the precision around them.
+    In bfloat16 a few percent of the ids would differ, so that training on the fly, shards written by ``predict`` and
+    measurements would not agree. Continuous tokens follow the precision around them.
 
     Args:
         encode: the method; :class:`zoo.module.ZooModule` wraps that of every subclass.
@@ -46,7 +46,7 @@ def ids_in_float32(encode: Callable[..., Tokens]) -> Callable[..., Tokens]:
 
 @contextmanager
 def without_autocast(device: torch.device) -> Iterator[None]:
-    """Without the mixed precision that surrounds the block."""
+    """Switch off mixed precision inside the block."""
     if not torch.amp.is_autocast_available(device.type):
         yield
         return
@@ -55,11 +55,11 @@ def without_autocast(device: torch.device) -> Iterator[None]:
 
 
 def check_weights(model: nn.Module) -> None:
-    """Refuse a tokenizer whose weights, or those of its frozen networks, give no ids or other ones.
+    """Refuse a tokenizer whose weights, or those of its frozen networks, would give wrong ids.
 
     Raises:
-        ValueError: for weights that were cast to another type than float32, or that hold infinite numbers or NaN, from
-            which argmax would make ids all the same.
+        ValueError: for weights of another type than float32, or that hold infinity or NaN, of which argmax would make
+            ids all the same.
     """
     elsewhere = (*NOT_BEHIND_IDS, *getattr(model, "training_only", ()))
     parts = [("", model), *((f"{name}.", tower) for name, tower in getattr(model, "frozen", {}).items())]
@@ -89,7 +89,7 @@ def check_weights(model: nn.Module) -> None:
 
 
 def names_where(flags: Mapping[str, Bool[Tensor, ""]]) -> list[str]:
-    """Names of the flags that are set; a GPU waits once for all of them."""
+    """Names of the flags that are set, with one synchronisation of the GPU for all of them."""
     if not flags:
         return []
     device = next(iter(flags.values())).device
@@ -99,9 +99,9 @@ def names_where(flags: Mapping[str, Bool[Tensor, ""]]) -> list[str]:
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Products and convolutions of float32 with all their digits, whatever the run allows elsewhere."""
+    """Compute float32 products and convolutions in full precision inside the block, whatever the run allows."""
     changed: list[tuple[Callable[[str], None], str]] = []
-    for get, change, exact in _switches():
+    for get, change, exact in _tf32_switches():
         if (before := get()) != exact:
             change(exact)
             changed.append((change, before))
@@ -113,7 +113,7 @@ def without_tf32() -> Iterator[None]:
 
 
 def check_precision(precision: str) -> None:
-    """Refuse a precision that would keep weights in another type than float32, where ids change.
+    """Refuse a Trainer precision that would store weights in another type than float32, which changes ids.
 
     Args:
         precision: the Trainer's setting.
@@ -128,21 +128,21 @@ def check_precision(precision: str) -> None:
         )
 
 
-def _switches() -> Iterator[tuple[Callable[[], str], Callable[[str], None], str]]:
-    """How to read and to set what float32 products and cuDNN's convolutions may leave out, and its exact setting."""
-    # Of the older and the newer switches torch refuses to read the one where the other was used.
+def _tf32_switches() -> Iterator[tuple[Callable[[], str], Callable[[str], None], str]]:
+    """Getter, setter and full-precision value of each switch for float32 products and cuDNN convolutions."""
+    # torch refuses to read an old switch where the new one was used, and the other way round
     cudnn = torch.backends.cudnn
     try:
         torch.get_float32_matmul_precision()
         yield torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"
     except RuntimeError:
-        yield from _newer(torch.backends.cuda.matmul)
+        yield from _newer_switch(torch.backends.cuda.matmul)
     try:
         _ = cudnn.allow_tf32
         yield (lambda: str(cudnn.allow_tf32)), (lambda value: setattr(cudnn, "allow_tf32", value == "True")), "False"
     except RuntimeError:
-        yield from _newer(cudnn.conv)  # type: ignore[attr-defined]
+        yield from _newer_switch(cudnn.conv)  # type: ignore[attr-defined]
 
 
-def _newer(switch: Any) -> Iterator[tuple[Callable[[], str], Callable[[str], None], str]]:
+def _newer_switch(switch: Any) -> Iterator[tuple[Callable[[], str], Callable[[str], None], str]]:
     yield (lambda: switch.fp32_precision), partial(setattr, switch, "fp32_precision"), "ieee"

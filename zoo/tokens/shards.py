@@ -4,10 +4,10 @@ A folder per split (``train/``, ``val/``) holds ``header.json`` and shards ``tok
 ``ids`` (int32, ``n`` images x tokens), ``index`` (int64, the image's place in its data set) and, where known,
 ``label`` (int64), ``image`` (uint8) and texts: ``caption``, ``file`` (the image's path in its data set, with ``/``)
 and ``image_id`` (of its record in an annotation file). A text is stored as ``NAME_bytes``, UTF-8 one after the other,
-and ``NAME_ends``, where each ends in bytes; :func:`text_in` reads one. The header is written last: a folder without
+and ``NAME_ends``, where each ends in bytes; :func:`read_text` reads one. The header is written last: a folder without
 one is an unfinished dump.
 It says which tokenizer the ids belong to, down to its weights, so that they are never read by another, and what they
-are: :func:`spec_of` makes the :class:`~zoo.tokens.interface.TokenSpec` of it.
+are: :func:`spec_from_header` makes the :class:`~zoo.tokens.interface.TokenSpec` of it.
 """
 
 import json
@@ -44,15 +44,15 @@ def make_header(
     precision: str = ID_PRECISION,
     num_classes: int | None = None,
 ) -> dict[str, Any]:
-    """The header of a dump.
+    """Describe a dump: which tokenizer wrote it, and what its tokens are.
 
     Args:
         tokenizer: the module that made the ids, with a ``spec``.
-        split: which images, e.g. ``train``.
+        split: name of the set of images, e.g. ``train``.
         count: number of images over all shards.
         model: registry name or checkpoint of the tokenizer, for the reader.
         spec: of the ids, where they are of another image size than the tokenizer's own.
-        precision: in which the ids were computed; models of the zoo know one.
+        precision: in which the ids were computed; models of the zoo compute in float32 alone.
         num_classes: of the labels, where they are known.
 
     Raises:
@@ -87,15 +87,15 @@ def make_header(
 
 
 def _vocabulary_entry(spec: TokenSpec) -> dict[str, Any]:
-    """What kind of ids these are and, of words, which: their fingerprint in place of some 50,000 strings."""
+    """The kind of ids and, of words, their name and fingerprint in place of some 50,000 strings."""
     entry: dict[str, Any] = {"kind": spec.vocabulary}
     if spec.words is not None:
         entry |= {"name": spec.words.name, "size": len(spec.words), "fingerprint": spec.words.fingerprint}
     return entry
 
 
-def spec_of(header: Mapping[str, Any]) -> TokenSpec:
-    """What the tokens of a dump are: a spec that equals that of the tokenizer, for the image size of the dump.
+def spec_from_header(header: Mapping[str, Any]) -> TokenSpec:
+    """The spec of a dump's tokens, equal to the tokenizer's for the image size of the dump.
 
     The header names the vocabulary of words and does not list it: ``Tokens.words`` needs the tokenizer's own spec.
 
@@ -165,7 +165,7 @@ def check_header(header: dict[str, Any], tokenizer: Any) -> None:
 
 
 def check_precision(header: dict[str, Any], folder: str | Path) -> None:
-    """Refuse ids that were computed in another precision than those of ``encode``, and warn where nobody knows.
+    """Refuse ids that were computed in another precision than those of ``encode``, and warn where it is unknown.
 
     Args:
         header: of the shards.
@@ -188,7 +188,7 @@ def check_precision(header: dict[str, Any], folder: str | Path) -> None:
 
 
 def check_length(header: dict[str, Any], num_tokens: int, whose: str) -> None:
-    """Refuse shards with another number of tokens per image than their reader has positions for.
+    """Refuse shards whose images have another number of tokens than their reader has positions.
 
     Args:
         header: of the shards.
@@ -206,7 +206,7 @@ def check_length(header: dict[str, Any], num_tokens: int, whose: str) -> None:
 
 
 def check_tokenizer(header: dict[str, Any], tokenizer: Any) -> None:
-    """Refuse tokens of another tokenizer, whatever the image size that they were made at.
+    """Refuse tokens of another tokenizer, at any image size.
 
     Args:
         header: of the shards.
@@ -287,7 +287,7 @@ def write_shard(
     return path
 
 
-def text_in(shard: dict[str, Tensor], row: int, name: str = "caption") -> str:
+def read_text(shard: dict[str, Tensor], row: int, name: str = "caption") -> str:
     """One of the :data:`TEXTS` of one image of a shard that has them."""
     ends = shard[f"{name}_ends"]
     start = int(ends[row - 1]) if row else 0
