@@ -261,11 +261,29 @@ def test_bad_settings_are_named():
         zoo.create_model("beit_tiny", tokenizer="beit_classifier_tiny:random")
     for value, message in (
         ({"num_masked": 0}, "1..16.*got 0"),
-        ({"min_block": 0}, ">= 1"),
+        ({"min_block": 0}, "min_block must be >= 1"),
+        ({"min_block": 3, "max_block": 2}, "max_block must not be below min_block, got 2 and 3"),
+        ({"max_block": 0}, "max_block must not be below min_block, got 0 and 1"),
+        ({"min_aspect": 0.0}, r"min_aspect in \(0, 1\], got 1 and 0.0"),
+        ({"min_aspect": 1.5}, r"min_aspect in \(0, 1\], got 1 and 1.5"),
         ({"drop_path": 1.0}, "got 1.0"),
     ):
         with pytest.raises(ValueError, match=message):  # 0 does not mean the default, and 1 would divide by zero
             zoo.create_model("beit_tiny", **value)
+
+
+def test_blocks_have_the_sizes_and_shapes_that_are_asked_for():
+    """As BlockwiseMask of these settings draws them; the defaults are the published ones."""
+    asked = {"num_masked": 40, "min_block": 4, "max_block": 6, "min_aspect": 0.9}
+    model, plain = (zoo.create_model("beit_tiny", image_size=96, **s) for s in (asked, {"num_masked": 40}))
+    own = BlockwiseMask((12, 12), 40, 4, 6, 0.9)
+    assert all(torch.equal(model.draw_mask(random.Random(i)), own(random.Random(i))) for i in range(20))
+    published = BlockwiseMask((12, 12), 40, round(144 * 16 / 196))
+    assert all(torch.equal(plain.draw_mask(random.Random(i)), published(random.Random(i))) for i in range(20))
+    assert model.init_args()["max_block"] == 6
+    assert model.init_args()["min_aspect"] == 0.9
+    single = zoo.create_model("beit_tiny", image_size=96, num_masked=40, min_block=1, max_block=1, min_aspect=1.0)
+    assert single.draw_mask(random.Random(0)).sum() == 40
 
 
 @pytest.mark.parametrize("masking", ["blockwise", "random"])

@@ -61,6 +61,8 @@ class BEiT(SecondStage):
         vocab_size: expected size of its vocabulary; None takes what it has.
         num_masked: patches to hide per image; None scales the paper's 75 of 14x14.
         min_block: smallest hidden block in patches; None scales the paper's 16 of 14x14.
+        max_block: largest block; None allows ``num_masked``, as published.
+        min_aspect: height over width of a block lies between this and its inverse; 0.3 as published.
         masking: ``blockwise`` or, for the ablation of Table 4, ``random``.
         normalisation: ``half`` maps pixels to [-1, 1] (ImageNet-22k runs), ``imagenet`` uses its mean and deviation.
         decay_convention: ``unilm`` decays position bias tables, ``timm`` does not.
@@ -90,6 +92,8 @@ class BEiT(SecondStage):
         vocab_size: int | None = None,
         num_masked: int | None = None,
         min_block: int | None = None,
+        max_block: int | None = None,
+        min_aspect: float = 0.3,
         masking: Literal["blockwise", "random"] = "blockwise",
         normalisation: Normalisation = "half",
         decay_convention: Literal["unilm", "timm"] = "unilm",
@@ -120,7 +124,7 @@ class BEiT(SecondStage):
         num_masked = max(1, round(patches * 75 / 196)) if num_masked is None else num_masked
         min_block = max(1, round(patches * 16 / 196)) if min_block is None else min_block
         one_of("masking", masking, ("blockwise", "random"))
-        blockwise = BlockwiseMask(self.grid, num_masked, min_block)
+        blockwise = BlockwiseMask(self.grid, num_masked, min_block, max_block, min_aspect)
         self.draw_mask = blockwise if masking == "blockwise" else partial(random_mask, self.grid, num_masked)
         self.load_weights(weights)
 

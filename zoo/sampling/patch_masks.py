@@ -29,7 +29,7 @@ class BlockwiseMask:
         rng: source of randomness with ``uniform`` and ``randint``; None takes Python's global generator.
 
     Raises:
-        ValueError: when more patches are to be hidden than there are.
+        ValueError: when more patches are to be hidden than there are, or for blocks that cannot be.
     """
 
     def __init__(
@@ -44,6 +44,8 @@ class BlockwiseMask:
         check_count(grid, num_masked)
         if min_block < 1 or not 0 < min_aspect <= 1:
             raise ValueError(f"min_block must be >= 1 and min_aspect in (0, 1], got {min_block} and {min_aspect}")
+        if max_block is not None and max_block < min_block:
+            raise ValueError(f"max_block must not be below min_block, got {max_block} and {min_block}")
         self.grid = tuple(grid)
         self.num_masked = num_masked
         self.min_block = min_block
@@ -108,7 +110,10 @@ def nonempty(draw: Callable[[Random], Bool[Tensor, "gh gw"]], rng: Random) -> Bo
     for _ in range(100):
         if (mask := draw(rng)).any():
             return mask
-    raise ValueError("no block of min_block patches fits into the grid: lower min_block")
+    raise ValueError(
+        "no block of min_block patches fits into the grid without spanning a side: lower min_block, or set masking to "
+        "'random'"
+    )
 
 
 def flat_mask(mask: Bool[Tensor, "b gh gw"], shape: tuple[int, int, int]) -> Bool[Tensor, "b n"]:
