@@ -41,8 +41,7 @@ class EvaViT(nn.Module):
                 f"image_size {image_size} must be a multiple of patch_size {patch_size}, width {width} of heads {heads}"
             )
         self.width, self.num_tokens = width, (image_size // patch_size) ** 2 + 1
-        self.patch_embed = nn.Module()
-        self.patch_embed.proj = nn.Conv2d(3, width, patch_size, patch_size)
+        self.patch_embed = _PatchEmbed(width, patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, self.num_tokens, width))
         self.blocks = nn.ModuleList(_Block(width, heads, mlp_width) for _ in range(depth))
@@ -68,18 +67,36 @@ def resize_positions(positions: Float[Tensor, "1 n d"], num_tokens: int) -> Floa
     return torch.cat([positions[:, :1], rearrange(grid, "1 d gh gw -> 1 (gh gw) d")], dim=1)
 
 
+class _PatchEmbed(nn.Module):
+    """Projection of patches, one level down as LAVIS names it."""
+
+    def __init__(self, width: int, patch_size: int):
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, patch_size, patch_size)
+
+
+class _MLP(nn.Module):
+    """Two layers with exact GELU."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
 class _Block(nn.Module):
     """Pre-norm attention and MLP, without LayerScale."""
 
     def __init__(self, width: int, heads: int, mlp_width: int):
         super().__init__()
         self.norm1, self.attn = nn.LayerNorm(width, EPS), _Attention(width, heads)
-        self.norm2, self.mlp = nn.LayerNorm(width, EPS), nn.Module()
-        self.mlp.fc1, self.mlp.fc2 = nn.Linear(width, mlp_width), nn.Linear(mlp_width, width)
+        self.norm2, self.mlp = nn.LayerNorm(width, EPS), _MLP(width, mlp_width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         x = x + self.attn(self.norm1(x))
-        return x + self.mlp.fc2(F.gelu(self.mlp.fc1(self.norm2(x))))
+        return x + self.mlp(self.norm2(x))
 
 
 class _Attention(nn.Module):
@@ -92,7 +109,7 @@ class _Attention(nn.Module):
         self.q_bias, self.v_bias = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(width))
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = F.linear(x, self.qkv.weight, bias.to(self.qkv.weight.dtype))
         q, k, v = rearrange(qkv, "b n (three heads c) -> three b heads n c", three=3, heads=self.heads)

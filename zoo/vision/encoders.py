@@ -23,21 +23,17 @@ from zoo.checkpoints.published.clip import (
     check_pixels,
     clip_fields,
 )
-from zoo.checkpoints.published.eva import eva_fields, eva_state
+from zoo.checkpoints.published.eva import eva_fields, eva_sizes, eva_state
 from zoo.nn.efficientnet_lite0 import HEAD_CHANNELS, TAP_STRIDES, efficientnet_lite0
 from zoo.nn.eva_vit import EvaViT, resize_positions
 from zoo.tokens.precision import without_autocast, without_tf32
 
 LN_VISION_EPS = 1e-5  # of the norm behind an image encoder in LAVIS, unlike the encoder's own 1e-6
-
-
 EVA_ORIGIN = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/eva_vit_g.pth"
 TOWERS = (
-    "eva_vit_g:PATH", "eva_vit_g:random", "clip_vit_l14:PATH", "clip_vit_l14:random", "clip:PATH", "lite0", "blind",
-    "tiny_random", "tiny_random:WIDTH", "tiny_clip", "tiny_eva",
+    "eva_vit_g:PATH", "eva_vit_g:random", "eva:PATH", "clip_vit_l14:PATH", "clip_vit_l14:random", "clip:PATH", "lite0",
+    "blind", "tiny_random", "tiny_random:WIDTH", "tiny_clip", "tiny_eva",
 )  # fmt: skip
-
-
 TINY_PATCH = 8
 CLIP_SIZES = {
     "hidden_size": 1024,
@@ -70,6 +66,9 @@ class VisionTower(nn.Module):
             for data without augmentation. With a cache all tokens are computed and returned in float32, without
             autocast and TF32, so that it does not matter who asked first; without, in the precision of the run.
     """
+
+    mean: Float[Tensor, "1 c 1 1"]
+    std: Float[Tensor, "1 c 1 1"]
 
     def __init__(
         self,
@@ -104,7 +103,7 @@ class VisionTower(nn.Module):
         assert self.network is not None
         return self.network((images - self.mean) / self.std)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _cached(self, images: Tensor) -> Tensor:
         with without_autocast(images.device), without_tf32():
             return self._kept(images.float())
@@ -124,8 +123,10 @@ def vision_tower(reference: str, image_size: int, cache: int = 0, layer: int | N
     Args:
         reference: ``eva_vit_g:PATH`` (BLIP-2's: its own file, or a folder of ``Blip2ForConditionalGeneration``) or
             ``clip_vit_l14:PATH`` (a folder of CLIP or LLaVA in transformers' layout; its tokens are the input of the
-            last block, which BLIP-2 and LLaVA take), both with ``random`` for random weights; ``clip:PATH`` (CLIP of
-            any size, as the folder's ``config.json`` says); ``lite0`` (the 1,280 channels of
+            last block, which BLIP-2 and LLaVA take), both with ``random`` for random weights; ``eva:PATH`` (an EVA of
+            the same architecture and any size, as the file's tensors show, see
+            :func:`zoo.checkpoints.published.eva.eva_sizes`); ``clip:PATH`` (CLIP of any size, as the folder's
+            ``config.json`` says); ``lite0`` (the 1,280 channels of
             EfficientNet-Lite0's last feature map, stride 32, weights from a pip package); ``blind`` (one token, the
             same for every image: what is reached without seeing); ``tiny_random[:WIDTH]``, ``tiny_clip`` and
             ``tiny_eva`` (for tests).
@@ -143,12 +144,13 @@ def vision_tower(reference: str, image_size: int, cache: int = 0, layer: int | N
     on_meta = torch.get_default_device().type == "meta"
     if cache < 0:
         raise ValueError(f"vision_cache must not be negative, got {cache}")
-    if name in ("eva_vit_g", "tiny_eva"):
+    if name in ("eva_vit_g", "tiny_eva") or (name == "eva" and source):
+        sizes = TINY_EVA if name == "tiny_eva" else _eva_sizes(source) if name == "eva" else {}
         with torch.random.fork_rng([]):
             torch.manual_seed(0)  # the same tower each time where no weights are read
-            network: Any = EvaViT(image_size, **(TINY_EVA if name == "tiny_eva" else {}))
-        if name == "eva_vit_g" and not on_meta and source != "random":
-            network.load_state_dict(_eva_weights(source, network))
+            network: Any = EvaViT(image_size, **sizes)
+        if name != "tiny_eva" and not on_meta and source != "random":
+            network.load_state_dict(_eva_weights(source, network, name))
         return VisionTower(network, network.width, network.num_tokens, CLIP_MEAN, CLIP_STD, True, cache)
     if name in ("clip_vit_l14", "tiny_clip") or (name == "clip" and source):
         config = config_beside(Path(source)) if source not in ("", "random") else {}
@@ -190,7 +192,14 @@ def _sizes(vision: Mapping[str, Any], source: str) -> dict[str, Any]:
     return {name: config[name] for name in (*CLIP_SIZES, "hidden_act", "layer_norm_eps")}
 
 
-def _eva_weights(source: str, network: EvaViT) -> dict[str, Tensor]:
+def _eva_sizes(source: str) -> dict[str, int]:
+    """Of any EVA."""
+    if source == "random":
+        raise ValueError("the size of 'eva' is that of its file: write 'eva:PATH', or 'eva_vit_g:random'")
+    return eva_sizes(eva_state(read(Path(source)).state), config_beside(Path(source)), source)
+
+
+def _eva_weights(source: str, network: EvaViT, name: str = "eva_vit_g") -> dict[str, Tensor]:
     if not source:
         raise FileNotFoundError(
             f"the weights of eva_vit_g are not in the package and are never downloaded by themselves: get "
@@ -202,11 +211,17 @@ def _eva_weights(source: str, network: EvaViT) -> dict[str, Tensor]:
         eva_fields(network).check(vision, f"config.json of {source}")
     check_pixels(source)
     file = trace(read(Path(source)).state)
-    state = {name: value.float() for name, value in eva_state(file).items() if name in own}
+    state = {key: value.float() for key, value in eva_state(file).items() if key in own}
     say_unused(source, file, entries_of(state.values()))
     state = plain(state)
-    if missing := [name for name in own if name not in state]:  # the file holds block 40 and a head too
-        raise ValueError(f"{source} is no eva_vit_g: it lacks {', '.join(missing[:5])}")
+    if missing := [key for key in own if key not in state]:  # the file holds block 40 and a head too
+        raise ValueError(f"{source} is no {name}: it lacks {', '.join(missing[:5])}")
+    wrong = [key for key, value in own.items() if key != "pos_embed" and state[key].shape != value.shape]
+    if wrong:
+        raise ValueError(
+            f"{source} is no {name}: {wrong[0]} is {tuple(state[wrong[0]].shape)} in the file and "
+            f"{tuple(own[wrong[0]].shape)} here; 'eva:PATH' takes an EVA of another size"
+        )
     state["pos_embed"] = resize_positions(state["pos_embed"], network.num_tokens)
     return state
 

@@ -22,6 +22,7 @@ BLOCK = (
     ("self_attn.projection.", "attn.proj."),
     ("mlp.", "mlp."),
 )
+PUBLISHED_HEADS = 16  # of eva_vit_g
 THEIR_BLOCK, OUR_BLOCK = re.compile(r"encoder\.layers\.(\d+)\.(.+)"), re.compile(r"blocks\.(\d+)\.(.+)")
 
 
@@ -40,6 +41,47 @@ def eva_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             found[name] = value
     return found
+
+
+def eva_sizes(state: Mapping[str, Tensor], config: Mapping[str, Any], source: str) -> dict[str, int]:
+    """Constructor arguments of :class:`zoo.nn.eva_vit.EvaViT` for weights of any size.
+
+    A file that goes on behind its blocks, with a norm or a head, holds a whole EVA, whose last block is left out as in
+    BLIP-2; of one that ends with its blocks, as LAVIS writes BLIP-2's image encoder, all are taken. The number of heads
+    is in no tensor: ``num_attention_heads`` of the configuration says it, also in its ``vision_config``.
+
+    Args:
+        state: under LAVIS's names, see :func:`eva_state`.
+        config: the ``config.json`` beside the weights; empty where there is none.
+        source: of the weights, for messages.
+
+    Raises:
+        ValueError: for other weights than an EVA's, or a width of which nothing tells the heads.
+    """
+    numbers = {int(match[1]) for name in state if (match := OUR_BLOCK.fullmatch(name))}
+    wanted = ("patch_embed.proj.weight", "blocks.0.attn.q_bias", "blocks.0.mlp.fc1.weight")
+    if missing := [name for name in wanted if name not in state]:
+        raise ValueError(f"{source} is no EVA of the architecture that is implemented: it lacks {missing[0]}")
+    depth = 1 + max(numbers)
+    whole = any(name.startswith(("norm.", "fc_norm.", "head.")) for name in state)
+    width, _, patch, _ = state["patch_embed.proj.weight"].shape
+    said = {**config, **(config.get("vision_config") or {})}
+    heads = said.get("num_attention_heads", PUBLISHED_HEADS)
+    if not isinstance(heads, int) or heads < 1 or width % heads:
+        found = f"the configuration beside it says {heads!r}"
+        if "num_attention_heads" not in said:
+            found = f"nothing says them, and the {PUBLISHED_HEADS} of eva_vit_g do not fit"
+        raise ValueError(
+            f"the tokens of {source} are {width} wide, of which attention heads must be equal parts: {found}; write "
+            "num_attention_heads into a config.json beside the weights"
+        )
+    return {
+        "patch_size": patch,
+        "width": width,
+        "depth": depth - 1 if whole and depth > 1 else depth,
+        "heads": heads,
+        "mlp_width": len(state["blocks.0.mlp.fc1.weight"]),
+    }
 
 
 def eva_fields(network: Any) -> Fields:
