@@ -107,8 +107,9 @@ class LLaVA(ZooModule):
         if said:  # a checkpoint says what it was trained with, wherever that came from
             layer = vision_layer if tower.clip is None else tower.clip.taken
             self.hparams.update({"select": self.select, "vision_layer": layer})
-        self.skipped = int(tower.class_token and self.select == "patch")
-        count = tower.num_tokens - self.skipped
+        #: of the tokens that are taken: behind the class token, or that one too
+        self.first_token = int(tower.class_token and self.select == "patch")
+        count = tower.num_tokens - self.first_token
         if max_length <= count:
             raise ValueError(f"max_length {max_length} leaves no room behind {count} image tokens: raise it")
         language = find_language_model(language_model, "float32" if tuning == "full" else language_dtype)
@@ -163,7 +164,7 @@ class LLaVA(ZooModule):
 
         Eq. 1: H = W Z; the MLP of version 1.5.
         """
-        return self.mm_projector(self.frozen["vision"](as_pixels(images, size=self.image_size))[:, self.skipped :])
+        return self.mm_projector(self.frozen["vision"](as_pixels(images, size=self.image_size))[:, self.first_token :])
 
     # ------------------------------------------------------------------ writing
 
