@@ -1,4 +1,4 @@
-"""What BEiT learned: masked-token accuracy against frequency baselines, linear probes, fine-tuning against scratch.
+"""Probes of BEiT: masked-token accuracy against frequency baselines, linear probes, fine-tuning against scratch.
 
     python benchmarks/beit_probe.py --model beit_emoji --out benchmarks/results/beit_emoji_probe.json
 

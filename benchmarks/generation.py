@@ -1,4 +1,4 @@
-"""How good the samples of a second stage are: distances to a reference set, with baselines and the protocol.
+"""Quality of the samples of a second stage: distances to a reference set, with baselines and the protocol.
 
     python benchmarks/generation.py --model maskgit_emoji --data EmojiData --reference test --num-images 1000 \
         --steps 8 --choice-temperature 4.5 --seed 0 --out benchmarks/results/maskgit_emoji.json

@@ -1,4 +1,4 @@
-"""What SEED's tokens keep, and both directions of its language model, on held-out images; pictures on request.
+"""SEED's tokens and both directions of its language model, measured on held-out images; pictures on request.
 
     python benchmarks/seed.py --tokenizer ckpt:runs/seed_stage2/last.ckpt --first ckpt:runs/seed_stage1/last.ckpt \
         --data EmojiData --data.image_size 128
@@ -150,7 +150,7 @@ def measure(
 
 
 def teacher_vectors(tokenizer: Any, images: Tensor) -> Tensor:
-    """What the generation embedding is to be."""
+    """The vectors that the generation embeddings should equal."""
     if "teacher" in tokenizer.frozen:
         return tokenizer.frozen["teacher"].embed(images)
     return tokenizer.frozen["vision"](images).mean(1)

@@ -1,4 +1,4 @@
-"""How well a model's image tokens and text belong together: captions and retrieval, with the protocol.
+"""Captions and retrieval of a vision-language model, with the protocol.
 
     python benchmarks/vision_language.py --model ckpt:runs/blip2_stage2/last.ckpt --data EmojiData --split test \
         --data.style openmoji --out benchmarks/results/blip2_stage2_emoji_openmoji.json

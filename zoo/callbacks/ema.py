@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from zoo.frozen import FrozenNetworks
+from zoo.module import ZooModule
 
 
 class EMA(EMAWeightAveraging):
@@ -54,7 +55,8 @@ class EMA(EMAWeightAveraging):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        frozen, pl_module.frozen = getattr(pl_module, "frozen", FrozenNetworks()), FrozenNetworks()
+        frozen = pl_module.frozen if isinstance(pl_module, ZooModule) else FrozenNetworks()
+        pl_module.frozen = FrozenNetworks()
         try:
             # The model itself moves to its device only after this hook.
             self._average_model = _AveragedParameters(pl_module, trainer.strategy.root_device, self.decay, self.warmup)

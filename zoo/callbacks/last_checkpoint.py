@@ -69,7 +69,7 @@ class LastCheckpoint(ModelCheckpoint):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def _plan(self, step: int, now: float) -> tuple[bool, int]:
-        """Whether a save is due, and the step at which to look at the clock again."""
+        """Return whether a save is due, and the step at which to look at the clock again."""
         done, first = step - self._first_step, self._cost is None
         pause = max(60 * (self.first_minutes if first else self.every_minutes), SHARE * (self._cost or 0.0))
         due = now - self._saved >= pause or (first and done >= self.first_steps)

@@ -1,4 +1,4 @@
-"""What a run shows while it goes: its networks, whether it validates, and one bar over all of its steps."""
+"""The display of a run while it goes: its networks, whether it validates, and one bar over all of its steps."""
 
 import os
 import shutil
@@ -10,6 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, Timer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
+
+from zoo.module import ZooModule
 
 INFINITE = float("inf")
 FRESH = 0.2  # seconds between two looks at the metrics, which make a GPU wait
@@ -186,7 +188,7 @@ def networks_table(model: LightningModule) -> str:
     from zoo.runs.table import format_table
 
     rows = []
-    parts = [*model.named_children(), *getattr(model, "frozen", {}).items()]
+    parts = [*model.named_children(), *(model.frozen.items() if isinstance(model, ZooModule) else ())]
     own = [(name, p) for name, p in model.named_parameters() if "." not in name]
     for name, part in parts:
         rows.append(_row(name, type(part).__name__, list(part.parameters())))
@@ -215,7 +217,7 @@ def count(number: int) -> str:
 
 
 def has_size() -> bool:
-    """Whether the terminal tells its width; those that programs open may not."""
+    """Return whether the terminal tells its width; those that programs open may not."""
     try:
         return os.get_terminal_size(sys.stdout.fileno()).columns > 0
     except OSError:

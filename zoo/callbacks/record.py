@@ -1,4 +1,4 @@
-"""What a run writes down about itself, from the moment that it trains and not before."""
+"""The record that a run keeps of itself, from the moment that it trains and not before."""
 
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ class RunRecord(SaveConfigCallback):
 
     def _open(self, trainer: Trainer) -> None:
         for logger in trainer.loggers:
-            if hasattr(logger, "open"):
+            if isinstance(logger, RunCSVLogger | RunTensorBoardLogger):
                 logger.open()
 
     def _write_beside(self, trainer: Trainer) -> None:
@@ -121,7 +121,7 @@ class RunRecord(SaveConfigCallback):
 
 
 def _goes_on(checkpoint: Path, run_dir: Path, cut: bool) -> bool:
-    """Whether a run continues the record of its folder, rather than beginning a new one from an old checkpoint."""
+    """Return whether a run continues the record of its folder rather than beginning one from an old checkpoint."""
     checkpoint, run_dir = checkpoint.resolve(), run_dir.resolve()
     if checkpoint == run_dir / "last.ckpt" or (
         checkpoint.parent == run_dir and checkpoint.name.startswith("hpc_ckpt_")

@@ -191,7 +191,7 @@ class Samples(ScoredSet):
         return pictures
 
     def _after_conditions(self, model: Any, batch: dict[str, Any]) -> dict[str, Float[Tensor, "b 3 h w"]]:
-        """What follows the batch's first conditions, below these where they are images."""
+        """Samples behind the first conditions of a batch, below these where they are images."""
         name = "condition_ids" if "condition_ids" in batch else "condition"
         if name not in batch:
             raise ValueError(f"the batch has no condition, but {', '.join(batch)}: leave the callback Samples out")

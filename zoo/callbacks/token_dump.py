@@ -155,7 +155,7 @@ class TokenDump(BasePredictionWriter):
 
 
 def _source(model: Any) -> Any:
-    """Whose ids they are: of a second stage that passes on those of its tokenizer, the tokenizer's."""
+    """The model whose ids are written: the tokenizer of a second stage that passes on its ids, else the model."""
     return model.frozen["tokenizer"] if getattr(model, "encodes_by_tokenizer", False) else model
 
 

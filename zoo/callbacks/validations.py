@@ -1,4 +1,4 @@
-"""Which validations of a run a callback takes part in, when it should not in all of them."""
+"""The validations of a run that a callback takes part in, when it should not in all of them."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ class EveryFewValidations:
     _validations = 0
 
     def is_due(self, trainer: Trainer) -> bool:
-        """Whether the validation that begins is one of every ``every_n_validations``, the first one included."""
+        """Return whether the validation that begins is one of every ``every_n_validations``, the first one included."""
         return not trainer.sanity_checking and self._validations % self.every_n_validations == 0
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -79,7 +79,7 @@ class CaptionReport:
         }
 
     def protocol(self, writing: Mapping[str, Any]) -> dict[str, Any]:
-        """What the values depend on besides the images.
+        """Say what the values depend on besides the images.
 
         Args:
             writing: settings of the model's ``caption``: ``num_beams``, ``max_new_tokens`` and others.

@@ -49,7 +49,7 @@ def caption_tokens(caption: Caption) -> tuple[str, ...]:
 
 
 def ngrams(tokens: Sequence[str]) -> Counts:
-    """How often each n-gram of one to four tokens occurs."""
+    """Count how often each n-gram of one to four tokens occurs."""
     return Counter(tuple(tokens[i : i + n]) for n in range(1, ORDERS + 1) for i in range(len(tokens) - n + 1))
 
 

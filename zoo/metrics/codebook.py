@@ -1,4 +1,4 @@
-"""How much of the codebook a tokenizer uses, counted over a whole set of images."""
+"""Usage of a codebook: the share of its codes that occur in a whole set of images, and their perplexity."""
 
 import torch
 from jaxtyping import Int

@@ -24,7 +24,7 @@ def chosen_entries(batch: dict[str, Any], chosen: Sequence[int]) -> dict[str, An
 
 
 def places_in_set(places: Sequence[int | None]) -> list[int]:
-    """Which entries to take, and in which order, to have each place of the data set once.
+    """Order of the entries that has each place of the data set once.
 
     Samplers repeat some entries to give all ranks as many, and deal them out in turn. Where a place is not known, such
     as that of a stream, all entries stay as they are.

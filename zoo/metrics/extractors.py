@@ -20,7 +20,7 @@ INCEPTION_ORIGIN = f"https://github.com/toshas/torch-fidelity/releases/download/
 
 @runtime_checkable
 class Extractor(Protocol):
-    """What :class:`zoo.metrics.frechet.FrechetDistance` needs."""
+    """A network that turns images into vectors, as :class:`zoo.metrics.frechet.FrechetDistance` needs it."""
 
     name: str
     num_features: int
@@ -63,7 +63,7 @@ def inception_weights_path(path: str | Path | None = None) -> Path:
 
 
 def has_inception_weights() -> bool:
-    """Whether the Inception weights lie in torch's hub folder already."""
+    """Return whether the Inception weights lie in torch's hub folder already."""
     return (Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE).is_file()
 
 

@@ -89,7 +89,7 @@ class FrechetDistance(Metric):
         return mean, covariance
 
     def protocol(self) -> dict[str, Any]:
-        """What the number depends on besides the images."""
+        """Say what the number depends on besides the images."""
         return {"statistics": "float64, unbiased covariance", **self.extractor.protocol()}
 
 

@@ -1,4 +1,4 @@
-"""How good generated images are: the library behind ``benchmarks/generation.py``.
+"""Evaluation of generated images: the library behind ``benchmarks/generation.py``.
 
 Nothing here is a property of a model alone. The numbers depend on the reference images, on how many images there are on
 both sides, on the sampler and on the extractor; the protocol says all of them.
@@ -36,7 +36,7 @@ def labels_like(labels: Int[Tensor, " n"], count: int, seed: int = 0) -> Int[Ten
 
 
 def token_frequencies(ids: Int[Tensor, "b n"], spec: TokenSpec) -> dict[str, Float[Tensor, " k"]]:
-    """How often each id of each segment occurs, in any position of that segment."""
+    """Count how often each id of each segment occurs, in any position of that segment."""
     return {
         s.name: torch.bincount(ids[:, spec.span(s.name)].flatten() - s.offset, minlength=s.size).double()
         for s in spec.segments

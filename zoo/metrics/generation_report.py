@@ -178,7 +178,7 @@ class GenerationReport:
         return metrics
 
     def protocol(self) -> dict[str, Any]:
-        """What the values depend on besides the images that are compared."""
+        """Say what the values depend on besides the images that are compared."""
         from zoo.version import __version__
 
         frechet, kernel, precision, recall = self.names

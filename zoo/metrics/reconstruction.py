@@ -141,7 +141,7 @@ class ReconstructionReport:
         return {name: torch.as_tensor(value).to(torch.float32).item() for name, value in values.items()}
 
     def protocol(self) -> dict[str, Any]:
-        """What the values depend on: the images of this rank, the definitions, the weights and the packages."""
+        """Say what the values depend on: the images of this rank, the definitions, the weights and the packages."""
         from zoo.version import __version__
 
         facts: dict[str, Any] = {

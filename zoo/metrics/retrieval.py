@@ -82,7 +82,7 @@ def caption_log_likelihood(
 
 
 def pointwise_mutual_information(log_likelihood: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
-    """How much each image speaks for each text: log p(text | image) - log p(text), in nats.
+    """Pointwise mutual information of images and texts: log p(text | image) - log p(text), in nats.
 
     A short or frequent text is likely beside every image. Its own probability, which is taken off, is the mean of those
     beside the n images.
@@ -126,7 +126,7 @@ class RetrievalReport:
         self._texts += [list(some) for some in texts]
 
     def belongs(self) -> Bool[Tensor, "n m"]:
-        """Which text is of which image."""
+        """True where a text is of an image."""
         owner = torch.tensor([i for i, some in enumerate(self._texts) for _ in some])
         return torch.arange(len(self._texts))[:, None] == owner[None]
 
@@ -165,7 +165,7 @@ class RetrievalReport:
         return values
 
     def protocol(self) -> dict[str, Any]:
-        """What the values depend on besides images and texts."""
+        """Say what the values depend on besides images and texts."""
         return {
             "retrieval": "each image has its own texts, all texts and images are candidates; ties count as misses",
             "likelihood": "log p(text | image) - log mean over images of p(text | image)",

@@ -151,6 +151,6 @@ class VQAAccuracy(Metric):
         return self.total / self.count
 
     def protocol(self) -> dict[str, Any]:
-        """What the number is: without it, two of them cannot be compared."""
+        """Say by which rules the number was computed: those of different rules cannot be compared."""
         code = {"2021": "GT-Vision-Lab/VQA a013f00", "lavis": "salesforce/LAVIS 506965b"}[self.version]
         return {"metric": "VQA accuracy", "version": self.version, "rules": code, "questions": int(self.count)}
