@@ -133,7 +133,7 @@ class ZooDataModule(pl.LightningDataModule):
 
     @trainer.setter
     def trainer(self, trainer: Any) -> None:
-        from zoo.checkpoints.io import read_safely
+        from zoo.checkpoints.lightning_io import read_safely
 
         self._trainer = trainer
         if isinstance(trainer, pl.Trainer):
@@ -145,7 +145,7 @@ class ZooDataModule(pl.LightningDataModule):
         **overrides: Any,
     ) -> Any:  # fmt: skip
         """Lightning's way to read the settings in a checkpoint, which never runs what the file asks for."""
-        from zoo.checkpoints.io import load_from_checkpoint
+        from zoo.checkpoints.lightning_io import load_from_checkpoint
 
         return load_from_checkpoint(cls, checkpoint_path, None, hparams_file, **overrides)
 

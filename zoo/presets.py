@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from zoo.checkpoints.addresses import local_path
-from zoo.checkpoints.weight_sets import split_choice
+from zoo.checkpoints.weight_sets import split_set_name
 from zoo.choices import natural_order
 from zoo.files.recipes import suggest_recipe
 from zoo.init_args import as_init_args, class_by_path, migrate_and_say, without_towers
@@ -195,10 +195,10 @@ def locate_weights(source: str) -> Path:
         ValueError: for an address.
     """
     name, _, tag = source.partition(":")
-    if name in presets() and not split_choice(source)[0].exists():
+    if name in presets() and not split_set_name(source)[0].exists():
         return weights_path(find(name), tag or True)
     path = local_path(source.removeprefix("ckpt:"))
-    if split_choice(path)[0].exists():
+    if split_set_name(path)[0].exists():
         return path
     if name == "ckpt":
         raise FileNotFoundError(f"there is no checkpoint {path}{suggest_recipe(path)}")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from zoo.checkpoints.files import Checkpoint, read
+from zoo.checkpoints.files import Checkpoint, read_checkpoint
 from zoo.checkpoints.load import load_into, pickled_classes
 from zoo.checkpoints.size import check_size
 from zoo.init_args import as_init_args, check_overrides, migrate_and_say, typed_arguments
@@ -222,7 +222,7 @@ def read_described(path: Path) -> tuple[Checkpoint, type[ZooModule], dict[str, A
         FileNotFoundError: for a path that is not there.
         ValueError: for a file without a description, of an unknown class, or one of far more than it holds.
     """
-    checkpoint = read(path, pickled_classes(known_classes()))
+    checkpoint = read_checkpoint(path, pickled_classes(known_classes()))
     said = description_of(checkpoint)
     cls = class_named(said["class"])
     settings = typed_arguments(cls, said["init_args"])
@@ -237,7 +237,7 @@ def describe(path: Path) -> dict[str, Any]:
         FileNotFoundError: for a path that is not there.
         ValueError: for a file that says nothing.
     """
-    return description_of(read(path, pickled_classes(known_classes())))
+    return description_of(read_checkpoint(path, pickled_classes(known_classes())))
 
 
 def description_of(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from toys import Toy, ToyData
 
 import zoo
 from zoo.checkpoints import addresses
-from zoo.checkpoints.io import SafeCheckpointIO
+from zoo.checkpoints.lightning_io import SafeCheckpointIO
 
 
 def trainer(folder):

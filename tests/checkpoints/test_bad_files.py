@@ -10,7 +10,7 @@ import torch
 
 from zoo import create_model
 from zoo.checkpoints.export import save_weights
-from zoo.checkpoints.files import read
+from zoo.checkpoints.files import read_checkpoint
 from zoo.checkpoints.pickles import UnsafePickleError
 from zoo.models.dvae import DVAE
 from zoo.registry import from_checkpoint
@@ -98,7 +98,7 @@ def test_old_format_modules_keep_shared_storages_strides_and_buffers(tmp_path):
     module.register_buffer("halves", torch.tensor([0.5, 2.0], dtype=torch.float16))
     module.register_buffer("scratch", torch.zeros(1), persistent=False)
     torch.save(module, tmp_path / "old.pkl", _use_new_zipfile_serialization=False)
-    state = read(tmp_path / "old.pkl", ["dall_e.utils.Conv2d"]).state
+    state = read_checkpoint(tmp_path / "old.pkl", ["dall_e.utils.Conv2d"]).state
     expected = module.state_dict()
     assert state.keys() == expected.keys()
     for name, value in expected.items():

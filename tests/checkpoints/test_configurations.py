@@ -7,7 +7,7 @@ import torch
 from published_folders import drawn, edited
 
 import zoo
-from zoo.checkpoints.config_fields import Fields, Must, set_to, unknown
+from zoo.checkpoints.config_checks import ConfigFields, Required, accept_any_of, find_unknown_fields
 from zoo.checkpoints.published.clip import check_pixels
 from zoo.checkpoints.published.hf_blip2 import save_blip2
 from zoo.language.tiny import character_tokenizer
@@ -453,7 +453,9 @@ def test_the_size_of_any_clip_is_known_without_its_weights(plain_llava):
 
 
 def test_unknown_fields_are_refused_where_they_are_set():
-    fields = Fields(("a",), {"b": Must(1, 1), "c": Must("x", "x", "why", set_to("x", "y"))}, ("free_*",))
+    fields = ConfigFields(
+        ("a",), {"b": Required(1, 1), "c": Required("x", "x", "why", accept_any_of("x", "y"))}, ("free_*",)
+    )
     fields.check({"a": 5, "b": 1, "c": "y", "free_one": 3, "new": None, "other": [], "architectures": ["X"]}, "it")
     for config, sentence in (
         ({"b": 2}, "it says b 2, and this model has 1: that is not implemented"),
@@ -463,4 +465,4 @@ def test_unknown_fields_are_refused_where_they_are_set():
     ):
         with pytest.raises(ValueError, match=sentence):
             fields.check(config, "it")
-    assert unknown({"x": 1, "y": False, "z": {}}, ()) == ["x"]
+    assert find_unknown_fields({"x": 1, "y": False, "z": {}}, ()) == ["x"]

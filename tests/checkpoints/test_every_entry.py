@@ -11,7 +11,6 @@ from published_folders import google_maskgit
 import zoo
 from zoo import registry
 from zoo.checkpoints.format import Converted, Format
-from zoo.checkpoints.provenance import entries_of, grouped, plain, trace
 from zoo.checkpoints.published import (
     diffusers_vq,
     flava,
@@ -19,9 +18,10 @@ from zoo.checkpoints.published import (
     hf_blip2,
     lavis,
     llamagen,
-    maskgit_flax,
+    maskgit_tokenizer,
     maskgit_transformer,
 )
+from zoo.checkpoints.unused_entries import entries_of, summarise_names, track_entries, untrack_entries
 from zoo.nn.relative_position import relative_position_index
 from zoo.sampling.token_order import token_order
 
@@ -72,7 +72,7 @@ def flava_file():
         (r"\.b$", ".bias"),
     )
     state = {f"image_codebook.{n}": v for n, v in renamed(encoder(), *rules).items()}
-    assert set(map(flava.rename, renamed(encoder(), *rules))) == set(encoder())
+    assert set(map(flava.to_openai_name, renamed(encoder(), *rules))) == set(encoder())
     return File("dvae_tiny", state | {"flava.text_model.x": torch.zeros(2)}, ("image_codebook.", "flava."))
 
 
@@ -95,13 +95,15 @@ def maskgit_vqgan():
 
 
 def flax_file():
-    layers = [f"{layer}/{leaf}" for layer in maskgit_flax.LAYERS for leaf in maskgit_flax.LEAVES]
+    layers = [f"{layer}/{leaf}" for layer in maskgit_tokenizer.LAYERS for leaf in maskgit_tokenizer.LEAVES]
     parts = [f"ResBlock_{i}/{layer}" for i in range(12) for layer in layers]
-    parts += [f"{kind}_{i}/{leaf}" for kind in ("GroupNorm", "Conv") for i in range(6) for leaf in maskgit_flax.LEAVES]
+    parts += [
+        f"{kind}_{i}/{leaf}" for kind in ("GroupNorm", "Conv") for i in range(6) for leaf in maskgit_tokenizer.LEAVES
+    ]
     names = ["quantizer/codebook", *(f"{side}/{part}" for side in ("encoder", "decoder") for part in parts)]
     names = [name for name in names if not re.search(r"(GroupNorm_\d+/kernel|Conv_\d+/scale)$", name)]
     own = maskgit_vqgan()
-    kept = inverted(lambda n: maskgit_flax.rename(n, 3, 1), names, own)
+    kept = inverted(lambda n: maskgit_tokenizer.to_port_name(n, 3, 1), names, own)
     kept = {name: value.permute(2, 3, 1, 0) if value.ndim == 4 else value for name, value in kept.items()}
     assert len(kept) == len(own)
     return File("vqgan_maskgit_tiny", kept, ("encoder/", "decoder/", "quantizer/", "encoder/ResBlock_0/"))
@@ -163,7 +165,7 @@ def timm_file():
 
 
 def hf_beit_file(names):
-    state = hf_beit.from_unilm(vit("beit_tiny"), names)
+    state = hf_beit.to_hf_names(vit("beit_tiny"), names)
     index = {"v5": "beit.shared_position_bias.", "v4": "beit.encoder.relative_position_bias."}[names]
     index += "relative_position_index"
     prefixes = ("beit.", "beit.embeddings.", "layernorm.", "lm_head.")
@@ -192,13 +194,13 @@ def seed_file():
 
 
 def conditional_file():
-    state = hf_blip2.to_hf(renamed(state_of("blip2_stage2_tiny"), (r"^bridge\.", "")))
+    state = hf_blip2.to_hf_names(renamed(state_of("blip2_stage2_tiny"), (r"^bridge\.", "")))
     more = {f"{part}.model.{i}.weight": torch.zeros(2) for part in ("language_model", "vision_model") for i in range(4)}
     return File("blip2_stage2_tiny", state | more, ("qformer.", "language_model.", "vision_model.", "embeddings."))
 
 
 def retrieval_file():
-    state = hf_blip2.to_hf(without(state_of("blip2_stage1_tiny"), "temp", "Qformer.cls."))
+    state = hf_blip2.to_hf_names(without(state_of("blip2_stage1_tiny"), "temp", "Qformer.cls."))
     positions = {"embeddings.position_ids": torch.arange(20)[None]}
     more = {f"vision_model.encoder.layers.{i}.x": torch.zeros(2) for i in range(4)}
     prefixes = ("qformer.", "embeddings.", "vision_model.", "vision_projection.")
@@ -237,7 +239,7 @@ def lora_file():
 
 def diffusers_file():
     own = without(state_of("vqgan_tiny"), "discriminator.")
-    state = {diffusers_vq.rename(name, 3): value for name, value in own.items()}
+    state = {diffusers_vq.to_diffusers_name(name, 3): value for name, value in own.items()}
     return File("vqgan_tiny", state, ("encoder.", "decoder.mid_block.", "quantize."))
 
 
@@ -394,19 +396,19 @@ def test_what_a_reader_drops_is_named_though_it_says_nothing(made, said, tmp_pat
 
 
 def test_a_tensor_remembers_what_it_was_made_of_through_everything_readers_do():
-    state = trace({"a": torch.rand(4, 6), "b": torch.rand(4, 6), "c": torch.rand(6)})
+    state = track_entries({"a": torch.rand(4, 6), "b": torch.rand(4, 6), "c": torch.rand(6)})
     joined = torch.cat([state["a"].half().float(), state["b"]])
     for made in (joined, joined.t().contiguous(), joined[1:, None], joined.chunk(2)[0], torch.stack([joined, joined])):
         assert entries_of([made]) == {"a", "b"}
     assert entries_of([state["c"] + 1, 3, torch.ones(1)]) == {"c"}
-    kept = plain({"x": state["a"], "y": torch.ones(1)})
+    kept = untrack_entries({"x": state["a"], "y": torch.ones(1)})
     assert [type(value) for value in kept.values()] == [torch.Tensor] * 2
     assert kept["x"].data_ptr() == state["a"].data_ptr()
 
 
 def test_names_for_a_message_are_few_and_a_single_one_is_spelled_out():
     names = [f"visual_encoder.blocks.{i}.attn.{j}" for i in range(9) for j in "qkv"]
-    assert grouped([*names, "visual_encoder.blocks.0.stray.weight", "visual_encoder.stray", "temp", "a/b/c"]) == (
-        "visual_encoder.blocks.* (27), visual_encoder.blocks.0.stray.weight, visual_encoder.stray, temp, a/b/c"
-    )
-    assert grouped([f"x{i}" for i in range(20)]) == "* (20)"
+    assert summarise_names(
+        [*names, "visual_encoder.blocks.0.stray.weight", "visual_encoder.stray", "temp", "a/b/c"]
+    ) == ("visual_encoder.blocks.* (27), visual_encoder.blocks.0.stray.weight, visual_encoder.stray, temp, a/b/c")
+    assert summarise_names([f"x{i}" for i in range(20)]) == "* (20)"

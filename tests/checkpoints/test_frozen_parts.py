@@ -47,7 +47,7 @@ def test_an_image_encoder_of_blip2_names_what_it_leaves_out(tmp_path, said):
 
 def test_facts_of_an_image_encoder_of_transformers_are_compared(tmp_path, said):
     network = eva_network()
-    torch.save(eva.to_hf(network.state_dict()), tmp_path / "pytorch_model.bin")
+    torch.save(eva.to_hf_names(network.state_dict()), tmp_path / "pytorch_model.bin")
 
     def config(**vision):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "blip-2", "vision_config": vision}))
@@ -179,10 +179,10 @@ def gguf_reader(*names, **fields):
 )
 def test_a_tensor_of_gguf_without_a_place_is_refused_by_name(name):
     pytest.importorskip("gguf")
-    from zoo.checkpoints.published.gguf_llama import llama_state
+    from zoo.checkpoints.published.gguf_llama import read_llama_state
 
     with pytest.raises(ValueError, match=rf"holds {name}, for which a plain Llama has no place"):
-        llama_state(gguf_reader(name), {"num_attention_heads": 2, "num_key_value_heads": 2})
+        read_llama_state(gguf_reader(name), {"num_attention_heads": 2, "num_key_value_heads": 2})
 
 
 @pytest.mark.parametrize(
@@ -197,15 +197,15 @@ def test_a_tensor_of_gguf_without_a_place_is_refused_by_name(name):
     ],
 )
 def test_a_field_of_gguf_that_a_plain_llama_has_not_is_refused_by_name(tmp_path, field, value):
-    from zoo.checkpoints.published.gguf_llama import llama_config
+    from zoo.checkpoints.published.gguf_llama import read_llama_config
 
-    assert llama_config(gguf_reader(), tmp_path)["num_attention_heads"] == 2
+    assert read_llama_config(gguf_reader(), tmp_path)["num_attention_heads"] == 2
     with pytest.raises(ValueError, match=rf"says {field} {value!r}, and only Llama-like models"):
-        llama_config(gguf_reader(**{field: value}), tmp_path)
+        read_llama_config(gguf_reader(**{field: value}), tmp_path)
 
 
 def test_fields_of_gguf_that_say_nothing_are_no_hindrance(tmp_path):
-    from zoo.checkpoints.published.gguf_llama import llama_config
+    from zoo.checkpoints.published.gguf_llama import read_llama_config
 
     plain = {
         "llama.vocab_size": 9,
@@ -213,6 +213,6 @@ def test_fields_of_gguf_that_say_nothing_are_no_hindrance(tmp_path):
         "llama.attention.sliding_window": 0,
         "general.type": "model",
     }
-    assert llama_config(gguf_reader(**plain), tmp_path) == llama_config(gguf_reader(), tmp_path)
+    assert read_llama_config(gguf_reader(**plain), tmp_path) == read_llama_config(gguf_reader(), tmp_path)
     with pytest.raises(ValueError, match="holds the adapter of a model"):
-        llama_config(gguf_reader(**{"general.type": "adapter"}), tmp_path)
+        read_llama_config(gguf_reader(**{"general.type": "adapter"}), tmp_path)

@@ -348,15 +348,15 @@ def test_no_part_of_a_sharded_checkpoint_is_executed(run_cli, recipe, in_tmp, ma
 
 
 def test_a_sharded_checkpoint_that_leads_out_of_its_folder_is_refused(in_tmp):
-    from zoo.checkpoints.sharded import check_folder
+    from zoo.checkpoints.sharded import check_sharded_folder
 
     folder = in_tmp / "sharded"
     folder.mkdir()
     distributed(folder, {"model": {"w": torch.ones(2)}, "number": 3})
-    check_folder(folder)  # as it is, it is fine
+    check_sharded_folder(folder)  # as it is, it is fine
     (folder / "latest").write_text("../../elsewhere\n")
     with pytest.raises(ValueError, match="nothing outside of it is read"):
-        check_folder(folder)
+        check_sharded_folder(folder)
 
 
 # ------------------------------------------------------------------ programs in folders

@@ -15,7 +15,7 @@ from small_disk import fill, small_disk  # noqa: F401 - a fixture
 from toys import Toy, ToyData
 
 from zoo.checkpoints import pickles
-from zoo.checkpoints.io import SafeCheckpointIO
+from zoo.checkpoints.lightning_io import SafeCheckpointIO
 
 KILLS = 50
 

@@ -18,7 +18,7 @@ from toys import Toy
 import zoo
 from zoo.checkpoints import pickles
 from zoo.checkpoints.export import save_weights
-from zoo.checkpoints.files import read
+from zoo.checkpoints.files import read_checkpoint
 from zoo.checkpoints.size import check_size
 
 SECONDS, BYTES = 20, 400e6  # processor time and memory of a refusal, on a busy machine
@@ -153,7 +153,7 @@ def test_a_file_that_grows_when_it_is_read_is_refused(tmp_path, bounded, write):
     path = tmp_path / "file.pt"
     write(path)
     with pytest.raises(ValueError, match=re.escape(str(path))) as raised:
-        read(path)
+        read_checkpoint(path)
     assert "\n" not in str(raised.value)
     assert "weights_only" not in str(raised.value)
 
@@ -189,7 +189,7 @@ def test_a_header_of_safetensors_that_lies_is_refused(tmp_path, bounded, case, n
     path = tmp_path / name
     path.write_bytes(HEADERS[case])
     with pytest.raises(ValueError, match="is damaged") as raised:
-        read(path)
+        read_checkpoint(path)
     assert "\n" not in str(raised.value)
     assert str(path) in str(raised.value)
 

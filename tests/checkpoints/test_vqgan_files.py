@@ -13,7 +13,7 @@ from published_folders import stirred, tokenizer_state
 
 import zoo
 from zoo.checkpoints.export import save_weights
-from zoo.checkpoints.published import diffusers_vq, llamagen, maskgit_flax
+from zoo.checkpoints.published import diffusers_vq, llamagen, maskgit_tokenizer
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 
@@ -129,7 +129,7 @@ def test_a_checkpoint_that_asks_for_more_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize("old_names", [False, True])
 def test_diffusers_folder_round_trip(tmp_path, old_names):
     model = stirred("vqgan_tiny")
-    diffusers_vq.save(model, tmp_path / "vq")
+    diffusers_vq.save_diffusers(model, tmp_path / "vq")
     if old_names:
         from safetensors.torch import load_file, save_file
 
@@ -149,7 +149,7 @@ def test_diffusers_folder_round_trip(tmp_path, old_names):
 
 
 def test_diffusers_settings_that_we_do_not_have_are_named(tmp_path):
-    diffusers_vq.save(stirred("vqgan_tiny"), tmp_path)
+    diffusers_vq.save_diffusers(stirred("vqgan_tiny"), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     for change, sentence in (
         ({"norm_type": "spatial"}, "norm_type spatial"),
@@ -157,9 +157,9 @@ def test_diffusers_settings_that_we_do_not_have_are_named(tmp_path):
     ):
         (tmp_path / "config.json").write_text(json.dumps(config | change))
         with pytest.raises(ValueError, match=sentence):
-            diffusers_vq.constructor_arguments(tmp_path)
+            diffusers_vq.read_constructor_arguments(tmp_path)
     with pytest.raises(ValueError, match="not maskgit with vq"):
-        diffusers_vq.save(stirred("vqgan_maskgit_tiny"), tmp_path)
+        diffusers_vq.save_diffusers(stirred("vqgan_maskgit_tiny"), tmp_path)
 
 
 MINIMAL = {"_class_name": "VQModel", "_diffusers_version": "0.42.1"}
@@ -184,7 +184,7 @@ def test_fields_that_a_diffusers_configuration_leaves_out_have_the_values_of_its
         levels = {len(config.get(n, [1])) for n in ("block_out_channels", "down_block_types", "up_block_types")}
         if len(levels) > 1:
             with pytest.raises(ValueError, match=r"one entry per level|up_block_types .* is not supported"):
-                diffusers_vq.constructor_arguments(written(tmp_path, MINIMAL | config))
+                diffusers_vq.read_constructor_arguments(written(tmp_path, MINIMAL | config))
             continue
         theirs = VQModel.from_config(MINIMAL | config).state_dict()
         written(tmp_path, MINIMAL | config)
@@ -197,11 +197,11 @@ def test_fields_that_a_diffusers_configuration_leaves_out_have_the_values_of_its
     caplog.set_level("INFO")
     for size, expected in ((None, 32), ([24, 24], 24)):
         config = MINIMAL | full | {"sample_size": size}
-        assert diffusers_vq.constructor_arguments(written(tmp_path, config))["image_size"] == expected
+        assert diffusers_vq.read_constructor_arguments(written(tmp_path, config))["image_size"] == expected
     assert "has no sample_size: image_size is 32" in caplog.text
-    assert diffusers_vq.constructor_arguments(tmp_path, 48) | {
+    assert diffusers_vq.read_constructor_arguments(tmp_path, 48) | {
         "attention": (24,)
-    } == diffusers_vq.constructor_arguments(tmp_path, 48)
+    } == diffusers_vq.read_constructor_arguments(tmp_path, 48)
 
 
 @pytest.mark.parametrize(
@@ -220,12 +220,12 @@ def test_fields_that_a_diffusers_configuration_leaves_out_have_the_values_of_its
 )
 def test_odd_fields_of_a_diffusers_configuration_are_named(tmp_path, change, sentence):
     with pytest.raises(ValueError, match=sentence) as caught:
-        diffusers_vq.constructor_arguments(written(tmp_path, MINIMAL | change))
+        diffusers_vq.read_constructor_arguments(written(tmp_path, MINIMAL | change))
     assert "\n" not in str(caught.value)
 
 
 def test_groups_of_a_diffusers_configuration_are_compared_when_weights_are_read(tmp_path):
-    diffusers_vq.save(stirred("vqgan_tiny", norm_groups=16), tmp_path)
+    diffusers_vq.save_diffusers(stirred("vqgan_tiny", norm_groups=16), tmp_path)
     with pytest.raises(ValueError, match="says norm_num_groups 16, and this model has 32: set norm_groups to 16"):
         zoo.create_model("vqgan_tiny", weights=tmp_path)
     zoo.create_model("vqgan_tiny", norm_groups=16, weights=tmp_path)
@@ -292,11 +292,13 @@ def test_released_flax_names_of_the_published_size():
         ("encoder/ResBlock_4/Conv_2/kernel", 256), ("encoder/ResBlock_8/Conv_2/kernel", 512),
         ("decoder/ResBlock_4/Conv_2/kernel", 256), ("decoder/ResBlock_8/Conv_2/kernel", 128),
     ):  # fmt: skip
-        assert own[maskgit_flax.rename(leaf, 5, 2)].shape == (width, width, 1, 1)
+        assert own[maskgit_tokenizer.to_port_name(leaf, 5, 2)].shape == (width, width, 1, 1)
     assert sum(name.endswith("nin_shortcut.weight") for name in own) == 4
-    assert maskgit_flax.rename("decoder/Conv_5/kernel", 5, 2) == "decoder.conv_out.weight"
-    assert maskgit_flax.rename("decoder/Conv_1/bias", 5, 2) == "decoder.up.4.upsample_conv.bias"
-    assert maskgit_flax.rename("decoder/ResBlock_2/Conv_0/kernel", 5, 2) == "decoder.up.4.block.0.conv1.weight"
+    assert maskgit_tokenizer.to_port_name("decoder/Conv_5/kernel", 5, 2) == "decoder.conv_out.weight"
+    assert maskgit_tokenizer.to_port_name("decoder/Conv_1/bias", 5, 2) == "decoder.up.4.upsample_conv.bias"
+    assert (
+        maskgit_tokenizer.to_port_name("decoder/ResBlock_2/Conv_0/kernel", 5, 2) == "decoder.up.4.block.0.conv1.weight"
+    )
 
 
 def test_port_of_maskgit(tmp_path):
@@ -330,7 +332,7 @@ def test_llamagen_checkpoint(tmp_path):
         "vqgan_tiny", codebook={"quantizer": "l2", "legacy": False}, weights=tmp_path / "vq_ds16_c2i.pt"
     )
     assert_same_tokenizer(found, model)
-    assert llamagen.rename("decoder.conv_blocks.0.attn.2.q.weight", 5) == "decoder.up.4.attn.2.q.weight"
+    assert llamagen.to_taming_name("decoder.conv_blocks.0.attn.2.q.weight", 5) == "decoder.up.4.attn.2.q.weight"
 
 
 def test_our_file_without_the_discriminator(tmp_path):
@@ -408,7 +410,7 @@ def test_depth_configuration_and_weights(tmp_path):
     with pytest.raises(ValueError, match=r"encoder.conv_in.weight is 32x1x3x3 in the file and 32x3x3x3 in the model"):
         zoo.create_model("vqgan_tiny", weights=tmp_path / "f.ckpt")
     with pytest.raises(ValueError, match="only VQGANs of RGB images are written for diffusers"):
-        diffusers_vq.save(model, tmp_path / "vq")
+        diffusers_vq.save_diffusers(model, tmp_path / "vq")
 
 
 def test_resolutions_of_no_level_are_overlooked_as_in_taming(tmp_path):

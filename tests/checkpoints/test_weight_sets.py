@@ -16,9 +16,9 @@ from toys import Toy, ToyData
 import zoo
 from zoo.callbacks.ema import EMA
 from zoo.callbacks.last_checkpoint import LastCheckpoint
-from zoo.checkpoints.files import read
-from zoo.checkpoints.published import maskgit_flax
-from zoo.checkpoints.weight_sets import split_choice
+from zoo.checkpoints.files import read_checkpoint
+from zoo.checkpoints.published import maskgit_tokenizer
+from zoo.checkpoints.weight_sets import split_set_name
 
 
 def llamagen_state(model):
@@ -108,13 +108,13 @@ def flax_names():
     leaves = ["quantizer/codebook"]
     for part in ("encoder", "decoder"):
         for kind in kinds:
-            inner = maskgit_flax.LAYERS if kind.startswith("ResBlock") else [None]
+            inner = maskgit_tokenizer.LAYERS if kind.startswith("ResBlock") else [None]
             for layer in inner:
-                for leaf in maskgit_flax.LEAVES:
+                for leaf in maskgit_tokenizer.LEAVES:
                     leaves.append("/".join(filter(None, [part, kind, layer, leaf])))
     found = {}
     for leaf in leaves:
-        name = maskgit_flax.rename(leaf, levels, blocks)
+        name = maskgit_tokenizer.to_port_name(leaf, levels, blocks)
         if name not in own or name in found.values():
             continue
         wanted = "scale" if own[name].ndim == 1 and name.endswith("weight") else "kernel"
@@ -238,9 +238,9 @@ def test_a_file_of_one_set_says_nothing_and_has_no_other(tmp_path, caplog):
 def test_a_name_with_a_hash_is_itself_where_it_exists(tmp_path):
     path = tmp_path / "run#3.pt"
     torch.save({"w": torch.ones(2)}, path)
-    assert split_choice(path) == (path, None)
-    assert torch.equal(read(path).state["w"], torch.ones(2))
-    assert split_choice(f"{path}#ema") == (path, "ema")
+    assert split_set_name(path) == (path, None)
+    assert torch.equal(read_checkpoint(path).state["w"], torch.ones(2))
+    assert split_set_name(f"{path}#ema") == (path, "ema")
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
@@ -307,7 +307,7 @@ def test_nothing_is_said_of_what_only_a_run_needs(tmp_path):
     trainer.fit(Toy(image_size=16), ToyData(image_size=16, batch_size=4, count=8))
     path = tmp_path / "last.ckpt"
     assert {"averaging_state", "zoo_run"} <= torch.load(path, weights_only=True).keys()
-    (note,) = read(path).notes
+    (note,) = read_checkpoint(path).notes
     assert note.startswith("read the averaged weights 'state_dict'")
 
 
@@ -317,7 +317,7 @@ def test_weights_without_an_average_are_named_where_averages_are_asked_for(tmp_p
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
     del content["state_dict"]["model_ema.encoderconv_inweight"]
     torch.save(content, tmp_path / "last.ckpt")
-    found = read(tmp_path / "last.ckpt#model_ema")
+    found = read_checkpoint(tmp_path / "last.ckpt#model_ema")
     assert found.notes == (f"{tmp_path / 'last.ckpt'} holds no averages of encoder.conv_in.weight: these are raw",)
     assert found.state["encoder.conv_in.weight"].equal(raw.encoder.conv_in.weight)
     assert found.state["encoder.conv_in.bias"].equal(averaged.encoder.conv_in.bias)

@@ -159,7 +159,7 @@ ELSEWHERE = {
     ("zoo/files/lock.py", 'self.path.open("a+"'),  # a lock
     ("zoo/checkpoints/published/gguf_llama.py", '"config.json").write_text'),  # in a folder that is written as a whole
     ("zoo/checkpoints/sharded.py", "part.write_bytes"),  # in a temporary folder
-    ("zoo/checkpoints/io.py", "path.write_bytes"),  # likewise
+    ("zoo/checkpoints/lightning_io.py", "path.write_bytes"),  # likewise
     ("datamodules/image_folder.py", "self._list.write_text"),  # likewise
     ("benchmarks/vq_lookup.py", 'Path("/proc/self/clear_refs").write_text'),  # no file
 }

@@ -146,7 +146,7 @@ def gguf(tmp_path, monkeypatch):
         (folder / "config.json").write_text("{}")
 
     monkeypatch.setattr("gguf.GGUFReader", lambda path: None)
-    monkeypatch.setattr(gguf_llama, "llama_config", lambda reader, path: {})
+    monkeypatch.setattr(gguf_llama, "read_llama_config", lambda reader, path: {})
     monkeypatch.setattr(gguf_llama, "_write", write)
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF")
@@ -158,7 +158,7 @@ def test_weights_are_not_dequantised_into_nothing(tmp_path, monkeypatch, gguf, w
     path, made = gguf
     block(tmp_path, monkeypatch, where)
     with pytest.raises(OSError, match=r"model\.gguf have to be written .* set TOKENZOO_CACHE") as caught:
-        gguf_llama.dequantised(path, "model")
+        gguf_llama.dequantise_gguf(path, "model")
     assert made == []
     assert "\n" not in str(caught.value)
 
@@ -171,18 +171,18 @@ def test_a_disk_that_fills_up_names_the_variable(monkeypatch, gguf):
 
     monkeypatch.setattr(gguf_llama, "_write", full)
     with pytest.raises(OSError, match=r"No space left on device.*TOKENZOO_CACHE"):
-        gguf_llama.dequantised(path, "model")
+        gguf_llama.dequantise_gguf(path, "model")
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
 def test_damaged_weights_are_dequantised_anew(gguf, file):
     path, made = gguf
-    folder = gguf_llama.dequantised(path, "model")
-    assert gguf_llama.dequantised(path, "model") == folder
+    folder = gguf_llama.dequantise_gguf(path, "model")
+    assert gguf_llama.dequantise_gguf(path, "model") == folder
     assert len(made) == 1
     content = (folder / file).read_bytes()
     for spoiled in (content[: len(content) // 2], b"", None):
         (folder / file).write_bytes(spoiled) if spoiled is not None else (folder / file).unlink()
-        assert gguf_llama.dequantised(path, "model") == folder
+        assert gguf_llama.dequantise_gguf(path, "model") == folder
         assert (folder / file).read_bytes() == content
     assert len(made) == 4

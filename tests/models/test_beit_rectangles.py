@@ -11,7 +11,7 @@ from tiny_tokenizer import RandomImageData, quiet_trainer
 
 import zoo
 from zoo.checkpoints.export import save_weights
-from zoo.checkpoints.published.beit_surgery import resize_positions
+from zoo.checkpoints.published.beit_resizing import resize_positions
 from zoo.checkpoints.published.hf_beit import save_hf
 from zoo.nn.relative_position import relative_position_index, resize_table
 from zoo.sampling.patch_masks import BlockwiseMask, random_mask

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from zoo.checkpoints.published.open_flamingo import bridge_state
+from zoo.checkpoints.published.open_flamingo import to_bridge_names
 from zoo.nn.bridges import MLPBridge, QueryBridge, merge_tokens
 
 
@@ -51,7 +51,7 @@ def test_flamingos_resampler_by_its_file_and_formula():
         p.data.add_(torch.randn_like(p) * 0.1)
     ours = QueryBridge(5, 24, 3, 4, 96, 24, 1, "joint", "pre", bias=False, dropout=0.0, head_width=10, eps=1e-5).eval()
     state = {f"perceiver.{name}": value for name, value in theirs.state_dict().items()} | {"lm.x": torch.zeros(1)}
-    ours.load_state_dict(bridge_state(state), strict=True)
+    ours.load_state_dict(to_bridge_names(state), strict=True)
     features = torch.randn(2, 7, 24)
     torch.testing.assert_close(ours(features), theirs(features), rtol=1e-5, atol=1e-5)
     for name in ("joint", "self_then_cross"):  # the other mixing is another function
@@ -61,13 +61,13 @@ def test_flamingos_resampler_by_its_file_and_formula():
 
 def test_files_of_other_models_are_refused():
     with pytest.raises(ValueError, match="no perceiver resampler"):
-        bridge_state({"a": torch.zeros(1)})
+        to_bridge_names({"a": torch.zeros(1)})
     bare = {"latents": torch.zeros(2, 4), "norm.weight": torch.ones(4)}
     for stray in ("layers.0.0.gate.weight", "layers.0.2.to_q.weight", "layers.0.0.stray"):
         with pytest.raises(ValueError, match=f"'{stray}', which images have no use for"):
-            bridge_state(bare | {stray: torch.zeros(1)})
+            to_bridge_names(bare | {stray: torch.zeros(1)})
     with pytest.raises(ValueError, match="'frame_embs', which images have no use for"):
-        bridge_state({"latents": torch.zeros(2, 4), "norm.weight": torch.ones(4), "frame_embs": torch.zeros(1, 4)})
+        to_bridge_names({"latents": torch.zeros(2, 4), "norm.weight": torch.ones(4), "frame_embs": torch.zeros(1, 4)})
 
 
 @pytest.mark.parametrize("mixing", ["self_then_cross", "joint", "cross_only"])

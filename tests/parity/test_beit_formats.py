@@ -8,7 +8,7 @@ import torch
 from published_folders import randomised
 
 from zoo.checkpoints.export import save_weights
-from zoo.checkpoints.published.hf_beit import from_unilm, save_hf, to_unilm
+from zoo.checkpoints.published.hf_beit import save_hf, to_hf_names, to_unilm_names
 from zoo.models.beit import BEiT
 from zoo.models.beit_classifier import BEiTClassifier
 from zoo.models.dvae import DVAE
@@ -124,14 +124,14 @@ def test_weights_made_by_transformers_are_read(mim, images, mask, tmp_path):
         theirs = hf(model.network_view(images), bool_masked_pos=model.flat(mask, images)).logits
     torch.testing.assert_close(mim_logits(model, images, mask), theirs, atol=1e-5, rtol=1e-5)
 
-    bare = to_unilm(hf.beit.state_dict())
-    full = to_unilm(hf.state_dict())
+    bare = to_unilm_names(hf.beit.state_dict())
+    full = to_unilm_names(hf.state_dict())
     assert all(torch.equal(value, full[name]) for name, value in bare.items())
     assert set(full) - set(bare) == {"norm.weight", "norm.bias", "lm_head.weight", "lm_head.bias"}
 
 
 def test_old_names_are_those_of_the_hub(mim):
-    names = set(from_unilm(mim().vit.state_dict(), "v4"))
+    names = set(to_hf_names(mim().vit.state_dict(), "v4"))
     layer = "beit.encoder.layer.2."
     assert {
         "beit.embeddings.cls_token", "beit.embeddings.mask_token", "layernorm.bias", "lm_head.weight",

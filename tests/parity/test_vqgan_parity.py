@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from safetensors import safe_open
 
-from zoo.checkpoints.published import diffusers_vq, maskgit_flax
+from zoo.checkpoints.published import diffusers_vq, maskgit_tokenizer
 from zoo.losses import adversarial as gan
 from zoo.losses.discriminator import Discriminator
 from zoo.models.vqgan import TAMING_CODEBOOK, VQGAN
@@ -234,7 +234,7 @@ def maskgit():
     )  # fmt: skip
     assert model.quantize.entropy_temperature == v["entropy_temperature"]
     leaves = {name.removeprefix("flax/"): value for name, value in a.items() if name.startswith("flax/")}
-    model.load_state_dict(maskgit_flax.convert(leaves, model).state)
+    model.load_state_dict(maskgit_tokenizer.convert(leaves, model).state)
     return model, a
 
 
@@ -274,7 +274,7 @@ def test_diffusers_vqmodel_live(tmp_path, mid_attention):
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
         model.quantize.embedding.weight.mul_(20)  # not U(-1/K, 1/K): the reference's distances would lose digits
-    diffusers_vq.save(model, tmp_path / "ours")
+    diffusers_vq.save_diffusers(model, tmp_path / "ours")
     theirs = diffusers.VQModel.from_pretrained(tmp_path / "ours").eval()
     image = torch.rand(2, 3, 32, 48)
     with torch.no_grad():

@@ -155,7 +155,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_configuration_of_the_one
     def fail(*args, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("zoo.checkpoints.io.torch.save", fail)
+    monkeypatch.setattr("zoo.checkpoints.lightning_io.torch.save", fail)
     go_on = ("--trainer.max_steps=9", "--ckpt_path=runs/toy/last.ckpt")
     assert "No space left" in message(run_cli, "fit", "--config", recipe, *go_on, code=1)
     after = contents("runs/toy")

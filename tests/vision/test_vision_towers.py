@@ -7,7 +7,7 @@ import torch
 
 import zoo
 from zoo.checkpoints.published.clip import CLIP_MEAN, CLIP_STD
-from zoo.checkpoints.published.eva import to_hf
+from zoo.checkpoints.published.eva import to_hf_names
 from zoo.nn.eva_vit import EvaViT
 from zoo.tokens import Tokens
 from zoo.vision.encoders import vision_tower
@@ -131,7 +131,7 @@ def test_the_last_block_of_a_whole_eva_is_left_out(tmp_path):
 
 def test_the_heads_of_an_eva_are_those_of_its_configuration(tmp_path):
     network, images = stirred_eva(heads=3), torch.rand(2, 3, 32, 32)
-    torch.save(to_hf(network.state_dict()), tmp_path / "pytorch_model.bin")
+    torch.save(to_hf_names(network.state_dict()), tmp_path / "pytorch_model.bin")
     for config in ({"vision_config": {"num_attention_heads": 3}}, {"vision_config": {"num_attention_heads": 7}}):
         (tmp_path / "config.json").write_text(json.dumps(config))
         if config["vision_config"]["num_attention_heads"] == 7:

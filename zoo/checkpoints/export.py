@@ -28,7 +28,7 @@ def save_weights(model: Any, path: str | Path, dtype: torch.dtype | None = None)
     block = description["zoo"] | ({"absent": model.not_in_file} if model.not_in_file else {})
     state = {name: v for name, v in model.state_dict().items() if not name.startswith(tuple(model.not_in_file))}
     return write_safetensors(
-        {name: _stored(v, dtype) for name, v in state.items()}, path, {"zoo": dump_json(block, indent=None)}
+        {name: _prepare_for_file(v, dtype) for name, v in state.items()}, path, {"zoo": dump_json(block, indent=None)}
     )
 
 
@@ -39,13 +39,15 @@ def write_folder(
 
     Args:
         folder: made if need be.
-        config: what is not plain data in it is written as its text.
+        config: values that are no plain data are written as their text.
         state: the weights, on any device; they are copied.
         file: gets them.
     """
     folder = Path(folder)
     write_text_whole(folder / "config.json", dump_json(config, default=str) + "\n")
-    write_safetensors({name: _stored(value) for name, value in state.items()}, folder / file, {"format": "pt"})
+    write_safetensors(
+        {name: _prepare_for_file(value) for name, value in state.items()}, folder / file, {"format": "pt"}
+    )
     return folder
 
 
@@ -58,7 +60,7 @@ def write_safetensors(state: dict[str, Tensor], path: Path, metadata: dict[str, 
     return path
 
 
-def _stored(value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def _prepare_for_file(value: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     value = value.detach().cpu()
     value = value.to(dtype) if dtype is not None and value.is_floating_point() else value
     return value.clone(memory_format=torch.contiguous_format)  # tied weights are written twice

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from zoo.checkpoints import flax_msgpack, pickles
 from zoo.checkpoints.addresses import local_path
-from zoo.checkpoints.folders import choose_file, shards_of
-from zoo.checkpoints.weight_sets import SHADOW, WRAPPERS, choose, split_choice, with_shadows
+from zoo.checkpoints.folders import choose_file, read_shard_index
+from zoo.checkpoints.weight_sets import SHADOW, WRAPPERS, choose_set, choose_shadows, split_set_name
 from zoo.files.recipes import suggest_recipe
 
 #: entries beside a state dict that are no weights of the model
@@ -23,19 +23,19 @@ OF_TRAINING = re.compile(
 )
 LORA_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 POINTER = b"version h"  # of git-lfs, in place of the file
-#: what torch.compile, Lightning, FSDP and activation checkpointing put into the names of what they wrap
+#: words that torch.compile, Lightning, FSDP and activation checkpointing put into the names of wrapped modules
 WRAPPED = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was found on disk.
+    """Weights as they were found on disk.
 
     Args:
         path: of the file or folder.
         state: name -> tensor, as found.
-        zoo: what one of our own checkpoints says about its model: ``class``, ``init_args``, ``version``.
-        notes: what to say about the choice among several sets of weights.
+        zoo: description of its model in one of our own checkpoints: ``class``, ``init_args``, ``version``.
+        notes: sentences about the choice among several sets of weights.
     """
 
     path: Path
@@ -44,7 +44,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()
 
 
-def read(path: str | Path, classes: Iterable[str] = ()) -> Checkpoint:
+def read_checkpoint(path: str | Path, classes: Iterable[str] = ()) -> Checkpoint:
     """Read a file (safetensors, Flax, or anything of ``torch.save``) or a folder of them; no pickle is executed.
 
     Args:
@@ -56,7 +56,7 @@ def read(path: str | Path, classes: Iterable[str] = ()) -> Checkpoint:
         FileNotFoundError: for a path that is not there, or a folder without weights.
         ValueError: for an address, or a file that is damaged, unsafe, or holds no weights.
     """
-    path, wanted = split_choice(local_path(path))
+    path, wanted = split_set_name(local_path(path))
     if path.is_dir():
         return _read_folder(path, tuple(classes), wanted)
     if not path.exists():
@@ -69,8 +69,8 @@ def read(path: str | Path, classes: Iterable[str] = ()) -> Checkpoint:
         start = file.read(9)
     if start == POINTER:
         raise ValueError(f"{path} is a pointer of git-lfs and no weights: run git lfs pull where it comes from")
-    if flax_msgpack.matches(start) and start[8:] != b"{":
-        state, notes = flax_msgpack.read_set(path, wanted)
+    if flax_msgpack.begins_flax_file(start) and start[8:] != b"{":
+        state, notes = flax_msgpack.read_flax_set(path, wanted)
         return Checkpoint(path, state, notes=notes)
     if path.suffix == ".safetensors" or start[8:] == b"{":
         found, inner = read_safetensors(path), wanted is not None
@@ -80,39 +80,41 @@ def read(path: str | Path, classes: Iterable[str] = ()) -> Checkpoint:
         content = pickles.load(path, classes)
         said = content.get("zoo") if isinstance(content, Mapping) else None
         inner = wanted == SHADOW and not (isinstance(content, Mapping) and SHADOW in content)
-        state, notes = _state_of(content, path, None if inner else wanted)
-        found = Checkpoint(path, _bare(state), said if isinstance(said, dict) else None, notes)
-    state, notes = with_shadows(found.state, path, inner)
+        state, notes = _extract_state(content, path, None if inner else wanted)
+        found = Checkpoint(path, _unwrap_state(state), said if isinstance(said, dict) else None, notes)
+    state, notes = choose_shadows(found.state, path, inner)
     return replace(found, state=state, notes=(*found.notes, *notes))
 
 
 def _read_folder(folder: Path, classes: tuple[str, ...], wanted: str | None) -> Checkpoint:
     parts = [part for part in ("encoder", "decoder") if (folder / f"{part}.pkl").exists()]
     if parts and wanted is None:
-        state = {f"{p}.{name}": v for p in parts for name, v in read(folder / f"{p}.pkl", classes).state.items()}
+        state = {
+            f"{p}.{name}": v for p in parts for name, v in read_checkpoint(folder / f"{p}.pkl", classes).state.items()
+        }
         return Checkpoint(folder, state)
     for name in LORA_FILES if wanted is None else ():
         if (folder / name).exists():
             beside = folder / "non_lora_trainables.bin"  # LLaVA keeps its projector there
-            others = read(beside).state if beside.exists() else {}
-            return Checkpoint(folder, others | read(folder / name).state)
+            others = read_checkpoint(beside).state if beside.exists() else {}
+            return Checkpoint(folder, others | read_checkpoint(folder / name).state)
     file, notes = choose_file(folder, wanted)
-    found = read(file, classes)
+    found = read_checkpoint(file, classes)
     return Checkpoint(found.path if file.is_dir() else folder, found.state, found.zoo, (*notes, *found.notes))
 
 
 def _read_shards(index: Path, classes: tuple[str, ...]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
-    for shard, names in shards_of(index).items():
-        found = read(Path(shard), classes).state
-        if lacking := [name for name, bare in bare_names(names).items() if bare not in found]:
+    for shard, names in read_shard_index(index).items():
+        found = read_checkpoint(Path(shard), classes).state
+        if lacking := [name for name, bare in unwrap_names(names).items() if bare not in found]:
             raise ValueError(f"{shard} lacks {', '.join(lacking[:8])}, which {index.name} says is in it")
         state |= found
     return state
 
 
 def read_safetensors(path: Path) -> Checkpoint:
-    """The tensors of a safetensors file, mapped into memory, and what it says about its model.
+    """Map the tensors of a safetensors file into memory, and read the description of its model.
 
     Raises:
         ValueError: for a damaged file.
@@ -128,20 +130,20 @@ def read_safetensors(path: Path) -> Checkpoint:
         raise ValueError(pickles.damage(path, error)) from None
     if said is not None and not isinstance(said, dict):
         raise ValueError(f"{path} is damaged: what it says about its model is a {type(said).__name__}; save it again")
-    return Checkpoint(path, _bare(state), said)
+    return Checkpoint(path, _unwrap_state(state), said)
 
 
-def _state_of(content: Any, path: Path, wanted: str | None = None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _extract_state(content: Any, path: Path, wanted: str | None = None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     if pickles.is_module(content):
         return dict(pickles.tensors(content)), ()
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, neither a state dict nor a module")
-    key, notes = choose(content, path, wanted)
+    key, notes = choose_set(content, path, wanted)
     if key is not None:
-        state, more = _state_of(content[key], path)
+        state, more = _extract_state(content[key], path)
         if isinstance(critic := content.get("discriminator"), Mapping) and "model" in content:  # LlamaGen
-            state |= {f"discriminator.{name}": v for name, v in _state_of(critic, path)[0].items()}
-        return state, (*notes, *more, *_beside(content, key, path, notes))
+            state |= {f"discriminator.{name}": v for name, v in _extract_state(critic, path)[0].items()}
+        return state, (*notes, *more, *_note_unused_sets(content, key, path, notes))
     others = [str(name)[:99] for name, value in content.items() if not isinstance(value, Tensor)]
     if others or not content:
         found = f"{', '.join(others[:8])} are not tensors" if others else "it is empty"
@@ -154,8 +156,8 @@ def _state_of(content: Any, path: Path, wanted: str | None = None) -> tuple[dict
     return {str(name): value.detach() for name, value in content.items()}, ()
 
 
-def _beside(content: Mapping[str, Any], key: str, path: Path, notes: tuple[str, ...]) -> tuple[str, ...]:
-    """What to say of other weights in a file, of which ``key`` was read; nothing of what only training needs."""
+def _note_unused_sets(content: Mapping[str, Any], key: str, path: Path, notes: tuple[str, ...]) -> tuple[str, ...]:
+    """Say which other weights of a file are not used, beside ``key``; what only training needs is passed over."""
     known = {key, "discriminator"} if "model" in content else {key}
     found = [
         str(name)
@@ -167,22 +169,22 @@ def _beside(content: Mapping[str, Any], key: str, path: Path, notes: tuple[str, 
 
 
 def _holds_tensors(value: Any) -> bool:
-    """Whether there are tensors in it, at any depth."""
+    """Tell whether there are tensors in a value, at any depth."""
     if isinstance(value, Mapping):
         return any(_holds_tensors(inner) for inner in value.values())
     return isinstance(value, Tensor) or pickles.is_module(value)
 
 
-def bare_names(names: Iterable[str]) -> dict[str, str]:
-    """Names -> the same without the words that compiling and distributing put into them."""
+def unwrap_names(names: Iterable[str]) -> dict[str, str]:
+    """Map names to the same without the words that compiling and distributing put into them."""
     bare = {name: WRAPPED.sub("", name) for name in names}
     while bare and all(name.startswith("module.") for name in bare.values()):
         bare = {name: short.removeprefix("module.") for name, short in bare.items()}
     return bare
 
 
-def _bare(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    names = bare_names(state)
+def _unwrap_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    names = unwrap_names(state)
     if len(set(names.values())) < len(names):  # plain and wrapped side by side: none of them may get lost
         return state
     return {names[name]: value for name, value in state.items()}

@@ -30,16 +30,16 @@ DTYPES = {
 }
 
 
-def matches(start: bytes) -> bool:
-    """Whether these first bytes are a msgpack map whose first key is a text, which no pickle or zip begins with."""
+def begins_flax_file(start: bytes) -> bool:
+    """Tell whether these first bytes are a msgpack map whose first key is text, which no pickle or zip begins with."""
     if len(start) < 2:
         return False
     key = {0xDE: 3, 0xDF: 5}.get(start[0], 1 if 0x81 <= start[0] <= 0x8F else len(start))
     return key < len(start) and (0xA1 <= start[key] <= 0xBF or start[key] == 0xD9)
 
 
-def read(path: Path) -> dict[str, Tensor]:
-    """The arrays of a file of ``flax.serialization``.
+def read_flax(path: Path) -> dict[str, Tensor]:
+    """Read the arrays of a file of ``flax.serialization``.
 
     Args:
         path: the file.
@@ -52,11 +52,11 @@ def read(path: Path) -> dict[str, Tensor]:
         ModuleNotFoundError: without the package ``msgpack``.
         ValueError: for damaged bytes, or content other than a tree of arrays.
     """
-    return read_set(path)[0]
+    return read_flax_set(path)[0]
 
 
-def read_set(path: Path, wanted: str | None = None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The arrays of :func:`read`, and what to say about the choice among several sets of them.
+def read_flax_set(path: Path, wanted: str | None = None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Read arrays as :func:`read_flax` does, one of several sets of them, and say which was chosen.
 
     Args:
         path: the file.
@@ -73,7 +73,7 @@ def read_set(path: Path, wanted: str | None = None) -> tuple[dict[str, Tensor], 
     data = path.read_bytes()
     try:
         tree = msgpack.unpackb(
-            data, ext_hook=_array, raw=False, strict_map_key=True, max_ext_len=len(data), max_array_len=2**16
+            data, ext_hook=_decode_array, raw=False, strict_map_key=True, max_ext_len=len(data), max_array_len=2**16
         )
     except RefusedContent as error:
         raise ValueError(f"{path} was not read: {error}; save the parameters alone") from None
@@ -81,19 +81,19 @@ def read_set(path: Path, wanted: str | None = None) -> tuple[dict[str, Tensor], 
         raise ValueError(damage(path, error)) from None
     notes: tuple[str, ...] = ()
     if isinstance(tree, Mapping):
-        tree, notes = _chosen(tree, path, wanted)
+        tree, notes = _choose_set(tree, path, wanted)
     while isinstance(tree, Mapping) and tree.keys() == {"params"}:
         tree = tree["params"]
     if not isinstance(tree, Mapping):
         raise ValueError(f"{path} was not read: it holds a {type(tree).__name__}, not a tree of arrays")
     try:
-        return dict(_leaves(tree)), notes
+        return dict(_iterate_leaves(tree)), notes
     except RefusedContent as error:
         raise ValueError(f"{path} was not read: {error}; save the parameters alone") from None
 
 
-def _chosen(tree: Mapping[str, Any], path: Path, wanted: str | None) -> tuple[Any, tuple[str, ...]]:
-    """The wanted set of a training state, or the averaged one, or the tree as it is."""
+def _choose_set(tree: Mapping[str, Any], path: Path, wanted: str | None) -> tuple[Any, tuple[str, ...]]:
+    """Choose the wanted set of a training state, else the averaged one, else the tree as it is."""
     sets = [key for key, value in tree.items() if isinstance(value, Mapping) and "params" in key]
     if wanted is not None:
         if wanted not in sets:
@@ -110,7 +110,7 @@ class RefusedContent(ValueError):
     """Something in a Flax file that is no array."""
 
 
-def _array(code: int, data: bytes) -> Tensor:
+def _decode_array(code: int, data: bytes) -> Tensor:
     import msgpack
 
     if code != ARRAY:
@@ -127,20 +127,20 @@ def _array(code: int, data: bytes) -> Tensor:
     return torch.frombuffer(bytearray(values), dtype=DTYPES[name]).reshape(tuple(shape))
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+def _iterate_leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     for name, value in tree.items():
         if isinstance(value, Tensor):
             yield prefix + name, value
         elif isinstance(value, Mapping) and CHUNKED in value:
-            yield prefix + name, _joined(value, prefix + name)
+            yield prefix + name, _join_chunks(value, prefix + name)
         elif isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}/")
+            yield from _iterate_leaves(value, f"{prefix}{name}/")
         else:
             raise RefusedContent(f"{prefix}{name} is a {type(value).__name__} and no array")
 
 
-def _joined(value: Mapping[str, Any], name: str) -> Tensor:
-    """An array from its chunks, which are keyed by their number."""
+def _join_chunks(value: Mapping[str, Any], name: str) -> Tensor:
+    """Join an array from its chunks, which are keyed by their number."""
     shape, chunks = value.get("shape"), value.get("chunks")
     if not isinstance(shape, Mapping) or not isinstance(chunks, Mapping) or not chunks:
         raise RefusedContent(f"{name} is a chunked array without shape or chunks")

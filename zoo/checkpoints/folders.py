@@ -1,4 +1,4 @@
-"""Which files of a folder hold its weights: whole or in shards, in variants, or averaged beside raw."""
+"""Folders of weights: the files that hold them, whole or in shards, in variants, or averaged beside raw."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo.checkpoints import pickles
-from zoo.checkpoints.sharded import inside
+from zoo.checkpoints.sharded import resolve_inside
 
 #: safetensors before pickles, transformers before diffusers
 NAMES = (
@@ -25,11 +25,11 @@ SHARD = re.compile(r"-\d+-of-\d+$")
 ADAPTERS = ("adapter_model.bin",)
 #: folders that training scripts write side by side: averaged weights first, which they evaluate and publish
 AVERAGED = {"vqmodel_ema": "vqmodel", "ema_model": "unwrapped_model"}  # diffusers; open-muse and TiTok
-WHOSE = {"vqmodel_ema": "diffusers", "ema_model": "TiTok"}
+PUBLISHERS = {"vqmodel_ema": "diffusers", "ema_model": "TiTok"}
 
 
-def weight_files(folder: Path) -> dict[str, Path]:
-    """The file or index with the weights of each variant of a folder; the variant without a name is ``""``."""
+def find_weight_files(folder: Path) -> dict[str, Path]:
+    """Find the file or index with the weights of each variant of a folder; the variant without a name is ``""``."""
     found: dict[str, tuple[tuple[int, bool], Path]] = {}
     for file in folder.iterdir():
         match = PATTERN.fullmatch(file.name)
@@ -43,7 +43,7 @@ def weight_files(folder: Path) -> dict[str, Path]:
 
 
 def choose_file(folder: Path, wanted: str | None) -> tuple[Path, tuple[str, ...]]:
-    """The file, index or folder that holds the wanted weights of a folder, and what to say about the choice.
+    """Choose the file, index or folder that holds the wanted weights of a folder, and say which it was.
 
     Args:
         folder: in the layout of transformers, diffusers, or a training script with averaged weights beside.
@@ -53,8 +53,8 @@ def choose_file(folder: Path, wanted: str | None) -> tuple[Path, tuple[str, ...]
         FileNotFoundError: where there are no weights, or not those.
         ValueError: where there are several variants and none is the usual one.
     """
-    files = weight_files(folder)
-    inner = {child.name: child for child in sorted(folder.iterdir()) if child.is_dir() and weight_files(child)}
+    files = find_weight_files(folder)
+    inner = {child.name: child for child in sorted(folder.iterdir()) if child.is_dir() and find_weight_files(child)}
     if wanted is not None:
         choices = {variant: file for variant, file in files.items() if variant} | inner
         if wanted not in choices:
@@ -71,7 +71,7 @@ def choose_file(folder: Path, wanted: str | None) -> tuple[Path, tuple[str, ...]
         raise ValueError(f"{folder} holds several variants of its weights: choose one of {names}")
     for averaged, raw in AVERAGED.items():
         if averaged in inner:
-            note = f"read the averaged weights {folder / averaged}, which {WHOSE[averaged]} publishes"
+            note = f"read the averaged weights {folder / averaged}, which {PUBLISHERS[averaged]} publishes"
             return inner[averaged], (note + (f"; {folder}#{raw} are those before averaging" if raw in inner else ""),)
     nearby = sorted(folder.glob("*.ckpt")) or list(inner.values())
     more = ", ..." if len(nearby) > 3 else ""
@@ -81,8 +81,8 @@ def choose_file(folder: Path, wanted: str | None) -> tuple[Path, tuple[str, ...]
     )
 
 
-def shards_of(index: Path) -> dict[str, list[str]]:
-    """The files that an index names, each with the tensors that are to be in it.
+def read_shard_index(index: Path) -> dict[str, list[str]]:
+    """Read the files that an index names, each with the tensors that are to be in it.
 
     Raises:
         ValueError: for an index without its map, or one that leads out of its folder.
@@ -94,11 +94,11 @@ def shards_of(index: Path) -> dict[str, list[str]]:
         raise ValueError(f"{index} has no weight_map that says which file holds which tensor: download it again")
     found: dict[str, list[str]] = {}
     for name, shard in shards.items():
-        found.setdefault(str(inside(index.parent, shard, index)), []).append(name)
+        found.setdefault(str(resolve_inside(index.parent, shard, index)), []).append(name)
     return dict(sorted(found.items()))
 
 
-def check_network(folder: Path) -> None:
+def check_network_folder(folder: Path) -> None:
     """Refuse a folder for transformers or diffusers whose weights ask for more than tensors, or lead out of it.
 
     Raises:
@@ -106,14 +106,14 @@ def check_network(folder: Path) -> None:
         FileNotFoundError: for a shard that is not there.
     """
     files = [folder / name for name in ADAPTERS if (folder / name).is_file()]
-    for file in weight_files(folder).values():
-        files += map(Path, shards_of(file)) if file.suffix == ".json" else [file]
+    for file in find_weight_files(folder).values():
+        files += map(Path, read_shard_index(file)) if file.suffix == ".json" else [file]
     for file in files:
         if file.suffix == ".bin":
             pickles.load(file)
 
 
-def check_code(folder: Path, known: Container[str]) -> None:
+def refuse_custom_code(folder: Path, known: Container[str]) -> None:
     """Refuse a folder whose model is defined by a program in it.
 
     Args:
@@ -135,7 +135,7 @@ def check_code(folder: Path, known: Container[str]) -> None:
         )
 
 
-def check_pipeline(folder: Path) -> None:
+def check_pipeline_folder(folder: Path) -> None:
     """Refuse a folder of a diffusers pipeline that names programs, or whose weights ask for more than tensors.
 
     Raises:
@@ -150,11 +150,11 @@ def check_pipeline(folder: Path) -> None:
         if not part or part[0] not in (None, "diffusers", "transformers", "stable_diffusion"):
             raise ValueError(f"{index} asks for {'.'.join(map(str, part))} as its {name}, which is not run")
         if (inside := folder / name).is_dir():
-            check_network(inside)
+            check_network_folder(inside)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file.
+    """Read the mapping in a JSON file.
 
     Raises:
         ValueError: for anything else.

@@ -1,4 +1,4 @@
-"""What a published layout of weights is: how to recognise it, and how to rename it to ours."""
+"""Published layouts of weights: how one is recognised, and how its names become ours."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.checkpoints.provenance import entries_of
+from zoo.checkpoints.unused_entries import entries_of
 
 State = Mapping[str, Tensor]
 
@@ -16,15 +16,15 @@ State = Mapping[str, Tensor]
 class Converted:
     """Weights under the names of the model that reads them.
 
-    What a reader leaves out need not be listed: every entry of the file that is neither in ``state``, in whatever form,
-    nor in ``checked`` is reported when the weights are loaded, see :mod:`zoo.checkpoints.provenance`.
+    Entries that a reader leaves out need not be listed: every one that is neither in ``state``, in whatever form, nor
+    in ``checked`` is reported when the weights are loaded, see :mod:`zoo.checkpoints.unused_entries`.
 
     Args:
         state: name -> tensor; every name must exist in the model, with this shape.
         not_in_file: prefix of parameters that this layout does not hold -> why. What needs them then refuses to work.
         newly_initialised: prefix of parameters that are meant to start anew -> why (the head of a fine-tuning run).
         settings: constructor arguments that the shapes in the file show and ours do not, such as the number of heads.
-        checked: entries of the file that hold what the model computes by itself, as :func:`check_constant` made sure.
+        checked: entries of the file that the model computes by itself, found equal by :func:`check_constant`.
         notes: other things done to the weights, to be reported.
     """
 
@@ -69,7 +69,7 @@ def check_constant(state: State, name: str, expected: Tensor, meaning: str) -> t
         state: of the file.
         name: of the entry.
         expected: what the model takes it to be, up to the type.
-        meaning: what it is, for the message.
+        meaning: of the entry, for the message.
 
     Returns:
         The name in the file, for ``checked``.
@@ -87,7 +87,7 @@ def check_constant(state: State, name: str, expected: Tensor, meaning: str) -> t
 
 
 def check_positions(state: State, names: Iterable[str]) -> tuple[str, ...]:
-    """The entries that count positions, 0, 1, 2, ..., as every model here does; names that the file lacks are skipped.
+    """Make sure that entries count positions, 0, 1, 2, ..., as every model here does; absent ones are skipped.
 
     Raises:
         ValueError: for one that counts otherwise.

@@ -1,4 +1,4 @@
-"""Putting weights into models: the layout is recognised by content, and everything is checked before anything moves."""
+"""Loading weights into models: the layout is recognised by content, and all is checked before the model changes."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
@@ -8,11 +8,11 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from zoo.checkpoints.config_facts import ADAPTER, config_beside
-from zoo.checkpoints.files import WRAPPED, Checkpoint, read
+from zoo.checkpoints.config_files import ADAPTER, read_config_beside
+from zoo.checkpoints.files import WRAPPED, Checkpoint, read_checkpoint
 from zoo.checkpoints.format import Converted
-from zoo.checkpoints.peft import adapter_settings, check_adapter
-from zoo.checkpoints.provenance import entries_of, plain, say_unused, trace
+from zoo.checkpoints.peft import check_adapter, read_adapter_settings
+from zoo.checkpoints.unused_entries import entries_of, report_unused_entries, track_entries, untrack_entries
 from zoo.choices import shorten_list
 from zoo.frozen import warn_of_other_networks
 from zoo.init_args import class_by_path
@@ -32,16 +32,16 @@ def load_weights(model: Any, source: Path, classes: Collection[type]) -> None:
         ValueError: for a layout that the model does not read, missing or unexpected names, or other shapes. The model
             is then as it was.
     """
-    load_into(model, read(source, pickled_classes(classes)), classes)
+    load_into(model, read_checkpoint(source, pickled_classes(classes)), classes)
 
 
 def load_into(model: Any, checkpoint: Checkpoint, classes: Collection[type]) -> None:
-    """Put weights that were read into a model; arguments as for :func:`load_weights`."""
-    said = _adapter(model, checkpoint) if checkpoint.zoo is None else checkpoint.zoo
+    """Load weights that were read; arguments as for :func:`load_weights`."""
+    said = _check_adapter(model, checkpoint) if checkpoint.zoo is None else checkpoint.zoo
     layout, converted = _to_own_names(model, checkpoint, classes)
     used = entries_of(converted.state.values()).union(converted.checked)
-    converted = replace(converted, state=plain(converted.state))
-    _check(model, converted, checkpoint, layout)
+    converted = replace(converted, state=untrack_entries(converted.state))
+    _check_fit(model, converted, checkpoint, layout)
     settings = (said or {}).get("init_args", {}) | converted.settings
     converted = replace(converted, notes=(*converted.notes, *model.take_open_settings(settings, str(checkpoint.path))))
     model.load_state_dict(converted.state, strict=False)  # strictness is _check's
@@ -49,43 +49,44 @@ def load_into(model: Any, checkpoint: Checkpoint, classes: Collection[type]) -> 
     model.newly_initialised = dict(converted.newly_initialised)
     warn_of_other_networks(model, said, str(checkpoint.path))
     _report(checkpoint, layout, converted)
-    say_unused(checkpoint.path, checkpoint.state, used)
+    report_unused_entries(checkpoint.path, checkpoint.state, used)
 
 
 def pickled_classes(classes: Iterable[Any]) -> set[str]:
-    """Full names of the classes of pickled modules that some model reads."""
+    """List the full names of pickled modules' classes that some model reads."""
     return {name for cls in classes for layout in cls.formats for name in layout.classes}
 
 
-def _adapter(model: Any, checkpoint: Checkpoint) -> dict[str, Any] | None:
-    """What peft says of LoRA matrices, which must be as the model's; None where it says nothing."""
+def _check_adapter(model: Any, checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """Read what peft says of LoRA matrices, and compare it with the model; None where it says nothing."""
     matrices = any(".lora_" in name for name in checkpoint.state)
-    beside = config_beside(checkpoint.path).get(f"_{ADAPTER}")
+    beside = read_config_beside(checkpoint.path).get(f"_{ADAPTER}")
     if not beside or not (matrices or checkpoint.path.is_dir()):  # a file without matrices is no part of the adapter
         return None
     source = f"{ADAPTER} of {checkpoint.path}"
-    said = adapter_settings(beside, source)
+    said = read_adapter_settings(beside, source)
     if matrices:
         check_adapter(beside, model, source)
     return said
 
 
 def _to_own_names(model: Any, checkpoint: Checkpoint, classes: Collection[Any]) -> tuple[str, Converted]:
-    """The name of the layout and the weights under the model's own names."""
+    """Find the layout of weights, and rename them to the model's own names."""
     own = model.state_dict()
-    state = trace(checkpoint.state)
+    state = track_entries(checkpoint.state)
     said = (checkpoint.zoo or {}).get("absent", {})
     compiled = {WRAPPED.sub("", name): name for name in own}  # where networks of the model are wrapped
     names_equal = state.keys() == {plain for plain in compiled if not plain.startswith(tuple(said))}
     facts: Mapping[str, Any] = (checkpoint.zoo or {}).get("init_args", {})
     if not facts and any(layout.convert_described is not None for layout in model.formats):
-        facts = config_beside(checkpoint.path)
+        facts = read_config_beside(checkpoint.path)
     rearranged = any(f.rearranges is not None and f.rearranges(state, model, facts) for f in model.formats)
     if names_equal and not rearranged and all(state[name].shape == own[compiled[name]].shape for name in state):
         return "ours", Converted({compiled[name]: value for name, value in state.items()}, not_in_file=said)
     for layout in model.formats:
         if layout.matches(state):
-            notes = () if layout.check_config is None else layout.check_config(config_beside(checkpoint.path), model)
+            config = read_config_beside(checkpoint.path)
+            notes = () if layout.check_config is None else layout.check_config(config, model)
             if layout.convert_described is not None:
                 converted = layout.convert_described(state, model, facts)
             else:
@@ -94,17 +95,18 @@ def _to_own_names(model: Any, checkpoint: Checkpoint, classes: Collection[Any]) 
     if names_equal or _is_of(model, checkpoint):
         return "ours", Converted(dict(state), not_in_file=said)
     shared = len(state.keys() & own.keys())
-    if shared > len(own) / 2 and not _of_another(model, checkpoint, classes):  # ours with a few other names: say which
+    if shared > len(own) / 2 and not _name_other_reader(model, checkpoint, classes):
+        # ours with a few other names, which are reported
         return "ours", Converted(dict(state))
-    raise ValueError(_unknown(model, checkpoint, classes))
+    raise ValueError(_explain_unknown_layout(model, checkpoint, classes))
 
 
-def _unknown(model: Any, checkpoint: Checkpoint, classes: Collection[Any]) -> str:
+def _explain_unknown_layout(model: Any, checkpoint: Checkpoint, classes: Collection[Any]) -> str:
     whose = ""
     if checkpoint.zoo is not None:
         whose = f"it is a checkpoint of {checkpoint.zoo.get('class')}; "
     else:
-        whose = _of_another(model, checkpoint, classes)
+        whose = _name_other_reader(model, checkpoint, classes)
     readable = ", ".join(["our own checkpoints", *(f"'{layout.name}'" for layout in model.formats)])
     return (
         f"{checkpoint.path} is not for {type(model).__name__}: {whose}it holds {shorten_list(checkpoint.state)}, "
@@ -112,8 +114,8 @@ def _unknown(model: Any, checkpoint: Checkpoint, classes: Collection[Any]) -> st
     )
 
 
-def _of_another(model: Any, checkpoint: Checkpoint, classes: Collection[Any]) -> str:
-    """Which other model reads a foreign file, or nothing."""
+def _name_other_reader(model: Any, checkpoint: Checkpoint, classes: Collection[Any]) -> str:
+    """Say which other model reads a foreign file; empty where none does."""
     if checkpoint.zoo is None:
         for cls in set(classes) - {type(model)}:
             if layout := next((f for f in cls.formats if f.matches(checkpoint.state)), None):
@@ -121,13 +123,13 @@ def _of_another(model: Any, checkpoint: Checkpoint, classes: Collection[Any]) ->
     return ""
 
 
-def _check(model: Any, converted: Converted, checkpoint: Checkpoint, layout: str) -> None:
+def _check_fit(model: Any, converted: Converted, checkpoint: Checkpoint, layout: str) -> None:
     own = model.state_dict()
     excused = tuple(converted.not_in_file) + tuple(converted.newly_initialised)
     missing = [name for name in own if name not in converted.state and not name.startswith(excused)]
     unexpected = [name for name in converted.state if name not in own]
     shapes = [
-        f"{name} is {_shape(value)} in the file and {_shape(own[name])} in the model"
+        f"{name} is {_format_shape(value)} in the file and {_format_shape(own[name])} in the model"
         for name, value in converted.state.items()
         if name in own and value.shape != own[name].shape
     ]
@@ -166,5 +168,5 @@ def _is_of(model: Any, checkpoint: Checkpoint) -> bool:
     return class_by_path(str((checkpoint.zoo or {}).get("class")), [type(model)]) is not None
 
 
-def _shape(tensor: Tensor) -> str:
+def _format_shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a scalar"

@@ -1,10 +1,10 @@
-"""LoRA matrices as peft writes them: what its configuration says, field by field."""
+"""LoRA matrices as peft writes them: its configuration is read and checked field by field."""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from zoo.checkpoints.config_fields import Fields, Must, set_to
+from zoo.checkpoints.config_checks import ConfigFields, Required, accept_any_of
 
 #: fields of peft's configuration that no tensor shows, and what plain LoRA has
 PLAIN_LORA: dict[str, Any] = {
@@ -13,8 +13,8 @@ PLAIN_LORA: dict[str, Any] = {
 }  # fmt: skip
 
 
-def adapter_settings(adapter: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """What peft's ``adapter_config.json`` says of the LoRA beside it, as our own checkpoints say it.
+def read_adapter_settings(adapter: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Read peft's ``adapter_config.json`` as the description of one of our own checkpoints.
 
     The scale of LoRA is in no tensor: with another one the weights load and mean other things.
 
@@ -35,10 +35,10 @@ def adapter_settings(adapter: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def check_adapter(adapter: Mapping[str, Any], model: Any, source: str) -> None:
-    """Go through the fields of peft's ``adapter_config.json`` of plain LoRA, for any model with LoRA.
+    """Check the fields of peft's ``adapter_config.json`` of plain LoRA, for any model with LoRA.
 
     Args:
-        adapter: the file's content, which :func:`adapter_settings` has seen.
+        adapter: the file's content, which :func:`read_adapter_settings` has seen.
         model: that gets the matrices.
         source: name of the file, for the message.
 
@@ -49,10 +49,10 @@ def check_adapter(adapter: Mapping[str, Any], model: Any, source: str) -> None:
     layers = [name.partition(".network.")[2].partition(".lora_A.")[0] for name in state]
     rank = model.state_dict()[state[0]].shape[0] if state else 0
     must = {
-        "r": Must(rank, rank, "set lora.rank"),
-        "init_lora_weights": Must(
+        "r": Required(rank, rank, "set lora.rank"),
+        "init_lora_weights": Required(
             True, True, "the language model was changed with the matrices",
-            set_to(True, False, None, "gaussian", "eva", "orthogonal"),
+            accept_any_of(True, False, None, "gaussian", "eva", "orthogonal"),
         ),
     }  # fmt: skip
     free = (
@@ -60,7 +60,7 @@ def check_adapter(adapter: Mapping[str, Any], model: Any, source: str) -> None:
         "lora_dropout", "layers_pattern", "megatron_core", "eva_config", "qalora_group_size", "exclude_modules",
         "runtime_config",
     )  # fmt: skip
-    Fields((*PLAIN_LORA, "lora_alpha", "target_modules"), must, free).check(adapter, source)
+    ConfigFields((*PLAIN_LORA, "lora_alpha", "target_modules"), must, free).check(adapter, source)
     targets = adapter.get("target_modules")
     if targets and targets != "all-linear":
         for layer in layers:

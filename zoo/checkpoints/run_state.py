@@ -1,4 +1,4 @@
-"""Whether the content of a file is the state of a run, and a sentence where restoring it fails all the same."""
+"""Checks that a file holds the state of a run, and a sentence where restoring it fails all the same."""
 
 import functools
 import re
@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 VERSION = "pytorch-lightning_version"
-#: what Lightning and we put into a checkpoint, where it is there
+#: types of the entries that Lightning and we put into a checkpoint
 KINDS: dict[str, tuple[type, ...]] = {
     "callbacks": (dict,),
     "datamodule_hyper_parameters": (dict,),
@@ -26,12 +26,12 @@ KINDS: dict[str, tuple[type, ...]] = {
     "zoo_run": (dict,),
 }
 ENTRIES = {"lr_schedulers": dict, "optimizer_states": dict, "state_dict": Tensor}
-#: what Lightning, torch and we raise where an entry is not as it was written
+#: errors of Lightning, torch and ours for an entry that is not as it was written
 MISFITS = (AttributeError, IndexError, KeyError, TypeError)
 
 
 def check_run(content: Any, path: Path) -> dict[str, Any]:
-    """The content of a file, if it is the state of a run.
+    """Return the content of a file if it is the state of a run.
 
     Raises:
         ValueError: naming the entry that is missing or of another kind.
@@ -53,14 +53,14 @@ def check_run(content: Any, path: Path) -> dict[str, Any]:
     return content
 
 
-def say_what_does_not_fit(trainer: Trainer) -> None:
+def explain_failed_restores(trainer: Trainer) -> None:
     """Give the errors of a trainer that restores a state a sentence which names the file."""
     connector = trainer._checkpoint_connector
     for name in ("_restore_modules_and_callbacks", "restore_training_state"):
-        setattr(connector, name, _named(getattr(connector, name), connector))
+        setattr(connector, name, _with_sentence(getattr(connector, name), connector))
 
 
-def _named(restore: Callable[..., None], connector: Any) -> Callable[..., None]:
+def _with_sentence(restore: Callable[..., None], connector: Any) -> Callable[..., None]:
     @functools.wraps(restore)
     def named(*args: Any, **kwargs: Any) -> None:
         try:

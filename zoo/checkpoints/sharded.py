@@ -13,7 +13,7 @@ from zoo.checkpoints import pickles
 INDEX = ".metadata"
 SUFFIXES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 _DISTRIBUTED = "torch.distributed.checkpoint"
-#: what the index of a distributed checkpoint is made of
+#: classes in the index of a distributed checkpoint
 INDEX_CLASSES = (
     *(f"{_DISTRIBUTED}.metadata.{name}" for name in (
         "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
@@ -33,7 +33,7 @@ DEEPSPEED_CLASSES = (
 )
 
 
-def check_folder(folder: Path) -> None:
+def check_sharded_folder(folder: Path) -> None:
     """Refuse a folder in which some file asks for more than tensors and plain data, or leads out of it.
 
     Raises:
@@ -45,13 +45,13 @@ def check_folder(folder: Path) -> None:
         if file.name == INDEX:
             _check_entries(file)
         elif file.name == "latest":  # DeepSpeed's: the name of a folder beside it
-            inside(folder, file.read_text(encoding="utf-8", errors="replace").strip(), file)
+            resolve_inside(folder, file.read_text(encoding="utf-8", errors="replace").strip(), file)
         elif file.suffix in SUFFIXES:
             pickles.load(file, DEEPSPEED_CLASSES)
 
 
-def inside(folder: Path, name: Any, source: Path) -> Path:
-    """The file or folder of a name that was read from a file.
+def resolve_inside(folder: Path, name: Any, source: Path) -> Path:
+    """Find the file or folder whose name was read from a file.
 
     Args:
         folder: it must be in.
@@ -77,7 +77,7 @@ def _check_entries(index: Path) -> None:
         raise ValueError(f"{index} is damaged or is no index of a distributed checkpoint: save it again")
     for entry, place in stored.items():
         name, where = vars(entry).get("fqn"), vars(place)
-        file = inside(index.parent, where.get("relative_path"), index)
+        file = resolve_inside(index.parent, where.get("relative_path"), index)
         if getattr(described.get(name), "asked", "").endswith(".TensorStorageMetadata"):
             continue
         if where.get("transform_descriptors"):

@@ -1,4 +1,4 @@
-"""Whether the model that a checkpoint describes is as large as its weights, asked before memory and time are taken.
+"""A check that the model which a checkpoint describes is no larger than its weights, before memory is taken for it.
 
 A file of a few bytes can ask for a model of any width and depth. It is built without memory first, and its parts are
 counted while that goes on.
@@ -46,7 +46,7 @@ def check_size(
         TooLargeError: naming what the file asks for.
     """
     sizes = {size for value in state.values() if isinstance(value, Tensor) for size in value.shape}
-    for name, number in _numbers(without_classes(settings)):
+    for name, number in _iterate_numbers(without_classes(settings)):
         if abs(number) > LARGEST.get(name, MOST) and number not in sizes:
             raise TooLargeError(f"{path} asks for a model with {name} {number:,}, and holds no tensor of that size")
     allowed, count = 8 * len(state) + PARTS, 0
@@ -82,8 +82,8 @@ def check_size(
         raise TooLargeError(f"{path} asks for a model of {min(wanted, 10**18):,} numbers or more, and holds {found:,}")
 
 
-def _numbers(settings: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, float]]:
-    """Each number among the settings with the dotted name of its setting."""
+def _iterate_numbers(settings: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, float]]:
+    """Yield each number among the settings, with the dotted name of its setting."""
     for key, value in settings.items():
         name = f"{where}{key}"
         waiting = [] if COUNTERS.fullmatch(name) else [value]
@@ -92,7 +92,7 @@ def _numbers(settings: Mapping[str, Any], where: str = "") -> Iterator[tuple[str
             if isinstance(found, list | tuple):
                 waiting += found
             elif isinstance(found, dict):
-                yield from _numbers(found, f"{name}.")
+                yield from _iterate_numbers(found, f"{name}.")
             elif isinstance(found, int | float) and not isinstance(found, bool):
                 yield name, found
             elif isinstance(found, str) and (match := re.search(r":(\d{1,30})$", found)):  # tiny_random:WIDTH

@@ -1,4 +1,4 @@
-"""Files that hold several sets of weights, averaged and raw: which one is read, and how to ask for another.
+"""Files that hold several sets of weights, averaged and raw: one is chosen, and another can be asked for.
 
 A path with ``#`` and a name asks for a set: ``last.pt#model``. Without one it is the set that the project which writes
 such files evaluates and publishes.
@@ -26,8 +26,8 @@ SHADOW = "model_ema"  # prefix of averages inside a state dict, whose names have
 SHADOW_COUNTERS = ("model_ema.decay", "model_ema.num_updates")
 
 
-def split_choice(source: str | Path) -> tuple[Path, str | None]:
-    """A path, and the set that is asked for behind ``#``; a file whose name has one is itself."""
+def split_set_name(source: str | Path) -> tuple[Path, str | None]:
+    """Split a path from the set that is asked for behind ``#``; a file whose own name has a ``#`` is not split."""
     path = Path(source)
     stem, mark, wanted = path.name.rpartition("#")
     if not mark or not stem or path.exists():
@@ -35,8 +35,8 @@ def split_choice(source: str | Path) -> tuple[Path, str | None]:
     return path.with_name(stem), wanted
 
 
-def choose(content: Mapping[str, Any], path: Path, wanted: str | None) -> tuple[str | None, tuple[str, ...]]:
-    """The key of the set to read; None where the content is one set by itself.
+def choose_set(content: Mapping[str, Any], path: Path, wanted: str | None) -> tuple[str | None, tuple[str, ...]]:
+    """Choose the key of the set to read; None where the content is one set by itself.
 
     Args:
         content: of the file.
@@ -44,7 +44,7 @@ def choose(content: Mapping[str, Any], path: Path, wanted: str | None) -> tuple[
         wanted: set that was asked for.
 
     Returns:
-        The key, and what to say about the choice.
+        The key, and sentences about the choice.
 
     Raises:
         ValueError: for a set that is not there.
@@ -71,7 +71,7 @@ def choose(content: Mapping[str, Any], path: Path, wanted: str | None) -> tuple[
 
 
 def holds_weights(value: Any) -> bool:
-    """Whether it is a state dict, perhaps wrapped once more, or a pickled module."""
+    """Tell whether a value is a state dict, perhaps wrapped once more, or a pickled module."""
     if pickles.is_module(value):
         return True
     if not isinstance(value, Mapping):
@@ -79,21 +79,21 @@ def holds_weights(value: Any) -> bool:
     return any(isinstance(v, Tensor) for v in value.values()) or any(holds_weights(value.get(key)) for key in WRAPPERS)
 
 
-def shadow_names(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Name of a parameter -> name of its average in the same state dict."""
+def find_shadows(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Map each parameter to the name of its average in the same state dict."""
     prefix = f"{SHADOW}."
     bare = {name.replace(".", ""): name for name in state if not name.startswith(prefix)}
     found = {bare.get(name.removeprefix(prefix)): name for name in state if name.startswith(prefix)}
     return {name: shadow for name, shadow in found.items() if name is not None}
 
 
-def with_shadows(state: dict[str, Tensor], path: Path, wanted: bool) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The state dict with its averages in place of the raw parameters where these are wanted, and what to say.
+def choose_shadows(state: dict[str, Tensor], path: Path, wanted: bool) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Choose between raw parameters and their averages inside one state dict, and say which it was.
 
     Raises:
         ValueError: for averages that are wanted and not there.
     """
-    shadows = shadow_names(state)
+    shadows = find_shadows(state)
     if wanted and not shadows:
         raise ValueError(f"{path} holds no averaged weights {SHADOW}.*")
     if not shadows:

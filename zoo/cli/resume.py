@@ -7,7 +7,7 @@ from pathlib import Path
 from zoo.checkpoints import pickles
 from zoo.checkpoints.addresses import fetch_file, is_address, local_path
 from zoo.checkpoints.run_state import check_run
-from zoo.checkpoints.sharded import check_folder
+from zoo.checkpoints.sharded import check_sharded_folder
 from zoo.files.recipes import suggest_recipe
 
 #: names that Lightning resolves by itself, and how the files begin that it then looks for
@@ -77,7 +77,7 @@ def _check_checkpoint(file: Path, subcommand: str | None) -> None:
     if file.is_dir():
         if not any((file / name).exists() for name in SHARDED):
             raise ValueError(f"{file} is a folder and no sharded checkpoint: {weights}")
-        check_folder(file)
+        check_sharded_folder(file)
         return
     if file.suffix == ".safetensors":
         raise ValueError(f"{file} is no checkpoint of a run: {weights}")

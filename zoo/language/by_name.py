@@ -95,13 +95,13 @@ def find_language_model(reference: str, dtype: str = "float32") -> LanguageModel
 
 
 def _smollm2() -> Path:
-    from zoo.checkpoints.published.gguf_llama import dequantised
+    from zoo.checkpoints.published.gguf_llama import dequantise_gguf
 
     package, file = SMOLLM2_FILE
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(f"the weights of SmolLM2-135M come with a package: {SMOLLM2_PIP}")
-    return dequantised(Path(next(iter(spec.submodule_search_locations))) / file, SMOLLM2)
+    return dequantise_gguf(Path(next(iter(spec.submodule_search_locations))) / file, SMOLLM2)
 
 
 def _from_folder(folder: Path, dtype: str, random: bool = False) -> LanguageModel:

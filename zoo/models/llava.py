@@ -98,7 +98,7 @@ class LLaVA(ZooModule):
         self.image_size, self.max_length, self.projector_lr = image_size, max_length, projector_lr
         self.conversation = one_of("conversation", conversation, get_args(TemplateName))
         self.system, self.question = system, question
-        said = llava_config.settings_of_folders(vision, language_model)
+        said = llava_config.read_folder_settings(vision, language_model)
         self.select = one_of("select", select or said.get("select", "patch"), ("patch", "cls_patch"))
         tower = vision_tower(
             vision, image_size, vision_cache, said.get("vision_layer") if vision_layer is None else vision_layer

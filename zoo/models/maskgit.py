@@ -26,7 +26,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from zoo.checkpoints.published import maskgit_pytorch, maskgit_transformer
+from zoo.checkpoints.published import maskgit_transformer, maskgit_valeoai
 from zoo.choices import known_names, one_of
 from zoo.losses.mixing import hits
 from zoo.nn.maskgit_transformer import MaskGITTransformer
@@ -451,7 +451,7 @@ def _makes_pixels(method: str, options: dict[str, Any]) -> None:
             )
 
 
-MaskGIT.formats = (maskgit_transformer.GOOGLE, maskgit_pytorch.VALEOAI)
+MaskGIT.formats = (maskgit_transformer.GOOGLE, maskgit_valeoai.VALEOAI)
 
 PAPER = "arXiv:2202.04200"
 register(

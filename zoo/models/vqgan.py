@@ -32,7 +32,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch._functorch import config as aot_autograd
 
-from zoo.checkpoints.published import diffusers_vq, llamagen, maskgit_flax, taming
+from zoo.checkpoints.published import diffusers_vq, llamagen, maskgit_tokenizer, open_muse, taming
 from zoo.choices import one_of
 from zoo.init_args import Moved, as_init_args, migrate_and_say
 from zoo.losses.discriminator import Discriminator, add_discriminator, adversarial_terms, current_step
@@ -279,13 +279,13 @@ class VQGAN(ZooModule):
     @classmethod
     def from_taming_config(cls, path: str | Path, **overrides: Any) -> "VQGAN":
         """The model of a ``config.yaml`` of taming or Latent Diffusion; ``overrides`` may hold ``weights``."""
-        arguments = as_init_args(cls, taming.constructor_arguments(path))
+        arguments = as_init_args(cls, taming.read_constructor_arguments(path))
         return cls(**as_init_args(cls, migrate_and_say(cls, overrides), arguments))
 
     @classmethod
     def from_diffusers_config(cls, folder: str | Path, **overrides: Any) -> "VQGAN":
         """The model of a folder that diffusers' ``VQModel`` wrote; ``overrides`` may hold ``weights``."""
-        arguments = as_init_args(cls, diffusers_vq.constructor_arguments(folder, overrides.get("image_size")))
+        arguments = as_init_args(cls, diffusers_vq.read_constructor_arguments(folder, overrides.get("image_size")))
         return cls(**as_init_args(cls, migrate_and_say(cls, overrides), arguments))
 
     def drop_discriminator(self) -> None:
@@ -304,7 +304,7 @@ def _check_attention(attention: tuple[int, ...], image_size: int, levels: int) -
 
 
 VQGAN.formats = (
-    taming.VQGAN, diffusers_vq.VQMODEL, maskgit_flax.TOKENIZER, maskgit_flax.PORT, llamagen.VQ,
+    taming.VQGAN, diffusers_vq.VQMODEL, maskgit_tokenizer.TOKENIZER, open_muse.TOKENIZER, llamagen.VQ,
 )  # fmt: skip
 
 PAPER = "arXiv:2012.09841"

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import nn
 
-from zoo.checkpoints.io import load_from_checkpoint, read_safely
+from zoo.checkpoints.lightning_io import load_from_checkpoint, read_safely
 from zoo.optim import Optim, can_fuse, lr_factor, parameter_groups, settings_of
 from zoo.runs.resuming import Resuming
 from zoo.runs.untrained import UntrainedWarning
@@ -108,7 +108,7 @@ class RunModule(pl.LightningModule):
         weights_only: bool | None = None,
         **overrides: Any,
     ) -> Any:
-        """Read a checkpoint as Lightning does; see :func:`zoo.checkpoints.io.load_from_checkpoint`.
+        """Read a checkpoint as Lightning does; see :func:`zoo.checkpoints.lightning_io.load_from_checkpoint`.
 
         Nothing but tensors and plain data is ever read, whatever ``weights_only`` says.
         """

@@ -10,20 +10,20 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.checkpoints.config_facts import config_beside
-from zoo.checkpoints.files import read
+from zoo.checkpoints.config_files import read_config_beside
+from zoo.checkpoints.files import read_checkpoint
 from zoo.checkpoints.format import check_positions
-from zoo.checkpoints.provenance import entries_of, plain, say_unused, trace
 from zoo.checkpoints.published.clip import (
     CLIP_MEAN,
     CLIP_POSITIONS,
     CLIP_STD,
-    blocks_until,
     check_clip,
     check_pixels,
-    clip_fields,
+    count_blocks_until,
+    find_clip_config,
 )
-from zoo.checkpoints.published.eva import eva_fields, eva_sizes, eva_state
+from zoo.checkpoints.published.eva import eva_fields, eva_sizes, to_lavis_names
+from zoo.checkpoints.unused_entries import entries_of, report_unused_entries, track_entries, untrack_entries
 from zoo.nn.efficientnet_lite0 import HEAD_CHANNELS, TAP_STRIDES, efficientnet_lite0
 from zoo.nn.eva_vit import EvaViT, resize_positions
 from zoo.tokens.precision import without_autocast, without_tf32
@@ -153,11 +153,11 @@ def vision_tower(reference: str, image_size: int, cache: int = 0, layer: int | N
             network.load_state_dict(_eva_weights(source, network, name))
         return VisionTower(network, network.width, network.num_tokens, CLIP_MEAN, CLIP_STD, True, cache)
     if name in ("clip_vit_l14", "tiny_clip") or (name == "clip" and source):
-        config = config_beside(Path(source)) if source not in ("", "random") else {}
-        vision = clip_fields(config) or {}
+        config = read_config_beside(Path(source)) if source not in ("", "random") else {}
+        vision = find_clip_config(config) or {}
         sizes = {"tiny_clip": TINY_CLIP, "clip_vit_l14": CLIP_SIZES}.get(name) or _sizes(vision, source)
         sizes = sizes | {"num_hidden_layers": int(vision.get("num_hidden_layers", sizes["num_hidden_layers"]))}
-        clip = _Clip(image_size, sizes, on_meta, blocks_until(layer, config, sizes["num_hidden_layers"]))
+        clip = _Clip(image_size, sizes, on_meta, count_blocks_until(layer, config, sizes["num_hidden_layers"]))
         if name != "tiny_clip" and not on_meta and source != "random":
             clip.load(source)
         return VisionTower(clip, clip.width, clip.num_tokens, CLIP_MEAN, CLIP_STD, True, cache)
@@ -196,7 +196,7 @@ def _eva_sizes(source: str) -> dict[str, int]:
     """Of any EVA."""
     if source == "random":
         raise ValueError("the size of 'eva' is that of its file: write 'eva:PATH', or 'eva_vit_g:random'")
-    return eva_sizes(eva_state(read(Path(source)).state), config_beside(Path(source)), source)
+    return eva_sizes(to_lavis_names(read_checkpoint(Path(source)).state), read_config_beside(Path(source)), source)
 
 
 def _eva_weights(source: str, network: EvaViT, name: str = "eva_vit_g") -> dict[str, Tensor]:
@@ -206,14 +206,14 @@ def _eva_weights(source: str, network: EvaViT, name: str = "eva_vit_g") -> dict[
             f"{EVA_ORIGIN} and write 'eva_vit_g:PATH', or 'eva_vit_g:random' to use it untrained"
         )
     own = network.state_dict()
-    config = config_beside(Path(source))
+    config = read_config_beside(Path(source))
     if vision := config.get("vision_config"):  # a BLIP-2 of transformers
         eva_fields(network).check(vision, f"config.json of {source}")
     check_pixels(source)
-    file = trace(read(Path(source)).state)
-    state = {key: value.float() for key, value in eva_state(file).items() if key in own}
-    say_unused(source, file, entries_of(state.values()))
-    state = plain(state)
+    file = track_entries(read_checkpoint(Path(source)).state)
+    state = {key: value.float() for key, value in to_lavis_names(file).items() if key in own}
+    report_unused_entries(source, file, entries_of(state.values()))
+    state = untrack_entries(state)
     if missing := [key for key in own if key not in state]:  # the file holds block 40 and a head too
         raise ValueError(f"{source} is no {name}: it lacks {', '.join(missing[:5])}")
     wrong = [key for key, value in own.items() if key != "pos_embed" and state[key].shape != value.shape]
@@ -256,18 +256,18 @@ class _Clip(nn.Module):
                 "openai/clip-vit-large-patch14 or -336 as a folder and write 'clip_vit_l14:PATH', or "
                 "'clip_vit_l14:random' to use it untrained"
             )
-        check_clip(config_beside(Path(source)), self.model.config, source)
+        check_clip(read_config_beside(Path(source)), self.model.config, source)
         check_pixels(source)
         own = self.model.state_dict()
-        state, file = {}, trace(read(Path(source)).state)
+        state, file = {}, track_entries(read_checkpoint(Path(source)).state)
         for name, value in file.items():
             name = name.rpartition("vision_tower.")[2].removeprefix("vision_model.")
             for target in (name, f"vision_model.{name}"):  # transformers 5 dropped the inner name
                 if target in own:
                     state[target] = value.float()
         counted = check_positions(file, [name for name in file if name.endswith(CLIP_POSITIONS)])
-        say_unused(source, file, entries_of(state.values()).union(counted))
-        state = plain(state)
+        report_unused_entries(source, file, entries_of(state.values()).union(counted))
+        state = untrack_entries(state)
         position = next(name for name in own if name.endswith("position_embedding.weight"))
         if missing := [n for n in own if n not in state and "post_layernorm" not in n and "position_ids" not in n]:
             raise ValueError(f"{source} holds no CLIP ViT-L/14: it lacks {', '.join(missing[:5])}")

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.checkpoints.config_facts import config_beside
-from zoo.checkpoints.files import read
+from zoo.checkpoints.config_files import read_config_beside
+from zoo.checkpoints.files import read_checkpoint
 from zoo.checkpoints.format import check_positions
-from zoo.checkpoints.provenance import say_unused
 from zoo.checkpoints.published.clip import CLIP_MEAN, CLIP_POSITIONS, CLIP_STD, check_clip
+from zoo.checkpoints.unused_entries import report_unused_entries
 from zoo.nn.efficientnet_lite0 import HEAD_CHANNELS
 from zoo.vision.encoders import Lite0Map, VisionTower
 
@@ -82,11 +82,11 @@ class _ClipEmbeds(nn.Module):
         )
         if source != "random":
             own = self.model.state_dict()
-            check_clip(config_beside(Path(source)), self.model.config, source)
-            file = read(Path(source)).state
+            check_clip(read_config_beside(Path(source)), self.model.config, source)
+            file = read_checkpoint(Path(source)).state
             counted = check_positions(file, [name for name in file if name.endswith(CLIP_POSITIONS)])
             state = {name: value.float() for name, value in file.items() if name in own}
-            say_unused(source, file, {*state, *counted})
+            report_unused_entries(source, file, {*state, *counted})
             if missing := [name for name in own if name not in state and "position_ids" not in name]:
                 raise ValueError(f"{source} holds no CLIP ViT-H/14 with projection: it lacks {', '.join(missing[:5])}")
             self.model.load_state_dict(own | state)

@@ -38,9 +38,9 @@ def unclip_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32, devi
         from diffusers import StableUnCLIPImg2ImgPipeline
     except ImportError:
         raise ModuleNotFoundError("unCLIP needs the package diffusers: pip install 'tokenzoo[unclip]'") from None
-    from zoo.checkpoints.folders import check_pipeline
+    from zoo.checkpoints.folders import check_pipeline_folder
 
-    check_pipeline(Path(folder))
+    check_pipeline_folder(Path(folder))
     return StableUnCLIPImg2ImgPipeline.from_pretrained(folder, local_files_only=True).to(device, dtype)
 
 

@@ -8,19 +8,19 @@ import torch
 from torch import Tensor
 
 from zoo.assets import minilm_folder
-from zoo.checkpoints.config_facts import config_beside
-from zoo.checkpoints.config_fields import Fields, Must
-from zoo.checkpoints.files import read
+from zoo.checkpoints.config_checks import ConfigFields, Required
+from zoo.checkpoints.config_files import read_config_beside
+from zoo.checkpoints.files import read_checkpoint
 from zoo.checkpoints.format import check_positions
-from zoo.checkpoints.provenance import entries_of, plain, say_unused, trace
+from zoo.checkpoints.unused_entries import entries_of, report_unused_entries, track_entries, untrack_entries
 from zoo.nn.qformer import EPS
 
 PREFIX = "bert."
-#: what no tensor shows; the other fields of a BERT are not looked at
-FIELDS = Fields(
+#: fields that no tensor shows; the others are not looked at
+FIELDS = ConfigFields(
     must={
-        "hidden_act": Must("gelu", "gelu"), "layer_norm_eps": Must(EPS, 1e-12),
-        "position_embedding_type": Must("absolute", "absolute"),
+        "hidden_act": Required("gelu", "gelu"), "layer_norm_eps": Required(EPS, 1e-12),
+        "position_embedding_type": Required("absolute", "absolute"),
     },
     free=("*",),
 )  # fmt: skip
@@ -44,18 +44,20 @@ def start_from_bert(qformer: Any, source: str) -> None:
     folder = minilm_folder() if source == "minilm" else Path(source)
     if not folder.exists():
         raise FileNotFoundError(f"text_init is {source!r}, which is neither 'minilm' nor a folder of BERT")
-    config = config_beside(folder) if folder.is_dir() else {}
+    config = read_config_beside(folder) if folder.is_dir() else {}
     heads = config.get("num_attention_heads")
     FIELDS.check(config, f"config.json of {source}")
-    file = trace(read(folder).state)
+    file = track_entries(read_checkpoint(folder).state)
     state = {name.removeprefix(PREFIX): value.float() for name, value in file.items()}
     own = qformer.state_dict()
     if heads is not None and heads != qformer.heads:
         raise ValueError(f"{source} has {heads} attention heads and the Q-Former {qformer.heads}: set heads to {heads}")
-    found = _renamed(state, own)
+    found = _to_own_names(state, own)
     counted = check_positions(file, [name for name in file if name.endswith("embeddings.position_ids")])
-    say_unused(source, file, entries_of(value for name, value in found.items() if name in own).union(counted))
-    found = plain(found)
+    report_unused_entries(
+        source, file, entries_of(value for name, value in found.items() if name in own).union(counted)
+    )
+    found = untrack_entries(found)
     layers = 1 + max(int(name.split(".")[3]) for name in found if name.startswith("bert.encoder.layer."))
     if layers < qformer.depth:
         raise ValueError(f"{source} has {layers} layers, the Q-Former {qformer.depth}: set depth to {layers} or less")
@@ -72,7 +74,7 @@ def start_from_bert(qformer: Any, source: str) -> None:
     qformer.copy_text_to_query_branch()
 
 
-def _renamed(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _to_own_names(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = {}
     for name, value in state.items():
         if name == "embeddings.word_embeddings.weight":

@@ -1,28 +1,24 @@
-"""What the configuration of a CLIP says, bare or inside another model, field by field."""
+"""CLIP's configuration, bare or inside another model, and its pixels, checked field by field."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.checkpoints.config_fields import GENERATION, Fields, Must, set_to
+from zoo.checkpoints.config_checks import GENERATION, ConfigFields, Required, accept_any_of
 from zoo.checkpoints.folders import read_json
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-
-
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
 CLIP_POSITIONS = "embeddings.position_ids"  # a buffer that old files hold
 
 
-def clip_fields(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """What a configuration says of its CLIP, bare or inside another model; None where it says nothing."""
+def find_clip_config(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Find the part of a configuration that describes a CLIP, bare or inside another model; None without one."""
     return config.get("vision_config", config if config.get("model_type") == "clip_vision_model" else None)
 
 
-def blocks_until(layer: int | None, config: Mapping[str, Any], depth: int) -> int:
-    """How many blocks of CLIP are passed.
+def count_blocks_until(layer: int | None, config: Mapping[str, Any], depth: int) -> int:
+    """Count the blocks of CLIP that lie before a hidden state.
 
     Args:
         layer: hidden state, see :func:`vision_tower`.
@@ -45,7 +41,7 @@ def blocks_until(layer: int | None, config: Mapping[str, Any], depth: int) -> in
 
 
 def check_clip(config: Mapping[str, Any], own: Any, source: str) -> None:
-    """Go through what ``config.json`` says of a CLIP, bare or inside a LLaVA.
+    """Check the fields of ``config.json`` that describe a CLIP, bare or inside a LLaVA.
 
     Args:
         config: of the folder; empty where it has none.
@@ -55,17 +51,17 @@ def check_clip(config: Mapping[str, Any], own: Any, source: str) -> None:
     Raises:
         ValueError: naming the field that says something else, or that nobody knows.
     """
-    vision = clip_fields(config)
+    vision = find_clip_config(config)
     if vision is None:
         return
     defaults, take = type(own)(), "take 'clip:PATH', which has the sizes of its folder"
     facts = ("hidden_size", "intermediate_size", "num_attention_heads", "patch_size", "num_channels", "hidden_act")
-    must = {name: Must(getattr(own, name), getattr(defaults, name), take) for name in (*facts, "layer_norm_eps")}
-    kinds = set_to("clip_vision_model", "clip")
-    must["model_type"] = Must("clip_vision_model", "clip_vision_model", "other image encoders are not read", kinds)
+    must = {name: Required(getattr(own, name), getattr(defaults, name), take) for name in (*facts, "layer_norm_eps")}
+    kinds = accept_any_of("clip_vision_model", "clip")
+    must["model_type"] = Required("clip_vision_model", "clip_vision_model", "other image encoders are not read", kinds)
     # of the text encoder beside it, of training, or behind the last hidden state; images of other sizes are read too
     free = ("projection_dim", "attention_dropout", "dropout", "vocab_size", "image_size", *GENERATION)
-    Fields(("num_hidden_layers",), must, free).check(vision, f"config.json of {source}")
+    ConfigFields(("num_hidden_layers",), must, free).check(vision, f"config.json of {source}")
 
 
 def check_pixels(source: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from zoo.checkpoints.export import write_folder
 from zoo.checkpoints.folders import read_json
 from zoo.checkpoints.format import Converted, Format, State
-from zoo.checkpoints.published.taming import with_discriminator
+from zoo.checkpoints.published.taming import add_discriminator
 
 FILE = "diffusion_pytorch_model.safetensors"
 ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
@@ -23,8 +23,8 @@ OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "
 MIDDLE = {"block_1": "resnets.0", "attn_1": "attentions.0", "block_2": "resnets.1"}
 
 
-def rename(name: str, levels: int) -> str:
-    """A name of taming in diffusers' spelling."""
+def to_diffusers_name(name: str, levels: int) -> str:
+    """Rename a parameter of taming as diffusers spells it."""
     name = name.replace("nin_shortcut", "conv_shortcut").replace("norm_out", "conv_norm_out")
     for ours, theirs in ATTENTION.items():
         name = re.sub(rf"(attn(?:_1|\.\d+))\.{ours}\.", rf"\1.{theirs}.", name)
@@ -38,7 +38,7 @@ def rename(name: str, levels: int) -> str:
 
 
 def matches(state: State) -> bool:
-    """Diffusers' middle block and a codebook."""
+    """Recognise diffusers' middle block and a codebook."""
     return "encoder.mid_block.resnets.0.norm1.weight" in state and "quantize.embedding.weight" in state
 
 
@@ -51,13 +51,13 @@ def convert(state: State, model: nn.Module) -> Converted:
         modern[name] = value
     own = {name: v for name, v in model.state_dict().items() if not name.startswith("discriminator.")}
     levels = 1 + max(int(m[1]) for name in state if (m := re.match(r"decoder\.up_blocks\.(\d+)\.", name)))
-    names = {rename(name, levels): name for name in own}
+    names = {to_diffusers_name(name, levels): name for name in own}
     kept = {}
     for name, value in modern.items():
         ours = names.get(name, name)
         linear = ours in own and own[ours].ndim == 4 and value.ndim == 2
         kept[ours] = value[:, :, None, None] if linear else value
-    kept, fresh = with_discriminator(kept, {}, model, "discriminator.")
+    kept, fresh = add_discriminator(kept, {}, model, "discriminator.")
     return Converted(kept, newly_initialised=fresh)
 
 
@@ -72,8 +72,8 @@ DEFAULTS: dict[str, Any] = {
 SIZES = ("layers_per_block", "latent_channels", "num_vq_embeddings", "norm_num_groups")
 
 
-def constructor_arguments(folder: str | Path, image_size: int | None = None) -> dict[str, Any]:
-    """The arguments of our ``VQGAN`` for the ``config.json`` in a folder of diffusers.
+def read_constructor_arguments(folder: str | Path, image_size: int | None = None) -> dict[str, Any]:
+    """Read the arguments of our ``VQGAN`` from the ``config.json`` in a folder of diffusers.
 
     Args:
         folder: with the file; fields that it leaves out have the defaults of ``VQModel``.
@@ -94,15 +94,15 @@ def constructor_arguments(folder: str | Path, image_size: int | None = None) -> 
             f"{path} has no sample_size: image_size is {DEFAULTS['sample_size']}, the default of VQModel; give "
             "image_size for another"
         )
-    return _arguments(config, str(path), image_size)
+    return _read_arguments(config, str(path), image_size)
 
 
-def _arguments(config: Mapping[str, Any], path: str, image_size: int | None) -> dict[str, Any]:
+def _read_arguments(config: Mapping[str, Any], path: str, image_size: int | None) -> dict[str, Any]:
     if unknown := sorted(name for name in config if name not in DEFAULTS and not name.startswith("_")):
         raise ValueError(f"{path}: the field {', '.join(unknown)} is unknown, so what it changes is too")
     known = {name: config.get(name, default) for name, default in DEFAULTS.items()}
     widths, kinds = known["block_out_channels"], known["down_block_types"]
-    if not _counts(widths) or not isinstance(kinds, list) or len(kinds) != len(widths):
+    if not _are_counts(widths) or not isinstance(kinds, list) or len(kinds) != len(widths):
         raise ValueError(
             f"{path}: block_out_channels {widths} and down_block_types {kinds} must be lists with one entry per level"
         )
@@ -124,7 +124,7 @@ def _arguments(config: Mapping[str, Any], path: str, image_size: int | None) -> 
         size = size[0]
     sizes["sample_size"] = size if image_size is None else image_size
     for name, value in sizes.items():
-        if not _counts([value]):
+        if not _are_counts([value]):
             raise ValueError(f"{path}: {name} is a whole number from 1, not {value!r}")
     if not isinstance(known["mid_block_add_attention"], bool):
         raise ValueError(f"{path}: mid_block_add_attention is true or false, not {known['mid_block_add_attention']!r}")
@@ -142,7 +142,7 @@ def _arguments(config: Mapping[str, Any], path: str, image_size: int | None) -> 
     }
 
 
-def _counts(values: Any) -> bool:
+def _are_counts(values: Any) -> bool:
     return (
         isinstance(values, list)
         and bool(values)
@@ -151,7 +151,7 @@ def _counts(values: Any) -> bool:
 
 
 def check_config(config: Mapping[str, Any], model: nn.Module) -> tuple[str, ...]:
-    """Compare what no tensor shows, the groups of the normalisation, with the model.
+    """Compare the groups of the normalisation, which no tensor shows, with the model.
 
     Raises:
         ValueError: where the configuration says something else, or nothing that we read.
@@ -159,7 +159,7 @@ def check_config(config: Mapping[str, Any], model: nn.Module) -> tuple[str, ...]
     if config.get("_class_name") != "VQModel":
         return ()
     args: Any = model.hparams
-    groups = _arguments(config, "config.json beside these weights", args["image_size"])["norm_groups"]
+    groups = _read_arguments(config, "config.json beside these weights", args["image_size"])["norm_groups"]
     if groups != args["norm_groups"]:
         raise ValueError(
             f"config.json beside these weights says norm_num_groups {groups}, and this model has "
@@ -171,7 +171,7 @@ def check_config(config: Mapping[str, Any], model: nn.Module) -> tuple[str, ...]
 VQMODEL = Format("VQModel of diffusers", matches, convert, check_config=check_config)
 
 
-def save(model: nn.Module, folder: str | Path) -> Path:
+def save_diffusers(model: nn.Module, folder: str | Path) -> Path:
     """Write a VQGAN in the layout of diffusers, for ``VQModel.from_pretrained(folder)``.
 
     Args:
@@ -217,7 +217,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
     parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "quantize.embedding.")
     for name, value in model.state_dict().items():
         if name.startswith(parts):
-            theirs = rename(name, levels)
+            theirs = to_diffusers_name(name, levels)
             linear = ".attentions." in theirs and value.ndim == 4
             state[theirs] = value[:, :, 0, 0] if linear else value
     return write_folder(folder, config, state, FILE)

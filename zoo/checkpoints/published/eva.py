@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.checkpoints.config_fields import Fields, Must
+from zoo.checkpoints.config_checks import ConfigFields, Required
 
 PREFIXES = ("visual_encoder.", "model.vision_model.", "vision_model.")
 TOP = (
@@ -26,14 +26,14 @@ PUBLISHED_HEADS = 16  # of eva_vit_g
 THEIR_BLOCK, OUR_BLOCK = re.compile(r"encoder\.layers\.(\d+)\.(.+)"), re.compile(r"blocks\.(\d+)\.(.+)")
 
 
-def eva_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the image encoder under LAVIS's names, from a file that may hold much else."""
+def to_lavis_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the weights of an image encoder to LAVIS's names; other entries of the file keep theirs."""
     found: dict[str, Tensor] = {}
     for full, value in state.items():
         name = next((full.removeprefix(p) for p in PREFIXES if full.startswith(p)), full)
         if match := THEIR_BLOCK.fullmatch(name):
-            name = f"blocks.{match[1]}.{_renamed(match[2], BLOCK)}"
-        name = _renamed(name, TOP)
+            name = f"blocks.{match[1]}.{_rename(match[2], BLOCK)}"
+        name = _rename(name, TOP)
         if name.endswith("attn.qkv.bias"):  # theirs has the keys' bias, which is zero
             stem = name.removesuffix("qkv.bias")
             query, _, values = value.chunk(3)
@@ -51,7 +51,7 @@ def eva_sizes(state: Mapping[str, Tensor], config: Mapping[str, Any], source: st
     is in no tensor: ``num_attention_heads`` of the configuration says it, also in its ``vision_config``.
 
     Args:
-        state: under LAVIS's names, see :func:`eva_state`.
+        state: under LAVIS's names, see :func:`to_lavis_names`.
         config: the ``config.json`` beside the weights; empty where there is none.
         source: of the weights, for messages.
 
@@ -84,8 +84,8 @@ def eva_sizes(state: Mapping[str, Tensor], config: Mapping[str, Any], source: st
     }
 
 
-def eva_fields(network: Any) -> Fields:
-    """What the ``vision_config`` of a transformers' BLIP-2 has to say for a network."""
+def eva_fields(network: Any) -> ConfigFields:
+    """State the fields that the ``vision_config`` of transformers' BLIP-2 must have for a network."""
     block: Any = network.blocks[0]
     sizes = {
         "hidden_size": network.width,
@@ -93,33 +93,33 @@ def eva_fields(network: Any) -> Fields:
         "num_hidden_layers": len(network.blocks),
         "patch_size": network.patch_embed.proj.kernel_size[0],
     }
-    must = {name: Must(own, own) for name, own in sizes.items()} | {  # tensors show what is not said of these
-        "num_attention_heads": Must(block.attn.heads, 16),
-        "hidden_act": Must("gelu", "gelu"),
-        "layer_norm_eps": Must(block.norm1.eps, 1e-6),
-        "qkv_bias": Must(True, True),
+    must = {name: Required(own, own) for name, own in sizes.items()} | {  # tensors show what is not said of these
+        "num_attention_heads": Required(block.attn.heads, 16),
+        "hidden_act": Required("gelu", "gelu"),
+        "layer_norm_eps": Required(block.norm1.eps, 1e-6),
+        "qkv_bias": Required(True, True),
     }
     # of training; positions are resized to the images, as LAVIS does
-    return Fields((), must, ("attention_dropout", "dropout", "projection_dim", "num_channels", "image_size"))
+    return ConfigFields((), must, ("attention_dropout", "dropout", "projection_dim", "num_channels", "image_size"))
 
 
-def to_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse, below ``vision_model.``."""
+def to_hf_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename LAVIS's names to transformers', below ``vision_model.``: the inverse of :func:`to_lavis_names`."""
     back = [(ours, theirs) for theirs, ours in TOP], [(ours, theirs) for theirs, ours in BLOCK]
     found: dict[str, Tensor] = {}
     for name, value in state.items():
         match = OUR_BLOCK.fullmatch(name)
         if match is None:
-            found[f"vision_model.{_renamed(name, back[0])}"] = value
+            found[f"vision_model.{_rename(name, back[0])}"] = value
         elif match[2] == "attn.q_bias":
             bias = torch.cat([value, torch.zeros_like(value), state[f"blocks.{match[1]}.attn.v_bias"]])
             found[f"vision_model.encoder.layers.{match[1]}.self_attn.qkv.bias"] = bias
         elif match[2] != "attn.v_bias":
-            found[f"vision_model.encoder.layers.{match[1]}.{_renamed(match[2], back[1])}"] = value
+            found[f"vision_model.encoder.layers.{match[1]}.{_rename(match[2], back[1])}"] = value
     return found
 
 
-def _renamed(name: str, table: object) -> str:
+def _rename(name: str, table: object) -> str:
     for source, target in table:  # type: ignore[attr-defined]
         if name == source or (source.endswith(".") and name.startswith(source)):
             return target + name.removeprefix(source)

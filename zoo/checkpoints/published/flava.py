@@ -15,12 +15,12 @@ PREFIX = "image_codebook."  # inside a checkpoint of FlavaForPreTraining
 
 
 def matches(state: State) -> bool:
-    """The extra ``group`` level, bare or inside a whole FLAVA."""
+    """Recognise the extra ``group`` level, bare or inside a whole FLAVA."""
     return any(name.removeprefix(PREFIX).startswith("blocks.group_1.group.block_1.") for name in state)
 
 
-def rename(name: str) -> str:
-    """One name of ``FlavaImageCodebook`` in OpenAI's spelling."""
+def to_openai_name(name: str) -> str:
+    """Rename a parameter of ``FlavaImageCodebook`` as OpenAI spells it."""
     name = re.sub(r"(\.group_\d+)\.group\.", r"\1.", name).replace(".res_path.path.", ".res_path.")
     return re.sub(r"\.bias$", ".b", re.sub(r"\.weight$", ".w", name))
 
@@ -29,7 +29,7 @@ def convert(state: State, model: nn.Module) -> Converted:
     """Rename to OpenAI's encoder; what else a whole FLAVA holds is left out."""
     within = PREFIX if any(name.startswith(PREFIX) for name in state) else ""
     encoder = {
-        "encoder." + rename(name.removeprefix(within)): value
+        "encoder." + to_openai_name(name.removeprefix(within)): value
         for name, value in state.items()
         if name.startswith(within)
     }

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from zoo.assets import cache_folder, explain_cache_error, find_cache_problem
-from zoo.checkpoints.config_fields import unknown
+from zoo.checkpoints.config_checks import find_unknown_fields
 from zoo.files.atomic import write_whole
 from zoo.files.strict_json import dump_json
 
@@ -39,8 +39,8 @@ USED = (
 )  # fmt: skip
 
 
-def dequantised(path: Path, name: str) -> Path:
-    """The folder of a GGUF file in the cache; written on first use, which takes some seconds.
+def dequantise_gguf(path: Path, name: str) -> Path:
+    """Dequantise a GGUF file into a folder of the cache, on first use, which takes some seconds.
 
     Args:
         path: of the GGUF file.
@@ -62,7 +62,7 @@ def dequantised(path: Path, name: str) -> Path:
         raise OSError(f"the weights of {path.name} have to be written before they are read, and {problem}")
     print(f"dequantising {path.name} into {folder}", flush=True)
     reader = GGUFReader(path)
-    config = llama_config(reader, path)
+    config = read_llama_config(reader, path)
     try:
         with write_whole(folder) as part:
             part.mkdir()
@@ -74,7 +74,7 @@ def dequantised(path: Path, name: str) -> Path:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether an earlier call wrote all of it, and nothing has damaged it since."""
+    """Tell whether an earlier call wrote the whole folder, and nothing has damaged it since."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -85,8 +85,12 @@ def _is_whole(folder: Path) -> bool:
         return False
 
 
-def llama_config(reader: Any, path: Path) -> dict[str, Any]:
-    """The fields of ``LlamaConfig``."""
+def read_llama_config(reader: Any, path: Path) -> dict[str, Any]:
+    """Read the fields of ``LlamaConfig`` from a GGUF file.
+
+    Raises:
+        ValueError: for a file of another model, naming the field that shows it.
+    """
 
     def value(key: str, default: Any = None) -> Any:
         field = reader.fields.get(key)
@@ -106,7 +110,7 @@ def llama_config(reader: Any, path: Path) -> dict[str, Any]:
         if (found := value(key, plain)) != plain:
             raise ValueError(f"{path} says {key} {found!r}, and only Llama-like models with {plain!r} are read")
     others = {key: value(key) for key in reader.fields if key.startswith(PREFIX)}
-    for key in unknown(others, (*(f"{PREFIX}{name}" for name in USED), *facts)):
+    for key in find_unknown_fields(others, (*(f"{PREFIX}{name}" for name in USED), *facts)):
         raise ValueError(f"{path} says {key} {others[key]!r}, and only Llama-like models without it are read")
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -128,8 +132,12 @@ def llama_config(reader: Any, path: Path) -> dict[str, Any]:
     }
 
 
-def llama_state(reader: Any, config: dict[str, Any]) -> dict[str, Tensor]:
-    """Dequantised weights in float32, under transformers' names."""
+def read_llama_state(reader: Any, config: dict[str, Any]) -> dict[str, Tensor]:
+    """Dequantise weights to float32, under transformers' names.
+
+    Raises:
+        ValueError: for a tensor that a plain Llama has no place for.
+    """
     from gguf.quants import dequantize
 
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
@@ -155,7 +163,7 @@ def _write(folder: Path, reader: Any, path: Path, config: dict[str, Any]) -> Non
     from safetensors.torch import save_file
     from transformers import AutoTokenizer
 
-    state = {name: value.to(torch.bfloat16) for name, value in llama_state(reader, config).items()}
+    state = {name: value.to(torch.bfloat16) for name, value in read_llama_state(reader, config).items()}
     save_file(state, folder / "model.safetensors", {"format": "pt"})
     AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True).save_pretrained(folder)
     (folder / "config.json").write_text(dump_json(config) + "\n")

@@ -16,12 +16,12 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.checkpoints.config_fields import GENERATION, Fields, Must, set_to
+from zoo.checkpoints.config_checks import GENERATION, ConfigFields, Required, accept_any_of
 from zoo.checkpoints.export import write_folder
 from zoo.checkpoints.format import Converted, Format, State
-from zoo.checkpoints.published import beit_surgery
-from zoo.checkpoints.published.beit_surgery import INDEX, NOTHING, TABLE
-from zoo.checkpoints.published.pixel_notes import pixel_notes
+from zoo.checkpoints.published import beit_resizing
+from zoo.checkpoints.published.beit_resizing import INDEX, NOTHING, TABLE
+from zoo.checkpoints.published.pixel_statistics import compare_pixel_statistics
 from zoo.nn.beit_vit import BeitViT
 from zoo.nn.relative_position import EXTRA
 
@@ -64,7 +64,7 @@ OURS_BLOCK, THEIR_BLOCK = (
 
 
 def matches(state: State) -> bool:
-    """The embeddings of a ``BeitModel``, bare or inside a model with a head."""
+    """Recognise the embeddings of a ``BeitModel``, bare or inside a model with a head."""
     names = {name.removeprefix("beit.") for name in state}
     return {"embeddings.cls_token", "embeddings.patch_embeddings.projection.weight"} <= names and not any(
         name.endswith("attention.key.bias") or name.endswith("k_proj.bias")
@@ -83,12 +83,12 @@ def convert(state: State, model: nn.Module, said: Mapping[str, Any] = NOTHING) -
             "these weights have two norms behind the last block, beit.layernorm and layernorm, as transformers builds "
             "them for masked images with use_mean_pooling: false; the published BEiT and this one have one"
         )
-    state = to_unilm(state)
-    grid = beit_surgery.grid_of_file(state, said)
+    state = to_unilm_names(state)
+    grid = beit_resizing.grid_of_file(state, said)
     if grid is not None and grid[0] != grid[1]:
         tables = {name: as_transformers_reads_it(value, grid) for name, value in state.items() if name.endswith(TABLE)}
         state |= tables
-    return beit_surgery.fit(state, model, said)
+    return beit_resizing.fit_to_model(state, model, said)
 
 
 def as_transformers_reads_it(table: Float[Tensor, "r heads"], grid: tuple[int, int]) -> Float[Tensor, "r heads"]:
@@ -119,7 +119,7 @@ SMALL = 1e-6  # epsilons up to here are told apart, and read: the reference's, a
 
 
 def check_config(config: Mapping[str, Any], model: Any) -> tuple[str, ...]:
-    """Go through the fields of ``BeitConfig``, and of ``Data2VecVisionConfig``, which is the same network.
+    """Check the fields of ``BeitConfig``, and of ``Data2VecVisionConfig``, which is the same network.
 
     Raises:
         ValueError: naming the field that says something else than the model, or that nobody knows.
@@ -129,19 +129,19 @@ def check_config(config: Mapping[str, Any], model: Any) -> tuple[str, ...]:
     vit = model.vit
     block = vit.blocks[0]
     patch, here = vit.patch_embed.proj.kernel_size[0], "config.json beside these weights"
-    known = set_to("beit", "data2vec-vision")
+    known = accept_any_of("beit", "data2vec-vision")
     must = {
-        "model_type": Must("beit", "beit", "other transformers are not read", known),
-        "num_attention_heads": Must(block.attn.heads, 12),
-        "patch_size": Must(patch, 16),
-        "hidden_act": Must("gelu", "gelu"),
-        "num_channels": Must(3, 3),
+        "model_type": Required("beit", "beit", "other transformers are not read", known),
+        "num_attention_heads": Required(block.attn.heads, 12),
+        "patch_size": Required(patch, 16),
+        "hidden_act": Required("gelu", "gelu"),
+        "num_channels": Required(3, 3),
     }
     eps, own = config.get("layer_norm_eps", 1e-12), block.norm1.eps
     if eps != own and max(eps, own) > SMALL:
-        must["layer_norm_eps"] = Must(own, 1e-12, f"set norm_eps to {eps:g}")
-    Fields(("layer_norm_eps",), must, FREE).check(config, here)
-    notes = pixel_notes(config, model.normalisation)
+        must["layer_norm_eps"] = Required(own, 1e-12, f"set norm_eps to {eps:g}")
+    ConfigFields(("layer_norm_eps",), must, FREE).check(config, here)
+    notes = compare_pixel_statistics(config, model.normalisation)
     if eps != own:
         notes += (
             f"config.json says layer_norm_eps {eps:g} and this model has {own:g}: for the numbers of "
@@ -150,13 +150,13 @@ def check_config(config: Mapping[str, Any], model: Any) -> tuple[str, ...]:
     return notes
 
 
-def to_unilm(state: State) -> dict[str, Tensor]:
-    """Weights of transformers, either spelling, under unilm's names; unknown names stay as they are."""
+def to_unilm_names(state: State) -> dict[str, Tensor]:
+    """Rename weights of transformers, in either spelling, to unilm's names; unknown names stay as they are."""
     bare = not any(name.startswith("beit.") for name in state)
     renamed = {}
     for name, value in state.items():
         full = f"beit.{name}" if bare and not name.startswith("layernorm.") else name
-        renamed[_to_unilm(full)] = value
+        renamed[_to_unilm_name(full)] = value
     for block in sorted({m[1] for name in renamed if (m := OURS_BLOCK.fullmatch(name))}, key=int):
         parts = [f"blocks.{block}.attn.{part}.weight" for part in "qkv"]
         if all(part in renamed for part in parts):
@@ -164,8 +164,8 @@ def to_unilm(state: State) -> dict[str, Tensor]:
     return renamed
 
 
-def from_unilm(state: State, names: Names = "v5") -> dict[str, Tensor]:
-    """The inverse of :func:`to_unilm`."""
+def to_hf_names(state: State, names: Names = "v5") -> dict[str, Tensor]:
+    """Rename weights from unilm's names to transformers': the inverse of :func:`to_unilm_names`."""
     split: dict[str, Tensor] = {}
     for name, value in state.items():
         if name.endswith("attn.qkv.weight"):
@@ -173,7 +173,7 @@ def from_unilm(state: State, names: Names = "v5") -> dict[str, Tensor]:
             split |= {f"{stem}{part}.weight": w for part, w in zip("qkv", value.chunk(3), strict=True)}
         else:
             split[name] = value
-    return {_from_unilm(name, names): value for name, value in split.items()}
+    return {_to_hf_name(name, names): value for name, value in split.items()}
 
 
 def save_hf(model: nn.Module, folder: str | Path, names: Names = "v5") -> Path:
@@ -202,14 +202,14 @@ def save_hf(model: nn.Module, folder: str | Path, names: Names = "v5") -> Path:
         )
     if names not in ("v5", "v4"):
         raise ValueError(f"names is 'v5' or 'v4', not {names!r}")
-    state = from_unilm(vit.state_dict(), names)
+    state = to_hf_names(vit.state_dict(), names)
     if vit.head is not None:
         state = {re.sub("^layernorm[.]", CLASSIFIER_NORM, name): value for name, value in state.items()}
-    return write_folder(folder, hf_config(model), state)
+    return write_folder(folder, build_hf_config(model), state)
 
 
-def hf_config(model: Any) -> dict[str, Any]:
-    """The fields of ``BeitConfig`` that say what the network is."""
+def build_hf_config(model: Any) -> dict[str, Any]:
+    """Build the fields of ``BeitConfig`` that decide the network."""
     vit = model.vit
     block, args = vit.blocks[0], model.init_args()
     patch = vit.patch_embed.proj.kernel_size[0]
@@ -243,7 +243,7 @@ def hf_config(model: Any) -> dict[str, Any]:
     }
 
 
-def _to_unilm(name: str) -> str:
+def _to_unilm_name(name: str) -> str:
     if match := THEIR_BLOCK.fullmatch(name):
         column = 1 + LAYERS.index(match[1] + ".")
         return f"blocks.{match[2]}.{_replace(match[3], BLOCK, column, 0)}"
@@ -251,7 +251,7 @@ def _to_unilm(name: str) -> str:
     return _replace(name.replace(CLASSIFIER_NORM, "layernorm."), TOP, column, 0)
 
 
-def _from_unilm(name: str, names: Names) -> str:
+def _to_hf_name(name: str, names: Names) -> str:
     column = 1 if names == "v5" else 2
     if match := OURS_BLOCK.fullmatch(name):
         return f"{LAYERS[column - 1]}{match[1]}.{_replace(match[2], BLOCK, 0, column)}"

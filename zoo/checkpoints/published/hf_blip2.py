@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from zoo.checkpoints.config_fields import GENERATION, Fields, Must
+from zoo.checkpoints.config_checks import GENERATION, ConfigFields, Required
 from zoo.checkpoints.export import write_folder
 from zoo.checkpoints.format import Converted, Format, State, check_positions
 from zoo.checkpoints.published import eva
-from zoo.checkpoints.published.hf_language import with_image_token
+from zoo.checkpoints.published.image_token import add_image_token
 from zoo.checkpoints.published.lavis import TEXT_BRANCH
 from zoo.nn.eva_vit import EvaViT
 from zoo.nn.qformer import EPS
@@ -41,30 +41,30 @@ LOST = {
 }
 
 
-def from_hf(state: State) -> dict[str, Tensor]:
-    """Weights under LAVIS's names; unknown names stay as they are."""
+def to_lavis_names(state: State) -> dict[str, Tensor]:
+    """Rename weights of transformers to LAVIS's names; unknown names stay as they are."""
     found = {}
     for full, value in state.items():
         name = full.removeprefix("model.")
         if match := HF_LAYER.fullmatch(name):
-            found[f"Qformer.bert.{match[1]}{_swap(match[2], ATTENTION, 1)}"] = value
+            found[f"Qformer.bert.{match[1]}{_rename(match[2], ATTENTION, 1)}"] = value
         else:
-            found[_swap(name, TOP, 1)] = value
+            found[_rename(name, TOP, 1)] = value
     return found
 
 
-def to_hf(state: State) -> dict[str, Tensor]:
-    """The inverse of :func:`from_hf`."""
+def to_hf_names(state: State) -> dict[str, Tensor]:
+    """Rename weights from LAVIS's names to transformers': the inverse of :func:`to_lavis_names`."""
     found = {}
     for name, value in state.items():
         if match := LAYER.fullmatch(name):
-            found[f"qformer.{match[1]}{_swap(match[2], ATTENTION, 0)}"] = value
+            found[f"qformer.{match[1]}{_rename(match[2], ATTENTION, 0)}"] = value
         else:
-            found[_swap(name, TOP, 0)] = value
+            found[_rename(name, TOP, 0)] = value
     return found
 
 
-def _swap(name: str, table: tuple[tuple[str, str], ...], source: int) -> str:
+def _rename(name: str, table: tuple[tuple[str, str], ...], source: int) -> str:
     for row in table:
         if name.startswith(row[source]):
             return row[1 - source] + name[len(row[source]) :]
@@ -72,29 +72,29 @@ def _swap(name: str, table: tuple[tuple[str, str], ...], source: int) -> str:
 
 
 def matches_retrieval(state: State) -> bool:
-    """A Q-Former by transformers' names, with projections for contrast."""
+    """Recognise a Q-Former by transformers' names, with projections for contrast."""
     names = {name.removeprefix("model.") for name in state}
     return {"query_tokens", "qformer.layernorm.weight", "text_projection.weight"} <= names
 
 
 def convert_retrieval(state: State, model: nn.Module) -> Converted:
-    """All but the image encoder; what these files lack is absent."""
+    """Take all but the image encoder; temperature and word head, which these files lack, start anew."""
     own = model.state_dict()
-    renamed = from_hf(state)
+    renamed = to_lavis_names(state)
     kept = {name: value.float() for name, value in renamed.items() if name in own}
     return Converted(kept, newly_initialised=LOST, checked=check_positions(state, POSITIONS))
 
 
 def matches_conditional(state: State) -> bool:
-    """A Q-Former by transformers' names, with a projection into a language model."""
+    """Recognise a Q-Former by transformers' names, with a projection into a language model."""
     names = {name.removeprefix("model.") for name in state}
     return {"query_tokens", "qformer.layernorm.weight", "language_projection.weight"} <= names
 
 
 def convert_conditional(state: State, model: Any) -> Converted:
-    """Queries and Q-Former become the bridge; image encoder and language model are left out."""
+    """Take queries and Q-Former as the bridge; image encoder and language model are left out."""
     kept, own = {}, ("ln_vision.", *["language_projection."] * ("language_model" in model.frozen))
-    for name, value in from_hf(state).items():
+    for name, value in to_lavis_names(state).items():
         if name.startswith(("query_tokens", "Qformer.")) and not TEXT_BRANCH.match(name):
             kept[f"bridge.{name}"] = value.float()
         elif name.startswith(own):
@@ -125,18 +125,18 @@ def save_blip2(model: Any, folder: str | Path) -> Path:
     second = "language_model" in model.frozen
     state = {n.removeprefix("bridge."): v for n, v in model.state_dict().items()}
     state = {n: v for n, v in state.items() if n != "temp" and not n.startswith("Qformer.cls.")}
-    state = to_hf(state) | eva.to_hf(vit.state_dict())
-    config = _config(model, vit, args, second)
+    state = to_hf_names(state) | eva.to_hf_names(vit.state_dict())
+    config = _build_config(model, vit, args, second)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if second:
-        text_config, words, image_token = with_image_token(model.language, folder)
+        text_config, words, image_token = add_image_token(model.language, folder)
         state |= {f"language_model.{name}": value for name, value in words.items()}
         config |= {"text_config": text_config, "image_token_index": image_token}
     return write_folder(folder, config, state)
 
 
-def _config(model: Any, vit: Any, args: dict[str, Any], second: bool) -> dict[str, Any]:
+def _build_config(model: Any, vit: Any, args: dict[str, Any], second: bool) -> dict[str, Any]:
     block = vit.blocks[0]
     patch = vit.patch_embed.proj.kernel_size[0]
     return {
@@ -163,7 +163,7 @@ def _config(model: Any, vit: Any, args: dict[str, Any], second: bool) -> dict[st
 
 
 def check_retrieval_config(config: Mapping[str, Any], model: Any) -> tuple[str, ...]:
-    """Go through the fields of ``Blip2ForImageTextRetrieval``.
+    """Check the fields of ``Blip2ForImageTextRetrieval``.
 
     Raises:
         ValueError: naming the field that says something else than the model has, or that nobody knows.
@@ -172,7 +172,7 @@ def check_retrieval_config(config: Mapping[str, Any], model: Any) -> tuple[str, 
 
 
 def check_conditional_config(config: Mapping[str, Any], model: Any) -> tuple[str, ...]:
-    """Go through the fields of ``Blip2ForConditionalGeneration``.
+    """Check the fields of ``Blip2ForConditionalGeneration``.
 
     Raises:
         ValueError: naming the field that says something else than the model has, or that nobody knows.
@@ -185,30 +185,30 @@ def _check_config(config: Mapping[str, Any], model: Any, text: bool) -> tuple[st
         return ()
     args, here = model.init_args(), "config.json beside these weights"
     must = {
-        "model_type": Must("blip-2", "blip-2", "other models with a Q-Former are not read"),
-        "num_query_tokens": Must(args["num_queries"], 32, "set num_queries"),
+        "model_type": Required("blip-2", "blip-2", "other models with a Q-Former are not read"),
+        "num_query_tokens": Required(args["num_queries"], 32, "set num_queries"),
     }
     free = ["text_config", "image_token_index", "image_token_id", "tie_word_embeddings", *GENERATION]
     if text:
-        must["image_text_hidden_size"] = Must(args["projection_width"], 256, "set projection_width")
+        must["image_text_hidden_size"] = Required(args["projection_width"], 256, "set projection_width")
         free.append("use_decoder_only_language_model")
     else:
         free.append("image_text_hidden_size")
         decoder_only = not model.language.encoder_decoder if "language_model" in model.frozen else None
-        must["use_decoder_only_language_model"] = Must(
-            decoder_only, decoder_only, "take the language model of these weights", _or_unsaid
+        must["use_decoder_only_language_model"] = Required(
+            decoder_only, decoder_only, "take the language model of these weights", _is_unsaid_or_equal
         )
-    Fields(("vision_config", "qformer_config"), must, tuple(free)).check(config, here)
+    ConfigFields(("vision_config", "qformer_config"), must, tuple(free)).check(config, here)
     tower = model.frozen["vision"]
     sizes = {
         "hidden_size": args["width"], "num_hidden_layers": args["depth"], "intermediate_size": args["mlp_width"],
         "encoder_hidden_size": tower.width, "cross_attention_frequency": args["cross_every"],
     }  # fmt: skip
-    inner = {name: Must(own, own) for name, own in sizes.items()} | {  # tensors show what is not said of these
-        "num_attention_heads": Must(args["heads"], 12, "set heads"),
-        "hidden_act": Must("gelu", "gelu"),
-        "layer_norm_eps": Must(EPS, 1e-12),
-        "position_embedding_type": Must("absolute", "absolute"),
+    inner = {name: Required(own, own) for name, own in sizes.items()} | {  # tensors show what is not said of these
+        "num_attention_heads": Required(args["heads"], 12, "set heads"),
+        "hidden_act": Required("gelu", "gelu"),
+        "layer_norm_eps": Required(EPS, 1e-12),
+        "position_embedding_type": Required("absolute", "absolute"),
     }
     loose: tuple[str, ...] = (
         "hidden_dropout_prob",
@@ -217,17 +217,17 @@ def _check_config(config: Mapping[str, Any], model: Any, text: bool) -> tuple[st
         "vocab_size",
     )
     if text:
-        inner["use_qformer_text_input"] = Must(True, True, "the first stage reads text")
+        inner["use_qformer_text_input"] = Required(True, True, "the first stage reads text")
     else:
         loose += ("use_qformer_text_input",)
     qformer = config.get("qformer_config") or {}
-    Fields((), inner, (*loose, *GENERATION)).check(qformer, f"qformer_config in {here}")
+    ConfigFields((), inner, (*loose, *GENERATION)).check(qformer, f"qformer_config in {here}")
     if isinstance(tower.network, EvaViT):
         eva.eva_fields(tower.network).check(config.get("vision_config") or {}, f"vision_config in {here}")
     return ()
 
 
-def _or_unsaid(found: Any, own: Any) -> bool:
+def _is_unsaid_or_equal(found: Any, own: Any) -> bool:
     return own is None or found == own
 
 

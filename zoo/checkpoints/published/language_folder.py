@@ -9,12 +9,12 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from zoo.checkpoints.config_facts import ADAPTER, config_beside
-from zoo.checkpoints.files import read
-from zoo.checkpoints.folders import check_code, check_network
-from zoo.checkpoints.provenance import entries_of, plain, say_unused, trace
+from zoo.checkpoints.config_files import ADAPTER, read_config_beside
+from zoo.checkpoints.files import read_checkpoint
+from zoo.checkpoints.folders import check_network_folder, refuse_custom_code
 from zoo.checkpoints.published import llava_config
-from zoo.checkpoints.published.llava import check_rotary, language_state
+from zoo.checkpoints.published.llava import check_rotary, extract_llava_language
+from zoo.checkpoints.unused_entries import entries_of, report_unused_entries, track_entries, untrack_entries
 from zoo.choices import shorten_list
 
 PREFIX = "language_model."  # in BLIP-2's files
@@ -48,15 +48,15 @@ def read_language_folder(
         raise ValueError(f"{folder} holds LoRA matrices beside a language model: name that one, and these as weights")
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is no folder of a language model: it has no config.json")
-    check_code(folder, CONFIG_MAPPING)
-    check_network(folder)
-    said = config_beside(folder)
+    refuse_custom_code(folder, CONFIG_MAPPING)
+    check_network_folder(folder)
+    said = read_config_beside(folder)
     for name in ("quantization_config", "compression_config"):
         if said.get(name):
             raise ValueError(
                 f"config.json of {folder} says {name}: weights of fewer bits are not read; convert them first"
             )
-    config, inside = _configuration(folder, said, local)
+    config, inside = _read_configuration(folder, said, local)
     config.return_dict = True  # outputs are taken by name
     if config.model_type == "t5":
         _set_activation(config, folder, dtype, inside)
@@ -71,21 +71,22 @@ def read_language_folder(
     network = None
     if torch.get_default_device().type != "meta":
         if random:
-            network = _built(builder, config, folder, dtype)
+            network = _build(builder, config, folder, dtype)
         elif inside:
-            file = trace(read(folder).state)
-            state = language_state_of(file)
-            network = _filled(builder, config, plain(state), folder, dtype)
-            say_unused(folder, file, entries_of(state.values()).union(check_rotary(file, network)))
+            file = track_entries(read_checkpoint(folder).state)
+            state = extract_language_state(file)
+            network = _build_filled(builder, config, untrack_entries(state), folder, dtype)
+            report_unused_entries(folder, file, entries_of(state.values()).union(check_rotary(file, network)))
         else:
-            with _no_progress_bar():
+            with _hide_progress_bar():
                 try:
                     network, report = builder.from_pretrained(
                         folder, config=config, dtype=dtype, output_loading_info=True, **local
                     )
                 except (RuntimeError, ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
                     raise ValueError(
-                        f"{folder} does not fill the language model that its config.json describes: {_line(error)}"
+                        f"{folder} does not fill the language model that its config.json describes: "
+                        f"{_to_one_line(error)}"
                     ) from None
             missing = [name for name in report["missing_keys"] if not (masked and name.startswith("pooler."))]
             _check_report(folder, missing, report["unexpected_keys"])
@@ -107,8 +108,8 @@ def read_words(folder: Path) -> tuple[Any, Tensor]:
 
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} is no folder of a language model: it has no config.json")
-    check_code(folder, CONFIG_MAPPING)
-    state = read(folder).state
+    refuse_custom_code(folder, CONFIG_MAPPING)
+    state = read_checkpoint(folder).state
     named = [name for end in TABLES for name in state if name == end or name.endswith(f".{end}")]
     if not named:
         raise ValueError(f"{folder} holds no table of words: its weights have none of {', '.join(TABLES)}")
@@ -119,8 +120,8 @@ def read_words(folder: Path) -> tuple[Any, Tensor]:
     return tokenizer, table[: len(tokenizer)]
 
 
-def _configuration(folder: Path, said: Mapping[str, Any], local: dict[str, Any]) -> tuple[Any, bool]:
-    """Of the language model, and whether it is inside another model."""
+def _read_configuration(folder: Path, said: Mapping[str, Any], local: dict[str, Any]) -> tuple[Any, bool]:
+    """Read the configuration of the language model, and tell whether it is inside another model."""
     from transformers import AutoConfig
 
     if llava_config.is_original(said):  # a configuration of the language model with more fields
@@ -128,9 +129,9 @@ def _configuration(folder: Path, said: Mapping[str, Any], local: dict[str, Any])
         if kind not in llava_config.LANGUAGE:
             raise ValueError(f"config.json of {folder} says model_type {kind!r}: LLaVA with LLaMA or Mistral is read")
         fields = {k: v for k, v in said.items() if not k.startswith("mm_") and k != "model_type"}
-        with _reading(folder):
+        with _explain_errors(folder):
             return AutoConfig.for_model(llava_config.LANGUAGE[kind], **fields), True
-    with _reading(folder):
+    with _explain_errors(folder):
         config = AutoConfig.from_pretrained(folder, **local)
     inner = getattr(config, "text_config", None)
     if inner is None:
@@ -143,15 +144,15 @@ def _configuration(folder: Path, said: Mapping[str, Any], local: dict[str, Any])
 
 
 @contextmanager
-def _reading(folder: Path) -> Iterator[None]:
+def _explain_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of transformers, whose checks raise kinds of their own
-        raise ValueError(f"transformers cannot read config.json of {folder}: {_line(error)}") from None
+        raise ValueError(f"transformers cannot read config.json of {folder}: {_to_one_line(error)}") from None
 
 
 def _set_activation(config: Any, folder: Path, dtype: torch.dtype, inside: bool) -> None:
-    """BLIP-2 was trained with exact GELU in place of FlanT5's tanh approximation; its own files say so themselves."""
+    """Give FlanT5 exact GELU in place of its tanh approximation, as BLIP-2 was trained; BLIP-2's own files say so."""
     if dtype == torch.float16:
         raise ValueError("T5 overflows in float16: set language_dtype to bfloat16")
     if not inside and config.dense_act_fn == "gelu_new":
@@ -159,19 +160,19 @@ def _set_activation(config: Any, folder: Path, dtype: torch.dtype, inside: bool)
         rank_zero_info(f"{folder}: exact GELU in place of 'gelu_new', as BLIP-2 runs FlanT5")
 
 
-def language_state_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The language model inside a LLaVA or a BLIP-2, under its own names."""
+def extract_language_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Extract the language model inside a LLaVA or a BLIP-2, under its own names."""
     if not any(name.removeprefix("model.").startswith("qformer.") for name in state):
-        return language_state(state)
+        return extract_llava_language(state)
     found = {name.removeprefix("model."): value for name, value in state.items()}
     return {name.removeprefix(PREFIX): value for name, value in found.items() if name.startswith(PREFIX)}
 
 
-def _filled(builder: Any, config: Any, state: dict[str, Tensor], folder: Path, dtype: torch.dtype) -> Any:
-    """The network with these weights; one with a single table for words in and out where the file holds one."""
+def _build_filled(builder: Any, config: Any, state: dict[str, Tensor], folder: Path, dtype: torch.dtype) -> Any:
+    """Build the network with these weights; words in and out share a table where the file holds only one."""
     if "lm_head.weight" not in state:
         config.tie_word_embeddings = True
-    network = _built(builder, config, folder, dtype)
+    network = _build(builder, config, folder, dtype)
     own = network.state_dict()
     for name, value in state.items():
         if name in own and value.shape != own[name].shape:
@@ -193,16 +194,17 @@ def _filled(builder: Any, config: Any, state: dict[str, Tensor], folder: Path, d
     return network
 
 
-def _built(builder: Any, config: Any, folder: Path, dtype: torch.dtype) -> Any:
+def _build(builder: Any, config: Any, folder: Path, dtype: torch.dtype) -> Any:
     try:
         return builder.from_config(config, dtype=dtype)
     except Exception as error:  # of transformers or torch, for settings that contradict each other
         raise ValueError(
-            f"transformers cannot build the language model that config.json of {folder} describes: {_line(error)}"
+            f"transformers cannot build the language model that config.json of {folder} describes: "
+            f"{_to_one_line(error)}"
         ) from None
 
 
-def _line(error: Exception) -> str:
+def _to_one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
@@ -218,8 +220,8 @@ def _check_report(folder: Path, missing: Any, unexpected: Any) -> None:
 
 
 @contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Transformers draws one for each file that it reads."""
+def _hide_progress_bar() -> Iterator[None]:
+    """Hide the progress bar that transformers draws for each file that it reads."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

@@ -14,7 +14,7 @@ from zoo.checkpoints.format import Converted, Format, State, check_positions
 POSITIONS = "Qformer.bert.embeddings.position_ids"  # a buffer with 0, 1, 2, ...
 PROJECTIONS = ("opt_proj.", "t5_proj.", "llm_proj.")
 TOWERS = ("visual_encoder.", "opt_model.", "t5_model.", "llm_model.")
-#: what only the text branch of the first stage needs
+#: parameters that only the text branch of the first stage needs
 TEXT_BRANCH = re.compile(
     r"Qformer\.(cls\.|bert\.embeddings\.(word|position)|bert\.encoder\.layer\.\d+\.(intermediate|output)\.)"
 )
@@ -22,38 +22,38 @@ HEADS = ("vision_proj.", "text_proj.", "itm_head.", "temp")
 SEED_CODEC = ("encode_task_layer.", "decode_task_layer.")  # SEED's tokenizer keeps LAVIS's names beside these
 
 
-def has_codec(state: State) -> bool:
-    """Whether it is SEED's tokenizer."""
+def holds_seed_codec(state: State) -> bool:
+    """Tell whether these are the weights of SEED's tokenizer, which keeps LAVIS's names."""
     return any(name.startswith(SEED_CODEC) for name in state)
 
 
 def matches_stage1(state: State) -> bool:
-    """A Q-Former by LAVIS's names, with anything that only LAVIS's files hold."""
-    if "Qformer.bert.embeddings.LayerNorm.weight" not in state or has_codec(state):
+    """Recognise a Q-Former by LAVIS's names, with anything that only LAVIS's files hold."""
+    if "Qformer.bert.embeddings.LayerNorm.weight" not in state or holds_seed_codec(state):
         return False
     return POSITIONS in state or any(name.startswith((*TOWERS, *PROJECTIONS)) for name in state)
 
 
 def convert_stage1(state: State, model: nn.Module) -> Converted:
-    """The same names, less what the first stage has no use for."""
+    """Keep the names, and leave out what the first stage has no use for."""
     without = (POSITIONS, *TOWERS, *PROJECTIONS)
     kept = {name: value.float() for name, value in state.items() if not name.startswith(without)}
     return Converted(kept, checked=check_positions(state, (POSITIONS,)))
 
 
 def matches_stage2(state: State) -> bool:
-    """A Q-Former by LAVIS's names with a projection into a language model."""
+    """Recognise a Q-Former by LAVIS's names with a projection into a language model."""
     return "query_tokens" in state and any(name.startswith(PROJECTIONS) for name in state)
 
 
 def matches_first(state: State) -> bool:
-    """A Q-Former by LAVIS's names without one: LAVIS's first stage, and ours, which keeps the names."""
+    """Recognise a Q-Former by LAVIS's names without a projection: LAVIS's first stage, and ours with its names."""
     wanted = {"query_tokens", "Qformer.bert.embeddings.LayerNorm.weight"}
-    return wanted <= state.keys() and not has_codec(state) and not matches_stage2(state)
+    return wanted <= state.keys() and not holds_seed_codec(state) and not matches_stage2(state)
 
 
 def convert_stage2(state: State, model: Any) -> Converted:
-    """Queries and Q-Former become the bridge; the projection has one name, whatever the language model."""
+    """Take queries and Q-Former as the bridge; the projection gets one name, whatever the language model."""
     speaks = "language_model" in model.frozen
     kept: dict[str, Tensor] = {}
     for name, value in state.items():
@@ -70,18 +70,18 @@ def convert_stage2(state: State, model: Any) -> Converted:
 
 
 def matches_own(state: State) -> bool:
-    """Our second stage, for a model without its language model."""
+    """Recognise our second stage, for a model without its language model."""
     return "bridge.query_tokens" in state
 
 
 def convert_own(state: State, model: Any) -> Converted:
-    """Everything, or everything but the projection."""
+    """Take everything, but the projection only for a model that has one."""
     projects = "language_model" in model.frozen
     return Converted({n: value for n, value in state.items() if projects or not n.startswith("language_projection.")})
 
 
 def convert_seed_start(state: State, model: nn.Module) -> Converted:
-    """BLIP-2's first stage for SEED's: no matching head and no word head; queries must be as many."""
+    """Take BLIP-2's first stage for SEED's, without matching head and word head; queries must be as many."""
     own = model.state_dict()
     kept = {name: value.float() for name, value in state.items() if name in own}
     return Converted(kept, checked=check_positions(state, (POSITIONS,)))

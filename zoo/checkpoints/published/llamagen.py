@@ -8,19 +8,19 @@ import re
 from torch import nn
 
 from zoo.checkpoints.format import Converted, Format, State
-from zoo.checkpoints.published.taming import with_discriminator
+from zoo.checkpoints.published.taming import add_discriminator
 
 MIDDLE = {"0": "block_1", "1": "attn_1", "2": "block_2"}
 COUNTER = "quantize.codebook_used"  # the latest ids of its training, for a usage statistic
 
 
 def matches(state: State) -> bool:
-    """Its lists of levels."""
+    """Recognise LlamaGen's lists of levels."""
     return any(name.startswith("encoder.conv_blocks.0.res.0.") for name in state)
 
 
-def rename(name: str, levels: int) -> str:
-    """A name of LlamaGen in taming's spelling."""
+def to_taming_name(name: str, levels: int) -> str:
+    """Rename a parameter of LlamaGen as taming spells it."""
     name = re.sub(r"^(encoder|decoder)\.mid\.([012])\.", lambda m: f"{m[1]}.mid.{MIDDLE[m[2]]}.", name)
     name = re.sub(r"^encoder\.conv_blocks\.", "encoder.down.", name)
     name = re.sub(r"^decoder\.conv_blocks\.(\d+)\.", lambda m: f"decoder.up.{levels - 1 - int(m[1])}.", name)
@@ -31,8 +31,10 @@ def convert(state: State, model: nn.Module) -> Converted:
     """Rename; the usage counter is left out."""
     levels = 1 + max(int(m[1]) for name in state if (m := re.match(r"decoder\.conv_blocks\.(\d+)\.", name)))
     critic = "discriminator."  # of a training file, where it stands beside the model
-    kept = {rename(name, levels): v for name, v in state.items() if name != COUNTER and not name.startswith(critic)}
-    kept, fresh = with_discriminator(kept, state, model, critic)
+    kept = {
+        to_taming_name(name, levels): v for name, v in state.items() if name != COUNTER and not name.startswith(critic)
+    }
+    kept, fresh = add_discriminator(kept, state, model, critic)
     return Converted(kept, newly_initialised=fresh)
 
 

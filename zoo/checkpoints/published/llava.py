@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from zoo.checkpoints.export import write_folder
 from zoo.checkpoints.format import Converted, Format, State
 from zoo.checkpoints.published import llava_config
-from zoo.checkpoints.published.hf_language import with_image_token
+from zoo.checkpoints.published.image_token import add_image_token
 
 PROJECTOR = "mm_projector."
 HF_PROJECTOR = "multi_modal_projector."
@@ -19,8 +19,8 @@ LORA_NAME = re.compile(r"base_model\.model\.(?P<layer>.+)\.(?P<part>lora_[AB])\.
 OUR_LORA = "language_model.network.{layer}.{part}.default.weight"
 
 
-def _projector(state: State) -> dict[str, Tensor]:
-    """The projector under our names, found by a part of the name, as the published code does."""
+def _extract_projector(state: State) -> dict[str, Tensor]:
+    """Extract the projector under our names, found by a part of the name, as the published code does."""
     found = {}
     for name, value in state.items():
         if PROJECTOR in name:
@@ -30,29 +30,29 @@ def _projector(state: State) -> dict[str, Tensor]:
 
 
 def matches_original(state: State) -> bool:
-    """``mm_projector`` under any prefix, without LoRA."""
+    """Recognise ``mm_projector`` under any prefix, without LoRA."""
     return any(PROJECTOR in name for name in state) and not any(".lora_" in name for name in state)
 
 
 def convert_original(state: State, model: Any) -> Converted:
-    """The projector, and the language model where it is tuned and the file has it."""
-    kept = _projector(state)
+    """Take the projector, and the language model where it is tuned and the file has it."""
+    kept = _extract_projector(state)
     if model.tuning == "full":
         own = model.state_dict()
-        for name, value in language_state(state).items():
+        for name, value in extract_llava_language(state).items():
             if f"language_model.network.{name}" in own:
                 kept[f"language_model.network.{name}"] = value.float()
     return _with_language(kept, state, model)
 
 
 def matches_lora(state: State) -> bool:
-    """Peft's names."""
+    """Recognise peft's names of LoRA matrices."""
     return any(LORA_NAME.fullmatch(name) for name in state)
 
 
 def convert_lora(state: State, model: Any) -> Converted:
-    """LoRA matrices, and the projector that was saved beside them."""
-    kept = _projector(state)
+    """Take the LoRA matrices, and the projector that was saved beside them."""
+    kept = _extract_projector(state)
     for name, value in state.items():
         if match := LORA_NAME.fullmatch(name):
             kept[OUR_LORA.format(**match.groupdict())] = value.float()
@@ -60,12 +60,12 @@ def convert_lora(state: State, model: Any) -> Converted:
 
 
 def matches_hf(state: State) -> bool:
-    """``LlavaForConditionalGeneration``, in the names of version 4 or 5."""
+    """Recognise ``LlavaForConditionalGeneration``, in the names of version 4 or 5."""
     return any(HF_PROJECTOR in name for name in state)
 
 
 def convert_hf(state: State, model: Any) -> Converted:
-    """Projector, and the language model where it is tuned."""
+    """Take the projector, and the language model where it is tuned."""
     order = {"linear_1": "0", "linear_2": "2"}
     kept = {}
     for name, value in state.items():
@@ -73,7 +73,7 @@ def convert_hf(state: State, model: Any) -> Converted:
             layer, _, kind = name.split(HF_PROJECTOR)[1].partition(".")
             kept[f"{PROJECTOR}{order.get(layer, layer)}.{kind}"] = value.float()
     if model.tuning == "full":
-        kept |= {f"language_model.network.{n}": v.float() for n, v in language_state(state).items()}
+        kept |= {f"language_model.network.{n}": v.float() for n, v in extract_llava_language(state).items()}
     return _with_language(kept, state, model)
 
 
@@ -85,7 +85,7 @@ def _with_language(kept: dict[str, Tensor], state: State, model: Any) -> Convert
 
 
 def check_rotary(state: State, network: nn.Module) -> tuple[str, ...]:
-    """Frequencies of the positions, which old files hold for each layer and which the network computes by itself.
+    """Check the frequencies of positions, which old files hold for each layer and which the network computes itself.
 
     Raises:
         ValueError: for others than the model's.
@@ -101,8 +101,8 @@ def check_rotary(state: State, network: nn.Module) -> tuple[str, ...]:
     return tuple(names) if own else ()
 
 
-def language_state(state: State) -> dict[str, Tensor]:
-    """The language model inside a LLaVA, under the names of ``LlamaForCausalLM``."""
+def extract_llava_language(state: State) -> dict[str, Tensor]:
+    """Extract the language model inside a LLaVA, under the names of ``LlamaForCausalLM``."""
     found = {}
     for name, value in state.items():
         if name.endswith(ROTARY):  # computed from the configuration
@@ -142,7 +142,7 @@ def save_llava(model: Any, folder: str | Path) -> Path:
     clip = tower.model
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    text_config, words, image_token = with_image_token(model.language, folder)
+    text_config, words, image_token = add_image_token(model.language, folder)
     config = {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",

@@ -35,7 +35,7 @@ LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
 def matches(state: State) -> bool:
-    """Names of the Flax modules."""
+    """Recognise the names of the Flax modules."""
     return any(name.endswith(MARK) for name in state)
 
 
@@ -57,17 +57,17 @@ def convert(state: State, model: Any) -> Converted:
     heads = state[f"TransformerLayer_0/{SELF}/query/kernel"].shape[1]
     found: dict[str, Tensor] = {}
     for name, value in state.items():
-        if (new := _renamed(name)) is not None:
+        if (new := _to_own_name(name)) is not None:
             found[PREFIX + new] = value.t() if name.endswith("/kernel") else value
     for layer in sorted({m[1] for name in state if (m := re.match(r"TransformerLayer_(\d+)/", name))}, key=int):
-        found |= _attention(state, layer)
+        found |= _join_attention(state, layer)
     asked = model.hparams.get("heads")
     if asked not in (None, heads):
         raise ValueError(f"the weights have {heads} attention heads, the model {asked}: set heads to {heads} or None")
     return Converted({name: value.float().contiguous() for name, value in found.items()}, settings={"heads": heads})
 
 
-def _renamed(name: str) -> str | None:
+def _to_own_name(name: str) -> str | None:
     layer = re.match(r"TransformerLayer_(\d+)/(.*)", name)
     start, table, rest = (f"layers.{layer[1]}.", IN_LAYER, layer[2]) if layer else ("", PLAIN, name)
     if rest in table:
@@ -76,7 +76,7 @@ def _renamed(name: str) -> str | None:
     return f"{start}{table[module]}.{LEAVES[leaf]}" if module in table and leaf in LEAVES else None
 
 
-def _attention(state: State, layer: str) -> dict[str, Tensor]:
+def _join_attention(state: State, layer: str) -> dict[str, Tensor]:
     def part(name: str) -> Tensor:
         return state[f"TransformerLayer_{layer}/Attention_0/self_attention/{name}"]
 

@@ -6,12 +6,12 @@ from zoo.checkpoints.format import Converted, Format, State
 
 
 def matches(state: State) -> bool:
-    """The projection by its published name, besides whatever else was saved."""
+    """Recognise the projection by its published name, besides whatever else was saved."""
     return {"llama_proj.weight", "llama_proj.bias"} <= state.keys()
 
 
 def convert(state: State, model: nn.Module) -> Converted:
-    """The projection alone."""
+    """Take the projection alone."""
     kept = {name: value.float() for name, value in state.items() if name.startswith("llama_proj.")}
     return Converted(kept)
 

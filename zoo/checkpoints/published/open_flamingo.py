@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from zoo.checkpoints.format import State
-from zoo.checkpoints.provenance import say_unused
+from zoo.checkpoints.unused_entries import report_unused_entries
 
 LAYER = re.compile(r"layers\.(\d+)\.(\d)\.(.+)")
 #: within a layer: (sub-module, name) of theirs -> ours
@@ -21,8 +21,8 @@ NAMES = {
 }
 
 
-def bridge_state(state: State, prefix: str = "perceiver.") -> dict[str, Tensor]:
-    """Their weights under our names.
+def to_bridge_names(state: State, prefix: str = "perceiver.") -> dict[str, Tensor]:
+    """Rename the weights of a resampler to those of a bridge.
 
     Args:
         state: of a resampler, or of a whole model that holds one under ``prefix``.
@@ -33,7 +33,7 @@ def bridge_state(state: State, prefix: str = "perceiver.") -> dict[str, Tensor]:
     """
     inner = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)} or state
     if inner is not state:
-        say_unused("the file", state, (name for name in state if name.startswith(prefix)))
+        report_unused_entries("the file", state, (name for name in state if name.startswith(prefix)))
     if "latents" not in inner or "norm.weight" not in inner:
         raise ValueError("these weights hold no perceiver resampler: it has 'latents' and 'norm.weight'")
     found: dict[str, Tensor] = {"query_tokens": inner["latents"][None]}

@@ -26,7 +26,7 @@ NO_ENCODER = (
 
 
 def matches(state: State) -> bool:
-    """Names of one network (``blocks.input.w``), or of one or both with their prefix."""
+    """Recognise the names of one network (``blocks.input.w``), or of one or both with their prefix."""
     return any(f"{part}blocks.input.w" in state for part in ("", *PARTS))
 
 

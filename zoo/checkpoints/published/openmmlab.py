@@ -14,12 +14,12 @@ PREFIX = "target_generator."
 
 
 def matches(state: State) -> bool:
-    """OpenAI's names under the prefix of the target generator."""
+    """Recognise OpenAI's names under the prefix of the target generator."""
     return f"{PREFIX}blocks.input.w" in state
 
 
 def convert(state: State, model: nn.Module) -> Converted:
-    """The tokenizer of the checkpoint."""
+    """Take the tokenizer of the checkpoint."""
     encoder = {"encoder." + name.removeprefix(PREFIX): v for name, v in state.items() if name.startswith(PREFIX)}
     return Converted(encoder, not_in_file={"decoder.": openai.NO_DECODER})
 

@@ -14,7 +14,7 @@ STEPS = 1_000_000  # taken as made, so that nothing is de-biased any more
 
 
 def matches(state: State) -> bool:
-    """Two codebooks with their running means."""
+    """Recognise two codebooks with their running means."""
     return all(level + name in state for level in LEVELS for name in ("embed", "cluster_size", "embed_avg"))
 
 

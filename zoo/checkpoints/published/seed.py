@@ -4,31 +4,27 @@
 positions and is not kept); others in it (the Q-Former's text branch, projections) are reported as unused.
 """
 
-import re
 from typing import Any
 
 from torch import nn
 
 from zoo.checkpoints.format import Converted, Format, State, check_positions
-from zoo.checkpoints.published.lavis import POSITIONS, has_codec
+from zoo.checkpoints.published.lavis import POSITIONS, TEXT_BRANCH, holds_seed_codec
 
 DETOKENIZER = ("image_down.", "distill_image_proj.", "reverse_tokens", "Reverse_Qformer.")
 REVERSE_POSITIONS = "Reverse_Qformer.bert.embeddings.position_ids"
-TEXT_BRANCH = re.compile(
-    r"Qformer\.(cls\.|bert\.embeddings\.(word|position)_|bert\.encoder\.layer\.\d+\.(intermediate|output)\.)"
-)
-#: what a model of another depth has more of
+#: parts of which a model of another depth has more
 LAYERS = ("Qformer.bert.encoder.", "Reverse_Qformer.bert.encoder.", "blocks.", "blocks_image.")
 SEED1 = ("distill_text_proj.", "blocks_text.", "pos_embed_text")
 
 
 def matches(state: State) -> bool:
-    """Any file with the layers around SEED's codebook, less our own."""
-    return has_codec(state) and not any(name.startswith("detokenizer.") for name in state)
+    """Recognise any file with the layers around SEED's codebook, but for our own."""
+    return holds_seed_codec(state) and not any(name.startswith("detokenizer.") for name in state)
 
 
 def convert(state: State, model: Any) -> Converted:
-    """The same names, the de-tokenizer's below ``detokenizer``.
+    """Keep the names, the de-tokenizer's below ``detokenizer``.
 
     Raises:
         ValueError: for SEED-1, for the other de-tokenizer, or for a file without its Q-Former or positions.
@@ -63,13 +59,13 @@ def convert(state: State, model: Any) -> Converted:
 
 
 def matches_first_stage(state: State) -> bool:
-    """Queries and a Q-Former by LAVIS's names, without a codebook: SEED's first stage, or BLIP-2's."""
+    """Recognise queries and a Q-Former by LAVIS's names without a codebook: SEED's first stage, or BLIP-2's."""
     wanted = {"query_tokens", "Qformer.bert.embeddings.LayerNorm.weight"}
-    return wanted <= state.keys() and not has_codec(state)
+    return wanted <= state.keys() and not holds_seed_codec(state)
 
 
 def convert_first_stage(state: State, model: nn.Module) -> Converted:
-    """Queries, Q-Former without its text branch, and ``ln_vision``; the codec starts anew."""
+    """Take queries, Q-Former without its text branch, and ``ln_vision``; the codec starts anew."""
     wanted = ("query_tokens", "Qformer.", "ln_vision.")
     text = {name for name in state if TEXT_BRANCH.match(name)} | {POSITIONS}
     kept = {name: v.float() for name, v in state.items() if name.startswith(wanted) and name not in text}

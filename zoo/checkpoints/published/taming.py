@@ -43,14 +43,14 @@ DDCONFIG = {
 }  # fmt: skip
 
 
-def _bare(state: State) -> dict[str, Tensor]:
+def _select_first_stage(state: State) -> dict[str, Tensor]:
     staged = {name.removeprefix(STAGE): value for name, value in state.items() if name.startswith(STAGE)}
     return staged or dict(state)
 
 
 def matches(state: State) -> bool:
-    """The middle of taming's networks and one of its codebooks, without the discriminator that ours have."""
-    state = _bare(state)
+    """Recognise the middle of taming's networks and one of its codebooks, without the discriminator that ours have."""
+    state = _select_first_stage(state)
     ours = any(name.startswith("discriminator.") for name in state)
     return "encoder.mid.block_1.norm1.weight" in state and any(c in state for c in CODEBOOKS) and not ours
 
@@ -61,18 +61,18 @@ def convert(state: State, model: nn.Module) -> Converted:
     Raises:
         ValueError: for a codebook with a remapping, which is not supported.
     """
-    bare = _bare(state)
+    bare = _select_first_stage(state)
     if "quantize.used" in bare:
         raise ValueError(
             f"this VQGAN maps its codes to a subset of {len(bare['quantize.used'])} (taming's remap), which is not "
             "supported: use the weights without remapping"
         )
     kept = {name: value for name, value in bare.items() if name.startswith(PARTS)}
-    kept, fresh = with_discriminator(kept, bare, model, DISCRIMINATOR)
+    kept, fresh = add_discriminator(kept, bare, model, DISCRIMINATOR)
     return Converted(kept, newly_initialised=fresh)
 
 
-def with_discriminator(
+def add_discriminator(
     kept: dict[str, Tensor], state: State, model: nn.Module, prefix: str
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Add the file's discriminator if it is the model's; else say why the model's starts anew.
@@ -98,8 +98,8 @@ def with_discriminator(
 VQGAN = Format("VQGAN of taming-transformers or Latent Diffusion (.ckpt)", matches, convert, CLASSES)
 
 
-def constructor_arguments(path: str | Path) -> dict[str, Any]:
-    """The arguments of our ``VQGAN`` for the model of a ``config.yaml`` or ``project.yaml`` of taming or LDM.
+def read_constructor_arguments(path: str | Path) -> dict[str, Any]:
+    """Read the arguments of our ``VQGAN`` from a ``config.yaml`` or ``project.yaml`` of taming or LDM.
 
     Args:
         path: of the file; its ``model`` section is read.
@@ -123,7 +123,7 @@ def constructor_arguments(path: str | Path) -> dict[str, Any]:
     if "first_stage_config" in params:  # of a transformer or diffusion model
         stage = params["first_stage_config"]
         kind, params = str(stage["target"]).rpartition(".")[2], dict(stage["params"])
-    refuse = _refusal(path)
+    refuse = _make_refuser(path)
     refuse(kind not in MODELS, f"the model {kind}", f"{', '.join(MODELS)} are")
     unknown = sorted(
         set(params) - {"ddconfig", "n_embed", "embed_dim", "lossconfig", *OF_GUMBEL, *WITHOUT_EFFECT, *UNUSUAL}
@@ -131,8 +131,8 @@ def constructor_arguments(path: str | Path) -> dict[str, Any]:
     refuse(unknown, f"the setting {', '.join(unknown)} of params", "the released settings are")
     for name, usual in UNUSUAL.items():
         refuse(params.get(name, usual) != usual, f"{name} {params.get(name)}", f"{usual} is")
-    arguments = _networks(_needed(params, "ddconfig", path), refuse, path)
-    codebook = {"vocab_size": _needed(params, "n_embed", path), "width": _needed(params, "embed_dim", path)}
+    arguments = _read_networks(_require(params, "ddconfig", path), refuse, path)
+    codebook = {"vocab_size": _require(params, "n_embed", path), "width": _require(params, "embed_dim", path)}
     rate = model.get("base_learning_rate")
     if "first_stage_config" not in model["params"] and rate is not None:
         arguments["optim"] = Optim(lr=float(rate), betas=(0.5, 0.9), weight_decay=0.0, schedule="constant")
@@ -142,17 +142,17 @@ def constructor_arguments(path: str | Path) -> dict[str, Any]:
         codebook |= {"quantizer": "gumbel", "kl_weight": params.get("kl_weight", 1e-8)}
         if schedule:
             codebook["tau"] = (schedule["lr_max"], schedule["lr_min"], schedule["max_decay_steps"])
-    losses = _losses(params.get("lossconfig") or {}, refuse, arguments["channels"])
+    losses = _read_losses(params.get("lossconfig") or {}, refuse, arguments["channels"])
     return arguments | losses | {"codebook": codebook | losses.get("codebook", {})}
 
 
-def _needed(settings: Mapping[str, Any], name: str, path: str | Path) -> Any:
+def _require(settings: Mapping[str, Any], name: str, path: str | Path) -> Any:
     if name not in settings:
         raise ValueError(f"{path} has no {name}, so it does not say what the network is")
     return settings[name]
 
 
-def _refusal(path: str | Path) -> Any:
+def _make_refuser(path: str | Path) -> Any:
     def refuse(wrong: object, what: str, instead: str) -> None:
         if wrong:
             raise ValueError(f"{path}: {what} is not supported, {instead}")
@@ -160,11 +160,11 @@ def _refusal(path: str | Path) -> Any:
     return refuse
 
 
-def _networks(dd: Mapping[str, Any], refuse: Any, path: str | Path) -> dict[str, Any]:
+def _read_networks(dd: Mapping[str, Any], refuse: Any, path: str | Path) -> dict[str, Any]:
     unknown = sorted(set(dd) - DDCONFIG)
     refuse(unknown, f"the setting {', '.join(unknown)} of ddconfig", "the released settings are")
     refuse(dd.get("double_z"), "double_z (a KL autoencoder)", "autoencoders with a codebook are")
-    dd = dict(dd) | {name: _needed(dd, name, path) for name in NEEDED}
+    dd = dict(dd) | {name: _require(dd, name, path) for name in NEEDED}
     channels = (dd["in_channels"], dd["out_ch"])
     refuse(
         channels not in ((3, 3), (1, 1)), f"the number of channels {channels}", "3 (RGB) or 1 (depth) in and out are"
@@ -189,7 +189,7 @@ def _networks(dd: Mapping[str, Any], refuse: Any, path: str | Path) -> dict[str,
     }
 
 
-def _losses(config: Mapping[str, Any], refuse: Any, channels: int) -> dict[str, Any]:
+def _read_losses(config: Mapping[str, Any], refuse: Any, channels: int) -> dict[str, Any]:
     target, params = str(config.get("target", "")), dict(config.get("params") or {})
     if not target.endswith("VQLPIPSWithDiscriminator"):
         known = target.rpartition(".")[2] in NO_LOSSES

@@ -25,7 +25,7 @@ POSITIONS = "transformer.pos_emb"
 
 
 def matches(state: State) -> bool:
-    """Names of a GPT beside a first stage, or of a GPT with its mask buffers."""
+    """Recognise a GPT beside a first stage, or a GPT with its mask buffers."""
     return MARK in state and any(name.startswith(STAGES) or MASK.fullmatch(name) or name == FORWARD for name in state)
 
 
@@ -93,11 +93,11 @@ def _check_order(state: State, model: Any) -> list[str]:
     grid = model.spec.grid_shape
     raster = torch.arange(model.spec.num_tokens)
     if not torch.equal(found.cpu().flatten(), raster if own is None else own.cpu()):
-        theirs = next((order for order in ORDERS if _fits(order, grid, found)), None)
+        theirs = next((order for order in ORDERS if _is_order(order, grid, found)), None)
         if theirs is None:
             raise ValueError(
                 f"the tokens of these weights are read in an order of their own ({FORWARD} of {found.numel()} cells), "
-                f"which is none of {', '.join(ORDERS)} on this model's {_by(grid)}"
+                f"which is none of {', '.join(ORDERS)} on this model's {_describe_grid(grid)}"
             )
         raise ValueError(
             f"the tokens of these weights are read in the order {theirs} ({FORWARD}), this model's in {model.order}: "
@@ -109,14 +109,14 @@ def _check_order(state: State, model: Any) -> list[str]:
     return checked
 
 
-def _fits(order: str, grid: tuple[int, int] | None, found: Tensor) -> bool:
+def _is_order(order: str, grid: tuple[int, int] | None, found: Tensor) -> bool:
     try:
         return grid is not None and torch.equal(token_order(order, grid), found.cpu().flatten().long())
     except ValueError:  # an order that this grid does not have
         return False
 
 
-def _by(grid: tuple[int, int] | None) -> str:
+def _describe_grid(grid: tuple[int, int] | None) -> str:
     return "tokens without a grid" if grid is None else f"{grid[0]}x{grid[1]} cells"
 
 

@@ -10,23 +10,23 @@ from typing import Any
 from torch import nn
 
 from zoo.checkpoints.format import Converted, Format, State
-from zoo.checkpoints.published import beit_surgery, unilm
-from zoo.checkpoints.published.pixel_notes import pixel_notes
+from zoo.checkpoints.published import beit_resizing, unilm
+from zoo.checkpoints.published.pixel_statistics import compare_pixel_statistics
 
 
 def matches(state: State) -> bool:
-    """A BEiT by unilm's names; ask :func:`zoo.checkpoints.published.unilm.matches` first."""
+    """Recognise a BEiT by unilm's names; ask :func:`zoo.checkpoints.published.unilm.matches` first."""
     return unilm.MARK in state
 
 
-def convert(state: State, model: nn.Module, said: Mapping[str, Any] = beit_surgery.NOTHING) -> Converted:
-    """The names are ours already."""
-    return beit_surgery.fit(dict(state), model, said)
+def convert(state: State, model: nn.Module, said: Mapping[str, Any] = beit_resizing.NOTHING) -> Converted:
+    """Fit the weights to the model; their names are ours already."""
+    return beit_resizing.fit_to_model(dict(state), model, said)
 
 
 def check_config(config: Mapping[str, Any], model: Any) -> tuple[str, ...]:
-    """What ``config.json`` of timm's folders says of the pixels."""
-    return pixel_notes(config, model.normalisation)
+    """Note where ``config.json`` of timm's folders says other means of pixels than the model has."""
+    return compare_pixel_statistics(config, model.normalisation)
 
 
 BEIT = Format("BEiT classifier of timm", matches, convert, check_config=check_config, convert_described=convert)

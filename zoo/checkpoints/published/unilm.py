@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from zoo.checkpoints.format import Converted, Format, State
-from zoo.checkpoints.published import beit_surgery
+from zoo.checkpoints.published import beit_resizing
 
 PREFIXES = ("vit.", "backbone.")
 #: parts of the segmentation checkpoints that this library has no model for
@@ -19,24 +19,26 @@ SEGMENTATION = ("decode_head.", "auxiliary_head.", "fpn1.", "fpn2.", "fpn3.", "f
 MARK = "blocks.0.attn.q_bias"
 
 
-def names(state: State) -> dict[str, str]:
-    """Name in the file -> unilm's name."""
+def find_unilm_names(state: State) -> dict[str, str]:
+    """Map each name in the file to unilm's name."""
     return {name: next((name[len(p) :] for p in PREFIXES if name.startswith(p)), name) for name in state}
 
 
 def matches(state: State) -> bool:
-    """A BEiT by unilm's names, with anything that only unilm's checkpoints hold."""
-    found = set(names(state).values())
+    """Recognise a BEiT by unilm's names, with anything that only unilm's checkpoints hold."""
+    found = set(find_unilm_names(state).values())
     only = ("mask_token", "rel_pos_bias.", "lm_head.")
     return MARK in found and (
-        any(n.startswith(only) or n.endswith(beit_surgery.INDEX) for n in found) or found != set(state)
+        any(n.startswith(only) or n.endswith(beit_resizing.INDEX) for n in found) or found != set(state)
     )
 
 
-def convert(state: State, model: nn.Module, said: Mapping[str, Any] = beit_surgery.NOTHING) -> Converted:
+def convert(state: State, model: nn.Module, said: Mapping[str, Any] = beit_resizing.NOTHING) -> Converted:
     """Drop what belongs to segmentation heads and fit the rest to the model."""
-    renamed = {new: state[old] for old, new in names(state).items()}
-    return beit_surgery.fit({n: value for n, value in renamed.items() if not n.startswith(SEGMENTATION)}, model, said)
+    renamed = {new: state[old] for old, new in find_unilm_names(state).items()}
+    return beit_resizing.fit_to_model(
+        {n: value for n, value in renamed.items() if not n.startswith(SEGMENTATION)}, model, said
+    )
 
 
 BEIT = Format(
@@ -44,5 +46,5 @@ BEIT = Format(
     matches,
     convert,
     convert_described=convert,
-    rearranges=beit_surgery.rearranges,
+    rearranges=beit_resizing.rearranges,
 )

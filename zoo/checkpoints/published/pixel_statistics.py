@@ -1,14 +1,14 @@
-"""What configurations beside weights say of pixels."""
+"""Means of pixels in the configurations beside weights, compared with the model's."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from zoo.checkpoints.config_facts import PREPROCESSOR
+from zoo.checkpoints.config_files import PREPROCESSOR
 from zoo.nn.normalisation import STATISTICS
 
 
-def pixel_notes(config: Mapping[str, Any], normalisation: str) -> tuple[str, ...]:
-    """What to say where the pixels of these weights were normalised otherwise than the model does.
+def compare_pixel_statistics(config: Mapping[str, Any], normalisation: str) -> tuple[str, ...]:
+    """Note where the pixels of these weights were normalised otherwise than the model does.
 
     Args:
         config: of :func:`config_beside`: transformers writes means into ``preprocessor_config.json``, timm into

@@ -1,4 +1,4 @@
-"""The files of settings beside weights, read as one configuration."""
+"""Configuration files that lie beside weights, read as one configuration."""
 
 from pathlib import Path
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from zoo.checkpoints.folders import read_json
 
 PREPROCESSOR = "preprocessor_config.json"
-ADAPTER = "adapter_config.json"  # of peft: what LoRA matrices are, beside them
+ADAPTER = "adapter_config.json"  # of peft, beside LoRA matrices
 
 
-def config_beside(path: Path) -> dict[str, Any]:
-    """What ``config.json`` in the folder of the weights says; nothing where there is none.
+def read_config_beside(path: Path) -> dict[str, Any]:
+    """Read ``config.json`` in the folder of the weights; empty where there is none.
 
     Settings of LoRA matrices in the same folder stand under the name of their file with a line in front.
 

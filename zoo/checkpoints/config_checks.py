@@ -1,7 +1,7 @@
-"""Every field of a published configuration is used, compared with the model, known not to matter, or refused by name.
+"""Checks of published configurations: each field is used, compared with the model, known not to matter, or refused.
 
-A reader states its fields once, as a :class:`Fields`; what it does not know and what is set to something is refused, so
-that no release of a library adds a meaning that would be overlooked.
+A reader states its fields once, as :class:`ConfigFields`. A field that is set and that it does not know is refused by
+name, so that no release of a library adds a meaning that would be overlooked.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-#: what transformers writes into every configuration and no network computes with
+#: fields that transformers writes into every configuration and that no network computes with
 COSMETIC = (
     "_name_or_path", "name_or_path", "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version",
     "model_type", "id2label", "label2id", "problem_type", "return_dict", "output_attentions", "output_hidden_states",
@@ -26,12 +26,12 @@ GENERATION = (
     "*no_repeat_ngram_size", "output_scores", "forced_*_token_id", "remove_invalid_values",
     "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
 )  # fmt: skip
-NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {}, ())
+UNSET: tuple[Any, ...] = (None, False, 0, "", [], {}, ())
 
 
 @dataclass(frozen=True)
-class Must:
-    """What a field has to say.
+class Required:
+    """The value that a field is required to have.
 
     Args:
         own: what the model has.
@@ -47,8 +47,8 @@ class Must:
 
 
 @dataclass(frozen=True)
-class Fields:
-    """What is done with the fields of a kind of configuration.
+class ConfigFields:
+    """The fields of one kind of configuration: those that a reader uses, requires, and may pass over.
 
     Args:
         used: names that the reader takes its values from.
@@ -57,11 +57,11 @@ class Fields:
     """
 
     used: tuple[str, ...] = ()
-    must: Mapping[str, Must] = field(default_factory=dict)
+    must: Mapping[str, Required] = field(default_factory=dict)
     free: tuple[str, ...] = ()
 
     def check(self, config: Mapping[str, Any], source: str) -> None:
-        """Go through all fields.
+        """Check all fields of a configuration.
 
         Args:
             config: name -> value.
@@ -74,21 +74,21 @@ class Fields:
             found = config.get(name, must.default)
             if not must.equal(found, must.own):
                 raise ValueError(f"{source} says {name} {found!r}, and this model has {must.own!r}: {must.hint}")
-        # other files of the folder stand among the fields, see zoo.checkpoints.config_facts.config_beside
-        for name in unknown(config, (*self.used, *self.must, *self.free, *COSMETIC, "_*.json")):
+        # other files of the folder stand among the fields, see zoo.checkpoints.config_files.read_config_beside
+        for name in find_unknown_fields(config, (*self.used, *self.must, *self.free, *COSMETIC, "_*.json")):
             raise ValueError(f"{source} says {name} {config[name]!r}, which is not implemented and may change outputs")
 
 
-def unknown(config: Mapping[str, Any], known: Iterable[str]) -> list[str]:
-    """Names of fields that are set to something and fit no known name or pattern."""
+def find_unknown_fields(config: Mapping[str, Any], known: Iterable[str]) -> list[str]:
+    """Find the fields that are set to something and fit no known name or pattern."""
     patterns = tuple(known)
     return [
         name
         for name, value in config.items()
-        if value not in NOTHING and not any(fnmatchcase(name, pattern) for pattern in patterns)
+        if value not in UNSET and not any(fnmatchcase(name, pattern) for pattern in patterns)
     ]
 
 
-def set_to(*values: Any) -> Callable[[Any, Any], bool]:
-    """A comparison that several values pass."""
+def accept_any_of(*values: Any) -> Callable[[Any, Any], bool]:
+    """Make a comparison for :class:`Required` that passes each of these values."""
     return lambda found, own: found in values

@@ -11,7 +11,7 @@ MARK = "transformer.layers.0.0.fn.mha.in_proj_weight"
 
 
 def matches(state: State) -> bool:
-    """Names of the published module."""
+    """Recognise the names of the published module."""
     return MARK in state and "tok_emb.weight" in state
 
 

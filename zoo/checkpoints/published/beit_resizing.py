@@ -30,8 +30,8 @@ TABLE = "relative_position_bias_table"
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-def fit(state: dict[str, Tensor], model: Any, said: Mapping[str, Any] = NOTHING) -> Converted:
-    """Adapt weights to a model.
+def fit_to_model(state: dict[str, Tensor], model: Any, said: Mapping[str, Any] = NOTHING) -> Converted:
+    """Fit weights to a model: positions are resized, parts that it lacks are left out.
 
     Args:
         state: under unilm's names, without prefix.
@@ -59,22 +59,24 @@ def fit(state: dict[str, Tensor], model: Any, said: Mapping[str, Any] = NOTHING)
 
     method = model.position_resize
     present = [name for name in state if name.endswith(TABLE) and name in own]
-    resized = [name for name in present if _window(state[name], theirs, grid) != grid]
+    resized = [name for name in present if _find_window(state[name], theirs, grid) != grid]
     for name in resized:
-        state[name] = resize_table(state[name], _window(state[name], theirs, grid), grid, method)
+        state[name] = resize_table(state[name], _find_window(state[name], theirs, grid), grid, method)
     if resized:
-        notes.append(f"{len(resized)} relative position tables were resized ({method}) to the window {_by(grid)}")
+        notes.append(
+            f"{len(resized)} relative position tables were resized ({method}) to the window {_format_grid(grid)}"
+        )
     if "pos_embed" in state and "pos_embed" in own:
         source = _patches(state["pos_embed"], theirs, grid)
         if source != grid:
             state["pos_embed"] = resize_positions(state["pos_embed"], grid, source)
-            notes.append(f"absolute positions were resized (bicubic) to {_by(grid)}")
+            notes.append(f"absolute positions were resized (bicubic) to {_format_grid(grid)}")
 
     if "lm_head.weight" not in own:  # a classifier, or a probe
         unused = [name for name in state if name not in own and name.startswith((*PRETRAINING_ONLY, "norm."))]
         if "head.weight" not in own:
             unused += [name for name in state if name.startswith(("head.", "fc_norm."))]
-        fresh = _fresh_parts(state, own)
+        fresh = _find_new_parts(state, own)
         unused += [name for name in state if name.startswith("head.") and "head." in fresh]
         state = {name: value for name, value in state.items() if name not in unused}
     state = {name if name.startswith("probes.") else PREFIX + name: value for name, value in state.items()}
@@ -93,7 +95,7 @@ def grid_of_file(state: Mapping[str, Tensor], said: Mapping[str, Any]) -> tuple[
 
     Args:
         state: under unilm's names, without prefix.
-        said: as for :func:`fit`; what does not fit the weights counts for nothing.
+        said: as for :func:`fit_to_model`; what does not fit the weights counts for nothing.
     """
     for name in (name for name in state if name.endswith(INDEX)):
         table, count = state.get(name.removesuffix(INDEX) + TABLE), len(state[name]) - 1
@@ -125,18 +127,19 @@ def _sides_said(said: Mapping[str, Any]) -> tuple[int, int] | None:
 
 
 def _check_indices(state: dict[str, Tensor], grid: tuple[int, int]) -> tuple[str, ...]:
-    """The stored indices of position tables, which must be those of the tables' grids."""
+    """Check the stored indices of position tables, which must be those of the tables' grids."""
     checked: list[str] = []
     for name in [name for name in state if name.endswith(INDEX)]:
         table = state.get(name.removesuffix(INDEX) + TABLE)
         if table is not None:
-            of = _window(table, None, grid)
-            checked += check_constant(state, name, relative_position_index(of), f"the offsets of a {_by(of)} grid")
+            of = _find_window(table, None, grid)
+            meaning = f"the offsets of a {_format_grid(of)} grid"
+            checked += check_constant(state, name, relative_position_index(of), meaning)
     return tuple(checked)
 
 
-def _fresh_parts(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, str]:
-    """The parts of a classifier that the checkpoint cannot give.
+def _find_new_parts(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, str]:
+    """Find the parts of a classifier that the checkpoint cannot give.
 
     Raises:
         ValueError: for a fine-tuned classifier that looks at something else than the model's.
@@ -166,7 +169,7 @@ def _fresh_parts(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, 
 def resize_positions(
     positions: Float[Tensor, "1 n d"], grid: tuple[int, int], source: tuple[int, int]
 ) -> Float[Tensor, "1 n2 d"]:
-    """Bicubic interpolation of the patches' positions; the class token's stays (run_class_finetuning.py).
+    """Resize the patches' positions by bicubic interpolation; the class token's stays (run_class_finetuning.py).
 
     Args:
         positions: of the class token, then of the patches.
@@ -178,12 +181,14 @@ def resize_positions(
     return torch.cat([positions[:, :1], rearrange(patches, "1 d gh gw -> 1 (gh gw) d").to(positions.dtype)], dim=1)
 
 
-def _window(table: Float[Tensor, "r heads"], theirs: tuple[int, int] | None, own: tuple[int, int]) -> tuple[int, int]:
+def _find_window(
+    table: Float[Tensor, "r heads"], theirs: tuple[int, int] | None, own: tuple[int, int]
+) -> tuple[int, int]:
     """Grid of a table: the one that its file tells, or the model's, or a square."""
     for grid in (theirs, own):
         if grid is not None and len(table) == table_rows(grid):
             return grid
-    side = (_square(len(table) - EXTRA, "a relative position table") + 1) // 2
+    side = (_square_side(len(table) - EXTRA, "a relative position table") + 1) // 2
     return side, side
 
 
@@ -194,11 +199,11 @@ def _patches(
     for grid in (theirs, own):
         if grid is not None and positions.shape[1] == 1 + math.prod(grid):
             return grid
-    side = _square(positions.shape[1] - 1, "absolute positions")
+    side = _square_side(positions.shape[1] - 1, "absolute positions")
     return side, side
 
 
-def _square(count: int, what: str) -> int:
+def _square_side(count: int, what: str) -> int:
     side = math.isqrt(max(count, 0))
     if side * side != count:
         raise ValueError(
@@ -208,5 +213,5 @@ def _square(count: int, what: str) -> int:
     return side
 
 
-def _by(grid: Any) -> str:
+def _format_grid(grid: Any) -> str:
     return "x".join(map(str, grid))

@@ -1,4 +1,4 @@
-"""A language model for transformers' image-text classes: its words and one more, in whose place images stand."""
+"""The token ``<image>`` that transformers' image-text classes need in the vocabulary of a language model."""
 
 import copy
 from pathlib import Path
@@ -10,8 +10,8 @@ from torch import Tensor
 IMAGE_TOKEN = "<image>"
 
 
-def with_image_token(language: Any, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], int]:
-    """Configuration and weights with a row for ``<image>``, whose id no text has; the tokenizer is saved with it.
+def add_image_token(language: Any, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor], int]:
+    """Add a row for ``<image>``, whose id no text has, to configuration and weights, and save the tokenizer with it.
 
     The row is the mean of the others: it is never read, since an image stands there, and hardly ever written.
 

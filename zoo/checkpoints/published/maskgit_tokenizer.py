@@ -1,4 +1,4 @@
-"""MaskGIT's VQGAN: Google's Flax files, and their PyTorch port in open-muse and TiTok, whose names are ours.
+"""MaskGIT's VQGAN in Google's Flax files; our networks have the names of its PyTorch port.
 
 Flax stores kernels as (height, width, in, out) and numbers layers in the order in which they run.
 """
@@ -7,10 +7,10 @@ import re
 from typing import Any
 
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.checkpoints.format import Converted, Format, State
-from zoo.checkpoints.published.taming import with_discriminator
+from zoo.checkpoints.published.taming import add_discriminator
 
 LAYERS = {
     "GroupNorm_0": "norm1",
@@ -22,8 +22,8 @@ LAYERS = {
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 
 
-def rename(name: str, levels: int, blocks: int) -> str:
-    """The name of a Flax leaf in the port's spelling; a name that is none of MaskGIT's is returned as it is."""
+def to_port_name(name: str, levels: int, blocks: int) -> str:
+    """Rename a Flax leaf as the port spells it; a name that is none of MaskGIT's is returned as it is."""
     if name == "quantizer/codebook":
         return "quantize.embedding.weight"
     parts = name.split("/")
@@ -59,7 +59,7 @@ def rename(name: str, levels: int, blocks: int) -> str:
 
 
 def matches(state: State) -> bool:
-    """Leaves of the Flax tree."""
+    """Recognise leaves of the Flax tree."""
     return "quantizer/codebook" in state and any(re.match(r"decoder/ResBlock_0/", name) for name in state)
 
 
@@ -70,22 +70,9 @@ def convert(state: State, model: Any) -> Converted:
     kept: dict[str, Tensor] = {}
     for name, value in state.items():
         turned = rearrange(value, "h w i o -> o i h w") if name.endswith("/kernel") and value.ndim == 4 else value
-        kept[rename(name, levels, blocks)] = turned
-    kept, fresh = with_discriminator(kept, {}, model, "discriminator.")
-    return Converted(kept, newly_initialised=fresh)
-
-
-def port_matches(state: State) -> bool:
-    """Names of the port without the discriminator that ours have."""
-    names = {"encoder.mid.0.norm1.weight", "encoder.down.0.block.0.norm1.weight", "quantize.embedding.weight"}
-    return names <= state.keys() and not any(name.startswith("discriminator.") for name in state)
-
-
-def port_convert(state: State, model: nn.Module) -> Converted:
-    """Nothing to rename."""
-    kept, fresh = with_discriminator(dict(state), {}, model, "discriminator.")
+        kept[to_port_name(name, levels, blocks)] = turned
+    kept, fresh = add_discriminator(kept, {}, model, "discriminator.")
     return Converted(kept, newly_initialised=fresh)
 
 
 TOKENIZER = Format("MaskGIT's tokenizer (Flax)", matches, convert)
-PORT = Format("MaskGIT's tokenizer (port of open-muse and TiTok)", port_matches, port_convert)

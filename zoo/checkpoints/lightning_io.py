@@ -1,4 +1,4 @@
-"""The one door through which Lightning reads and writes the checkpoints of our runs, however it was asked to."""
+"""Safe reading and writing of checkpoints by Lightning, for every way in which it can be asked to."""
 
 import contextlib
 import pickle
@@ -18,8 +18,8 @@ from lightning.pytorch.utilities.migration.utils import _pl_migrate_checkpoint
 
 from zoo.checkpoints import pickles
 from zoo.checkpoints.addresses import is_address, local_path
-from zoo.checkpoints.run_state import check_run, say_what_does_not_fit
-from zoo.checkpoints.sharded import check_folder
+from zoo.checkpoints.run_state import check_run, explain_failed_restores
+from zoo.checkpoints.sharded import check_sharded_folder
 from zoo.files.atomic import write_whole
 from zoo.files.recipes import suggest_recipe
 from zoo.init_args import as_init_args, class_by_path, migrate_and_say, typed_arguments, without_classes
@@ -49,7 +49,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Callable | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """The content of a checkpoint, on the CPU.
+        """Read a checkpoint onto the CPU.
 
         Args:
             path: of a local file.
@@ -60,7 +60,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
             FileNotFoundError: for a path that is not there.
             ValueError: for a file that is damaged, unsafe, or an address.
         """
-        path = _existing(path)
+        path = _find_existing(path)
         if path.is_dir():
             raise ValueError(f"{path} is a folder: the shards in it are restored by the strategy that wrote them")
         # Not mapped: what stays in memory must not depend on a file that the run may write again.
@@ -68,7 +68,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
 
 def read_safely(trainer: Trainer) -> None:
-    """Make a trainer read and write checkpoints by this door alone; done as soon as one of our modules meets it.
+    """Make a trainer read and write checkpoints safely; called as soon as one of our modules meets it.
 
     Args:
         trainer: whose strategy is changed, once.
@@ -80,9 +80,9 @@ def read_safely(trainer: Trainer) -> None:
     inner = strategy.load_checkpoint
 
     def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        path = _existing(checkpoint_path)
+        path = _find_existing(checkpoint_path)
         if path.is_dir():
-            check_folder(path)
+            check_sharded_folder(path)
         elif type(strategy).load_checkpoint is not Strategy.load_checkpoint or not _is_safe(strategy.checkpoint_io):
             pickles.load(path)  # strategies and plugins with a reader of their own
         torch.cuda.empty_cache()
@@ -112,7 +112,7 @@ def read_safely(trainer: Trainer) -> None:
 
     strategy.load_checkpoint = load_checkpoint
     strategy.save_checkpoint = save_checkpoint
-    say_what_does_not_fit(trainer)
+    explain_failed_restores(trainer)
     strategy.reads_safely = True
 
 
@@ -135,7 +135,7 @@ def load_from_checkpoint(
     strict: bool | None = None,
     **overrides: Any,
 ) -> Any:
-    """Lightning's ``load_from_checkpoint`` by this door, for modules and data modules.
+    """Load a module or data module as Lightning's ``load_from_checkpoint`` does, safely.
 
     Args:
         cls: to be made, or its base.
@@ -152,7 +152,7 @@ def load_from_checkpoint(
     from zoo.checkpoints.size import check_size
 
     if isinstance(source, str | Path):
-        path = _existing(source)
+        path = _find_existing(source)
         content = check_run(pickles.load(path, mapped=False), path)
     else:
         with tempfile.TemporaryDirectory() as room:
@@ -169,7 +169,7 @@ def load_from_checkpoint(
     if issubclass(cls, LightningDataModule):
         content[key] = said | overrides
         return _load_state(cls, content, **overrides)
-    made = _class_asked_for(cls, said | overrides)
+    made = _find_requested_class(cls, said | overrides)
     settings = as_init_args(made, migrate_and_say(made, overrides), typed_arguments(made, said))
     # the parser of the command line makes classes of dictionaries itself
     content[key] = without_classes(settings) if "_instantiator" in said else settings
@@ -178,8 +178,8 @@ def load_from_checkpoint(
     return module if map_location is None else module.to(map_location)
 
 
-def _class_asked_for(cls: type, settings: dict[str, Any]) -> type:
-    """The class that Lightning will make: one that is imported, or the one that was asked for."""
+def _find_requested_class(cls: type, settings: dict[str, Any]) -> type:
+    """Find the class that Lightning will make: one that is imported, or the one that was asked for."""
     named = str(settings.get("_class_path", ""))
     classes, waiting = {}, [cls]
     while waiting:
@@ -191,7 +191,7 @@ def _class_asked_for(cls: type, settings: dict[str, Any]) -> type:
     return next((c for name, c in classes.items() if name.endswith(f".{named}")), cls)
 
 
-def _existing(source: str | Path) -> Path:
+def _find_existing(source: str | Path) -> Path:
     path = local_path(source)
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint {path}{suggest_recipe(path)}")
