@@ -233,6 +233,7 @@ class BEiT(SecondStage):
         if self.vit.sequence is not None:
             return predicted
         ids = self.tokenize({"image": images}) if ids is None else ids
+        assert predicted.ids is not None
         return Tokens(torch.where(self.flat(mask, images), predicted.ids, ids), None, self.spec)
 
     @torch.no_grad()

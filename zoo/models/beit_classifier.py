@@ -138,8 +138,9 @@ class BEiTClassifier(ZooModule):
         device = self.vit.cls_token.device
         with torch.no_grad():
             if self.probes is not None:
-                self.probes = nn.ModuleList(nn.Linear(p.in_features, num_classes) for p in self.probes).to(device)
-                for probe in self.probes:
+                probes = [nn.Linear(2 * self.vit.width, num_classes) for _ in self.probes]
+                self.probes = nn.ModuleList(probes).to(device)
+                for probe in probes:
                     nn.init.normal_(probe.weight, std=0.01)
                     nn.init.zeros_(probe.bias)
                 return
@@ -179,7 +180,8 @@ class BEiTClassifier(ZooModule):
         smoothing = self.label_smoothing if self.training and not mixed else 0.0
         logits = [y.float() for y in self.logits(x)]
         every = logits[:-1] if self.probes is not None else logits
-        terms = {"loss": sum(F.cross_entropy(y, target, label_smoothing=smoothing) for y in every)}
+        losses = [F.cross_entropy(y, target, label_smoothing=smoothing) for y in every]
+        terms = {"loss": sum(losses[1:], start=losses[0])}
         if mixed:
             return terms  # there is no one right label
         terms["accuracy"] = top(logits[-1], label, 1)
@@ -227,8 +229,12 @@ register(
     linear_probe=True, optim=Optim(lr=4e-3, min_lr=0.0, weight_decay=1e-4, layer_decay=1.0),
 )  # fmt: skip
 # fine-tuning from ImageNet-22k pre-training as published (unilm beit/README.md): 20 or 5 epochs of warm-up, batch 1,024
-AFTER_22K = {"optim": Optim(lr=4e-3, warmup_steps=25_000, min_lr=1e-6, weight_decay=0.05, layer_decay=0.65)}
-LARGE_AFTER_22K = {"optim": Optim(lr=1e-3, warmup_steps=6_250, min_lr=1e-6, weight_decay=0.05, layer_decay=0.75)}
+AFTER_22K: dict[str, Any] = {
+    "optim": Optim(lr=4e-3, warmup_steps=25_000, min_lr=1e-6, weight_decay=0.05, layer_decay=0.65)
+}
+LARGE_AFTER_22K: dict[str, Any] = {
+    "optim": Optim(lr=1e-3, warmup_steps=6_250, min_lr=1e-6, weight_decay=0.05, layer_decay=0.75)
+}
 MIX: dict[str, Any] = {"label_smoothing": 0.1, "mixup": 0.8, "cutmix": 1.0}
 register(
     "beit_base_patch16_224_in1k_classifier", BEiTClassifier, paper=PAPER, normalisation="imagenet", **MIX,

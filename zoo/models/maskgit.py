@@ -34,8 +34,9 @@ from zoo.nn.prenorm_maskgit import PreNormMaskGIT
 from zoo.optim import Optim
 from zoo.presets import Weights, register
 from zoo.runs.untrained import warn_if_untrained
+from zoo.sampling.editing import cut_next_window, extend, paste, refuse_tokens, resize_to, tokens_to_replace
 from zoo.sampling.halton import spread_order
-from zoo.sampling.image_masks import box_mask, grey_out, next_window, paste, resized, token_mask
+from zoo.sampling.image_masks import grey_out, token_mask
 from zoo.sampling.labels import NO_CLASS
 from zoo.sampling.mask_schedule import MaskSchedule, mask_ratio
 from zoo.sampling.parallel_decoding import Decoding, Noise, parallel_decode
@@ -280,7 +281,8 @@ class MaskGIT(SecondStage):
         """
         known_names("sampling", sampling, SAMPLING)
         ids = self.tokenize({"image": images})
-        hidden = token_mask(self.spec, mask, len(images), tuple(images.shape[-2:])).to(images.device)
+        size = (images.shape[-2], images.shape[-1])
+        hidden = token_mask(self.spec, mask, len(images), size).to(images.device)
         classes, _ = self.wanted_labels(labels, len(images))
         ids = ids.masked_fill(hidden, self.network.mask_id)
         return self._finish(self.complete(ids, classes, **sampling), as_tokens, return_steps)
@@ -311,16 +313,9 @@ class MaskGIT(SecondStage):
         Raises:
             ValueError: for neither or both of box and mask, or one that does not fit the images.
         """
-        _makes_pixels("edit", sampling)
+        refuse_tokens("edit", sampling)
         known_names("sampling", sampling, SAMPLING)
-        if (box is None) == (mask is None):
-            raise ValueError("give either a box or a mask, which says where to edit")
-        size, ids = (images.shape[-2], images.shape[-1]), self.tokenize({"image": images})
-        if box is not None:
-            hidden = box_mask(self.spec, box, size).expand(len(images), -1).to(images.device)
-        else:
-            assert mask is not None
-            hidden = token_mask(self.spec, mask, len(images), size).to(images.device)
+        hidden, ids = tokens_to_replace(self.spec, images, box, mask), self.tokenize({"image": images})
         classes, _ = self.wanted_labels(labels, len(images))
         ids = ids.masked_fill(hidden, self.network.mask_id)
         decoding = self.complete(ids, classes, steps=steps, start=start, **sampling)
@@ -347,8 +342,7 @@ class MaskGIT(SecondStage):
         Raises:
             ValueError: naming the setting that is wrong.
         """
-        _makes_pixels("outpaint", sampling)
-        one_of("side", side, ("left", "right", "up", "down"))
+        refuse_tokens("outpaint", sampling)
         images, sides = as_pixels(images).float(), sides_of(self.tokenizer.image_size)
         if (size := sides[0]) != sides[1]:
             raise ValueError(
@@ -356,12 +350,9 @@ class MaskGIT(SecondStage):
                 "take one of squares"
             )
         pixels = size // 2 if pixels is None else pixels
-        window, hidden = next_window(images, side, pixels, size)
-        made = resized(self.inpaint(window, hidden, labels, **sampling), (size, size))
-        axis = 2 if side in ("up", "down") else 3
-        if side in ("left", "up"):
-            return torch.cat([made.narrow(axis, 0, pixels), images], axis)
-        return torch.cat([images, made.narrow(axis, size - pixels, pixels)], axis)
+        window, hidden = cut_next_window(images, side, pixels, size)
+        filled_in = resize_to(self.inpaint(window, hidden, labels, **sampling), (size, size))
+        return extend(images, filled_in, side, pixels)
 
     def decoding_steps(self, labels: Any = None, num_images: int | None = None, **sampling: Any) -> Pictures:
         """Rows of pictures, one image per row: what each step of :meth:`generate` kept, hidden tokens in grey."""
@@ -441,14 +432,6 @@ class MaskGIT(SecondStage):
 
 #: what :meth:`MaskGIT.complete` can be told about sampling
 SAMPLING = tuple(p.name for p in inspect.signature(MaskGIT.complete).parameters.values() if p.kind is p.KEYWORD_ONLY)
-
-
-def _makes_pixels(method: str, options: dict[str, Any]) -> None:
-    for name in ("as_tokens", "return_steps"):
-        if options.get(name):
-            raise ValueError(
-                f"{method} puts pixels together and has no tokens to return: leave {name} out, or take inpaint"
-            )
 
 
 MaskGIT.formats = (maskgit_transformer.GOOGLE, maskgit_valeoai.VALEOAI)

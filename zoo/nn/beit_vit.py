@@ -48,6 +48,8 @@ class Attention(nn.Module):
         grid: given where the block has its own relative position bias table.
     """
 
+    relative_position_index: Int[Tensor, "n n"]
+
     def __init__(self, width: int, heads: int, grid: tuple[int, int] | None = None):
         super().__init__()
         self.heads = heads
@@ -286,6 +288,7 @@ class BeitViT(nn.Module):
                 if token is not None:
                     nn.init.trunc_normal_(token, std=STD, a=-cut, b=cut)
             for layer, block in enumerate(self.blocks, start=1):
+                assert isinstance(block, Block)
                 block.attn.proj.weight.div_(math.sqrt(2 * layer))  # Section 2.5: keeps the residual stream's variance
                 block.mlp.fc2.weight.div_(math.sqrt(2 * layer))
 

@@ -86,6 +86,7 @@ class MaskGITTransformer(nn.Module):
         """
         check_heads(self.word_embeddings.embedding_dim, heads)
         for layer in self.layers:
+            assert isinstance(layer, PostNormLayer)
             layer.heads = heads
 
     def sequence_logits(self, sequence: Int[Tensor, "b s"]) -> Float[Tensor, "b s v"]:

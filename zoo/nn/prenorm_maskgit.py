@@ -88,8 +88,9 @@ class PreNormMaskGIT(nn.Module):
             ValueError: for one that does not divide the width.
         """
         check_heads(self.tok_emb.embedding_dim, heads)
-        for attention, _ in self.transformer["layers"]:
-            attention.heads = heads
+        for module in self.modules():
+            if isinstance(module, AttentionBranch):
+                module.heads = heads
 
 
 class AttentionBranch(nn.Module):

@@ -43,6 +43,7 @@ def add_branch(
 ) -> Float[Tensor, "r *n d"]:
     """``x + weight * gamma * branch``, where ``branch`` has all samples or only ``samples``."""
     if samples is not None:
+        assert not isinstance(weight, Tensor)
         return x.index_add(0, samples, (branch if gamma is None else branch * gamma).to(x.dtype), alpha=weight)
     if isinstance(weight, Tensor):
         scale = weight.reshape(-1, *[1] * (x.ndim - 1))

@@ -54,14 +54,7 @@ def grey_out(
     if spec.grid_shape is None:
         return images
     cells = hidden.unflatten(1, spec.grid_shape).unsqueeze(1).float()
-    return images.masked_fill(F.interpolate(cells, images.shape[-2:], mode="nearest").bool(), 0.5)
-
-
-def resized(images: Float[Tensor, "b 3 h w"], size: tuple[int, int]) -> Float[Tensor, "b 3 h2 w2"]:
-    """The images in another size, by antialiased bicubic interpolation; unchanged where they have it."""
-    if images.shape[-2:] == size:
-        return images
-    return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+    return images.masked_fill(F.interpolate(cells, list(images.shape[-2:]), mode="nearest").bool(), 0.5)
 
 
 def box_mask(spec: TokenSpec, box: Sequence[Any], size: tuple[int, int]) -> Bool[Tensor, " n"]:
@@ -96,60 +89,3 @@ def box_mask(spec: TokenSpec, box: Sequence[Any], size: tuple[int, int]) -> Bool
         spans.append(slice(max(0, first - 1), min(cells, length // factor + first + 1)))
     hidden[spans[0], spans[1]] = True
     return hidden.flatten()
-
-
-def paste(
-    new: Float[Tensor, "b 3 h2 w2"], old: Float[Tensor, "b 3 h w"], hidden: Bool[Tensor, "b n"], spec: TokenSpec
-) -> Float[Tensor, "b 3 h w"]:
-    """New pixels at hidden tokens, old ones elsewhere, with soft edges: a Gaussian blur of ``height // 16 - 1`` pixels.
-
-    New ones of another size are resized: some tokenizers decode to less or more pixels than they encode.
-
-    Source: the class-conditional editing of google-research/maskgit; its PIL blur is approximated there by box filters.
-    """
-    grid, new = spec.grid_shape, resized(new, (old.shape[-2], old.shape[-1]))
-    if grid is None:
-        return new
-    cells = hidden.unflatten(1, grid).unsqueeze(1).float()
-    alpha = F.interpolate(cells, old.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
-    if (sigma := old.shape[-2] // 16 - 1) > 0:
-        reach = torch.arange(-3 * sigma, 3 * sigma + 1, device=old.device).float()
-        weights = (-(reach**2) / (2 * sigma**2)).exp()
-        weights = (weights / weights.sum()).view(1, 1, 1, -1)
-        pad = 3 * sigma
-        alpha = F.conv2d(F.pad(alpha, (pad, pad, 0, 0), mode="replicate"), weights)
-        alpha = F.conv2d(F.pad(alpha, (0, 0, pad, pad), mode="replicate"), weights.transpose(2, 3))
-    return alpha * new + (1 - alpha) * old
-
-
-def next_window(
-    images: Float[Tensor, "b 3 h w"], side: str, pixels: int, size: int
-) -> tuple[Float[Tensor, "b 3 h2 w2"], Bool[Tensor, "h2 w2"]]:
-    """The square window at one side that looks ``pixels`` beyond the images, and where it looks at nothing.
-
-    Args:
-        images: ``size`` pixels across, and at least as long.
-        side: ``left``, ``right``, ``up`` or ``down``.
-        pixels: to be added; unknown ones repeat the edge.
-        size: side of the window.
-
-    Raises:
-        ValueError: for too many pixels, or images of another size.
-    """
-    axis = 2 if side in ("up", "down") else 3
-    if not 0 < pixels < size:
-        raise ValueError(
-            f"pixels must lie in 1..{size - 1}, as the window of {size} must see some of the image: {pixels}"
-        )
-    if images.shape[5 - axis] != size or images.shape[axis] < size:
-        raise ValueError(
-            f"images are {images.shape[2]}x{images.shape[3]}, outpainting to the {side} needs {size} pixels across and "
-            "at least as many along: resize or crop them"
-        )
-    before = side in ("left", "up")
-    length = images.shape[axis]
-    known = images.narrow(axis, 0 if before else length - (size - pixels), size - pixels)
-    edge = images.narrow(axis, 0 if before else length - 1, 1).repeat_interleave(pixels, axis)
-    hidden = torch.zeros(size, size, dtype=torch.bool, device=images.device)
-    hidden.narrow(axis - 2, 0 if before else size - pixels, pixels).fill_(True)
-    return torch.cat([edge, known] if before else [known, edge], axis), hidden

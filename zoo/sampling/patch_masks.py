@@ -70,7 +70,7 @@ class BlockwiseMask:
             count += added
         return torch.tensor(hidden, device="cpu")
 
-    def _paint_block(self, hidden: list, budget: int, rng: Random) -> int:
+    def _paint_block(self, hidden: list[list[bool]], budget: int, rng: Random) -> int:
         """Hide one block that adds between 1 and ``budget`` patches; returns how many it added, 0 after ten misfits."""
         rows, columns = self.grid
         for _ in range(ATTEMPTS):

@@ -41,7 +41,8 @@ def unclip_pipeline(folder: str | Path, dtype: torch.dtype = torch.float32, devi
     from zoo.checkpoints.folders import check_pipeline_folder
 
     check_pipeline_folder(Path(folder))
-    return StableUnCLIPImg2ImgPipeline.from_pretrained(folder, local_files_only=True).to(device, dtype)
+    pipeline: Any = StableUnCLIPImg2ImgPipeline
+    return pipeline.from_pretrained(folder, local_files_only=True).to(device, dtype)
 
 
 def check_decoder(decoder: Any, settings: dict[str, Any]) -> None:
