@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from zoo.optim import Optim
     from zoo.presets import Weights, list_models, register
     from zoo.registry import create_model, model_info
-    from zoo.tokens import NotInvertible, Segment, Tokenizer, Tokens, TokenSpec, reconstruct
+    from zoo.tokens import NotInvertible, Segment, Tokenizer, Tokens, TokenSpec, Vocabulary, reconstruct
 
 __all__ = [
     "NotInvertible",
@@ -23,6 +23,7 @@ __all__ = [
     "TokenSpec",
     "Tokenizer",
     "Tokens",
+    "Vocabulary",
     "Weights",
     "ZooModule",
     "create_model",
@@ -33,7 +34,9 @@ __all__ = [
 ]
 
 #: where the public names are; what is not asked for is not imported, so that ``import zoo`` needs no torch
-_HOME = dict.fromkeys(("NotInvertible", "Segment", "TokenSpec", "Tokenizer", "Tokens", "reconstruct"), "tokens")
+_HOME = dict.fromkeys(
+    ("NotInvertible", "Segment", "TokenSpec", "Tokenizer", "Tokens", "Vocabulary", "reconstruct"), "tokens"
+)
 _HOME |= dict.fromkeys(("Weights", "create_model", "list_models", "model_info", "register"), "registry")
 _HOME |= {"Optim": "optim", "ZooModule": "module"}
 

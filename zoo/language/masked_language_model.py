@@ -48,9 +48,10 @@ class MaskedLanguageModel(nn.Module):
 
     @property
     def vocabulary(self) -> Vocabulary | None:
-        """The words with their vectors; None on the meta device."""
+        """The words with their vectors, in float32 on the CPU; None where no files were read, on the meta device."""
         if self._vocabulary is None and self._text is not None:
-            self._vocabulary = self._text.vocabulary.with_vectors(self.vectors.detach().float().cpu())
+            vectors = self.vectors.detach().float()
+            self._vocabulary = self._text.vocabulary.with_vectors(vectors if vectors.is_meta else vectors.cpu())
         return self._vocabulary
 
     @property
