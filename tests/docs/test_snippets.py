@@ -95,6 +95,25 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in found}
 
 
+def prose(page):
+    """A page without its blocks of code, and without the name that stands for any paper."""
+    text = QUOTED.sub("", page.read_text(encoding="utf-8"))
+    text = re.sub(r"^```.*?^```$|^`[\w/.]+`:$", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"[\w/]*\bfoo\b[\w/.<>]*|[\w/]*test_foo\.py", "", text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_names_and_paths_in_prose_exist(page):
+    text = prose(page)
+    names = set(re.findall(r"(?<![\w/.-])(?:zoo|datamodules)(?:\.[A-Za-z_]\w*)+", text))
+    missing = [n for n in names if not exists(n) and not re.search(r"\.(py|yaml|md)$", n)]
+    assert not missing, f"{name(page)} names {', '.join(missing)}, which do not exist"
+    rooms = "zoo|tests|benchmarks|recipes|docs|datamodules"
+    paths = set(re.findall(rf"(?<![\w/.:-])(?:{rooms})/[\w./-]*\w(?![\w*{{])", text))
+    lost = [p for p in paths if not (ROOT / p).exists() and "NAME" not in p and not p.endswith("_")]
+    assert not lost, f"{name(page)} names {', '.join(lost)}, where nothing is"
+
+
 @pytest.mark.parametrize("page", PAPERS, ids=name)
 def test_model_pages_have_the_same_headings(page):
     headings = re.findall(r"^## (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
