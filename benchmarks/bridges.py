@@ -11,6 +11,7 @@ not trained again.
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +19,32 @@ import torch
 import vision_language
 from _record import run, write
 
+from zoo.nn.qformer_sizes import QFormerSizes
+
 COMMON = {"language_model": "smollm2_135m", "language_dtype": "bfloat16", "image_size": 128, "vision_cache": 2000}
+SIZES = QFormerSizes(queries=8, width=384, depth=4, mlp_width=1536)
 QUERIES = COMMON | {
     "prompt": "This emoji shows",
     "max_text_tokens": 24,
-    "num_queries": 8,
-    "width": 384,
-    "mlp_width": 1536,
     "bridge_lr": 0.3,  # of a Q-Former; the linear layers learn at the whole rate
 }
 PATCHES = COMMON | {"vision": "lite0", "max_length": 128}
 #: bridge -> preset and its arguments
 BRIDGES: dict[str, tuple[str, dict[str, Any]]] = {
-    "blind": ("blip2_stage2_emoji", QUERIES | {"vision": "blind", "depth": 2}),
+    "blind": ("blip2_stage2_emoji", QUERIES | {"vision": "blind", "qformer": replace(SIZES, depth=2)}),
     "blind_lora": (
         "llava_emoji", PATCHES | {"vision": "blind", "tuning": "lora", "lora": {"rank": 16, "alpha": 32}},
     ),
     "linear": ("llava_emoji", PATCHES | {"projector_depth": 1}),
     "mlp": ("llava_emoji", PATCHES | {"projector_depth": 2}),
-    "q_former": ("blip2_stage2_emoji", QUERIES | {"vision": "lite0", "depth": 4}),
+    "q_former": ("blip2_stage2_emoji", QUERIES | {"vision": "lite0", "qformer": SIZES}),
     "joint_resampler": (
         "blip2_stage2_emoji",
-        QUERIES | {"vision": "lite0", "depth": 4, "cross_every": 1, "mixing": "joint", "norm": "pre"},
+        QUERIES | {"vision": "lite0", "qformer": replace(SIZES, cross_every=1, mixing="joint", norm="pre")},
     ),
     "cross_only": (
-        "blip2_stage2_emoji", QUERIES | {"vision": "lite0", "depth": 4, "cross_every": 1, "mixing": "cross_only"},
+        "blip2_stage2_emoji",
+        QUERIES | {"vision": "lite0", "qformer": replace(SIZES, cross_every=1, mixing="cross_only")},
     ),
 }  # fmt: skip
 STYLES = ("twemoji", "openmoji")

@@ -26,7 +26,7 @@ def folder(tmp_path):
 
 
 def tiny(folder, **settings):
-    return zoo.create_model("blip2_stage1_tiny", **({"text_init": str(folder), "depth": 3} | settings))
+    return zoo.create_model("blip2_stage1_tiny", **({"text_init": str(folder), "qformer": {"depth": 3}} | settings))
 
 
 @torch.no_grad()
@@ -48,7 +48,7 @@ def test_the_text_branch_is_bert(folder):
 
 def test_the_first_layers_are_enough(folder):
     path, bert = folder
-    model = tiny(path, depth=2)
+    model = tiny(path, qformer={"depth": 2})
     weight = model.Qformer.bert.encoder.layer[1].attention.self.query.weight
     torch.testing.assert_close(weight, bert.encoder.layer[1].attention.self.query.weight)
 
@@ -67,9 +67,9 @@ def test_a_checkpoint_does_not_ask_for_it_again(folder, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"depth": 4}, "has 3 layers, the Q-Former 4: set depth to 3 or less"),
-        ({"heads": 4}, "has 2 attention heads and the Q-Former 4: set heads to 2"),
-        ({"width": 48}, "does not fit the Q-Former"),
+        ({"qformer": {"depth": 4}}, "has 3 layers, the Q-Former 4: set qformer.depth to 3 or less"),
+        ({"qformer": {"heads": 4}}, "has 2 attention heads and the Q-Former 4: set qformer.heads to 2"),
+        ({"qformer": {"width": 48}}, "does not fit the Q-Former"),
     ],
 )
 def test_other_sizes_are_refused(folder, settings, sentence):

@@ -212,7 +212,7 @@ LARGE = [
     ("maskgit_tiny", "depth", 10**6),
     ("ar_transformer_tiny", "width", 2**20),
     ("llava_tiny", "projector_depth", 10**6),
-    ("blip2_stage1_tiny", "num_queries", 10**9),
+    ("blip2_stage1_tiny", "qformer.queries", 10**9),
     ("llava_tiny", "image_size", 30_000),
     ("llava_tiny", "vision", "tiny_random:10000000000"),
 ]

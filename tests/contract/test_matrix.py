@@ -1,6 +1,7 @@
 """Every second stage trains on, and decodes through, every discrete tokenizer: pairs of tiny presets."""
 
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
@@ -133,7 +134,8 @@ def test_bridges_refuse_ids_and_second_stages_refuse_vectors(bridge):
 def thirty_two():
     """A preset of SEED's tokenizer with as many tokens as published, for one test."""
     name = "seed_stage2_of_32"
-    zoo.register(name, zoo.SEEDTokenizer, paper="none", **TINY["seed_stage2_tiny"].init_args | {"num_queries": 32})
+    args = TINY["seed_stage2_tiny"].init_args
+    zoo.register(name, zoo.SEEDTokenizer, paper="none", **args | {"qformer": replace(args["qformer"], queries=32)})
     yield name
     del presets._PRESETS[name]
 

@@ -128,7 +128,7 @@ def test_temperature_is_bounded_below():
 
 @pytest.mark.parametrize(("mixing", "norm"), [("joint", "post"), ("joint", "pre"), ("self_then_cross", "pre")])
 def test_other_bridges_train(mixing, norm):
-    model = stirred(mixing=mixing, norm=norm, cross_every=1)
+    model = stirred(qformer={"mixing": mixing, "norm": norm, "cross_every": 1})
     terms = model.losses(batch())
     terms["loss"].backward()
     assert terms["loss"].isfinite()

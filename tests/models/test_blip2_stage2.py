@@ -201,7 +201,7 @@ def test_from_the_first_stage(tmp_path):
     tokens = first.eval().encode(images()).embeddings
     torch.testing.assert_close(second.encode(images()).embeddings, tokens, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="shapes differ"):
-        zoo.create_model("blip2_stage2_tiny", width=48, weights=tmp_path / "first.safetensors")
+        zoo.create_model("blip2_stage2_tiny", qformer={"width": 48}, weights=tmp_path / "first.safetensors")
 
 
 def test_our_own_second_stage_without_its_language_model(tmp_path):

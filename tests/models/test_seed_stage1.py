@@ -29,7 +29,7 @@ def images(count=4):
 @torch.no_grad()
 def test_a_query_changes_what_comes_after_it_and_nothing_before(count):
     """The published code is causal for 32 queries only, and silently bidirectional for any other number."""
-    model = stirred(num_queries=count).eval()
+    model = stirred(qformer={"queries": count}).eval()
     before = model.causal_embeddings(images(2))
     for k in (0, 3, count - 1):
         queries = model.query_tokens.clone()
@@ -38,7 +38,7 @@ def test_a_query_changes_what_comes_after_it_and_nothing_before(count):
         assert changed.tolist() == [i >= k for i in range(count)]
         model.query_tokens.copy_(queries)
     assert model.spec.order == "causal"
-    free = stirred(num_queries=count, causal=False).eval()
+    free = stirred(qformer={"queries": count}, causal=False).eval()
     seen = free.causal_embeddings(images(2))
     free.query_tokens[:, count - 1] += torch.randn(24)
     assert ((free.causal_embeddings(images(2)) - seen).abs().amax((0, 2)) > 1e-6).all()
@@ -111,7 +111,7 @@ def test_from_blip2(tmp_path):
     for name, value in model.Qformer.state_dict().items():
         torch.testing.assert_close(value, blip.Qformer.state_dict()[name], msg=name)
     with pytest.raises(ValueError, match="query_tokens is 1x4x24 in the file and 1x8x24 in the model"):
-        zoo.create_model("seed_stage1_tiny", num_queries=8, weights=tmp_path / "blip2.safetensors")
+        zoo.create_model("seed_stage1_tiny", qformer={"queries": 8}, weights=tmp_path / "blip2.safetensors")
 
 
 def test_narrow_networks_of_the_queries():
@@ -132,6 +132,6 @@ def test_refusals():
         model.losses({"image": images()})
     with pytest.raises(zoo.NotInvertible, match="train the second stage"):
         model.decode(model.encode(images()))
-    with pytest.raises(ValueError, match="num_queries and temperature must be positive"):
-        zoo.create_model("seed_stage1_tiny", num_queries=0)
+    with pytest.raises(ValueError, match=r"qformer\.queries must be a whole number of at least 1, got 0"):
+        zoo.create_model("seed_stage1_tiny", qformer={"queries": 0})
     assert zoo.SEEDStage1 is SEEDStage1

@@ -32,7 +32,7 @@ def save(model, path):
 @pytest.mark.parametrize("count", [8, 16, 32])
 @torch.no_grad()
 def test_ids_are_causal(count):
-    model = stirred(num_queries=count, codebook={"vocab_size": 256}).eval()
+    model = stirred(qformer={"queries": count}, codebook={"vocab_size": 256}).eval()
     before = model.encode(images()).ids
     k = count // 2
     model.query_tokens[:, k] += 3 * torch.randn(24)
@@ -48,7 +48,7 @@ def test_what_is_trained():
     assert not model.Qformer.training
     assert model.blocks.training
     assert frozen <= {n.partition(".")[0] for n in model.state_dict()}, "a tokenizer is nothing without them"
-    published = zoo.create_model("seed_stage2_tiny", frozen_eval=False, dropout=0.5).train()
+    published = zoo.create_model("seed_stage2_tiny", frozen_eval=False, qformer={"dropout": 0.5}).train()
     assert published.Qformer.training
     one, two = (published.causal_embeddings(images()) for _ in range(2))
     assert (one - two).abs().max() > 1e-3, "as published, the targets vary"
@@ -289,8 +289,11 @@ def test_our_own_files_are_not_taken_for_a_first_stage(tmp_path):
     path = save_weights(zoo.create_model("seed_stage2_tiny"), tmp_path / "own.safetensors")
     for other, sentence in (
         ({"detokenizer": "reverse_qformer"}, "read as ours, does not fit .* it lacks detokenizer.reverse_tokens"),
-        ({"codebook": {"vocab_size": 64}}, "read as ours, .* quantize.embedding.weight is 32x8 in the file and 64x8"),
-        ({"num_queries": 3}, "read as ours, .* query_tokens is 1x4x24 in the file and 1x3x24"),
+        (
+            {"codebook": {"vocab_size": 64}},
+            "read as ours, .* quantize.embedding.weight is 32x8 in the file and 64x8",
+        ),
+        ({"qformer": {"queries": 3}}, "read as ours, .* query_tokens is 1x4x24 in the file and 1x3x24"),
     ):
         with pytest.raises(ValueError, match=sentence):
             zoo.create_model("seed_stage2_tiny", weights=str(path), **other)
@@ -333,17 +336,17 @@ def test_layers_of_the_first_stage_are_not_dropped(tmp_path):
     from zoo.checkpoints.export import save_weights
 
     path = save_weights(zoo.create_model("seed_stage1_tiny"), tmp_path / "first.safetensors")
-    depth = zoo.create_model("seed_stage1_tiny").hparams["depth"]
-    zoo.create_model("seed_stage2_tiny", depth=depth, weights=str(path))
+    depth = zoo.create_model("seed_stage1_tiny").hparams["qformer"].depth
+    zoo.create_model("seed_stage2_tiny", qformer={"depth": depth}, weights=str(path))
     with pytest.raises(ValueError, match="Qformer"):
-        zoo.create_model("seed_stage2_tiny", depth=depth - 1, weights=str(path))
+        zoo.create_model("seed_stage2_tiny", qformer={"depth": depth - 1}, weights=str(path))
 
 
 def test_settings_that_make_no_model(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside of the tests
     for settings, sentence in (
         ({"codebook": {"init": "kmean"}}, "codebook.init cannot be 'kmean'"),
-        ({"num_queries": 0}, "num_queries and reverse_queries must be at least 1"),
+        ({"qformer": {"queries": 0}}, r"qformer\.queries must be a whole number of at least 1"),
         ({"codec_heads": 5}, "multiple of codec_heads"),
         ({"reverse_queries": 77}, "77 reverse queries need a reverse Q-Former"),
     ):
@@ -363,7 +366,8 @@ def test_refusals():
         model.decode(Tokens(torch.tensor([[0, 1, 2, 99]]), None, model.spec))
     with pytest.raises(ValueError, match=r"ids must lie in 0..31, got -1..3"):
         model.embed(torch.tensor([-1, 3]))
-    other = Tokens(torch.zeros(2, 1, dtype=torch.int64), None, zoo.create_model("seed_stage2_tiny", num_queries=1).spec)
+    one = zoo.create_model("seed_stage2_tiny", qformer={"queries": 1})
+    other = Tokens(torch.zeros(2, 1, dtype=torch.int64), None, one.spec)
     for decode in (model.decode, model.reconstruct_causal):
         with pytest.raises(ValueError, match="an image has 4 ids, these are 1"):
             decode(other)

@@ -12,6 +12,7 @@ from zoo.models.blip2_stage1 import BLIP2Stage1
 from zoo.nn.eva_vit import EvaViT
 from zoo.nn.qformer import QFormer
 from zoo.nn.qformer_masks import itc_mask, itg_mask, itm_mask
+from zoo.nn.qformer_sizes import QFormerSizes
 
 FILE = Path(__file__).parents[1] / "fixtures" / "lavis_stage1_tiny.safetensors"
 
@@ -128,9 +129,12 @@ def stage1(recorded, folder):
         settings = {"min_temperature": 0.0} | settings
         model = BLIP2Stage1(
             image_size=32, vision=f"tiny_random:{c['encoder_width']}", vocabulary=str(folder / "vocab.txt"),
-            max_text_tokens=c["max_txt_len"], num_queries=c["num_query_token"], width=c["hidden_size"],
-            depth=c["num_hidden_layers"], heads=c["num_attention_heads"], mlp_width=c["intermediate_size"],
-            max_positions=c["max_position_embeddings"], cross_every=c["cross_attention_freq"],
+            max_text_tokens=c["max_txt_len"], 
+            qformer=QFormerSizes(
+                c["num_query_token"], c["hidden_size"], c["num_hidden_layers"], c["num_attention_heads"],
+                c["intermediate_size"], cross_every=c["cross_attention_freq"],
+            ),
+            max_positions=c["max_position_embeddings"],
             projection_width=c["embed_dim"], weights=str(folder / "lavis.pth"), **settings,
         )  # fmt: skip
         return model.eval()

@@ -15,6 +15,7 @@ from zoo.models.seed_stage2 import CODEBOOK, SEEDTokenizer
 from zoo.nn.eva_vit import EvaViT
 from zoo.nn.qformer import QFormer
 from zoo.nn.qformer_masks import causal_mask, itc_mask
+from zoo.nn.qformer_sizes import QFormerSizes
 from zoo.tokens import Tokens
 from zoo.vision.encoders import VisionTower
 
@@ -47,9 +48,11 @@ def recorded(request, tmp_path):
     vision = published_file(arrays, tmp_path / "seed_quantizer.pt")
     q, v = c["qformer"], c["vit"]
     model = SEEDTokenizer(
-        image_size=c["img_size"] // 7 * 8, vision=f"tiny_random:{v['embed_dim']}", num_queries=c["num_query_token"],
-        width=q["hidden_size"], depth=q["num_hidden_layers"], heads=q["num_attention_heads"],
-        mlp_width=q["intermediate_size"], cross_every=c["cross_attention_freq"], 
+        image_size=c["img_size"] // 7 * 8, vision=f"tiny_random:{v['embed_dim']}",
+        qformer=QFormerSizes(
+            c["num_query_token"], q["hidden_size"], q["num_hidden_layers"], q["num_attention_heads"],
+            q["intermediate_size"], cross_every=c["cross_attention_freq"],
+        ),
         codebook=replace(CODEBOOK, vocab_size=c["n_embed"], width=c["codebook_embed_dim"]),
         codec_depth=c["decode_depth"], codec_heads=c["blocks_num_heads"],
         detokenizer="reverse_qformer" if c["use_qformer_image"] else "mlp", reverse_depth=c["reverse_layers"],

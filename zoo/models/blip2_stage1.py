@@ -7,8 +7,9 @@ generation, in one image pass and one query pass; several captions per image thr
 without re-ranking; EVA ViT-g as a frozen tower; reading of LAVIS's first-stage weights.
 Not implemented: the second stage (language models), fine-tuning of the image encoder, captions from the Q-Former.
 Deviations: none by default but ``min_temperature``: the temperature is kept above 0.001 where the published one is
-free; and it does not decay, as it does in LAVIS by accident. ``mixing``, ``norm`` and ``gather_grad="full"`` are
-options of ours. The learning rate follows the paper's cosine over steps; LAVIS's moves once per epoch.
+free; and it does not decay, as it does in LAVIS by accident. ``mixing`` and ``norm`` of ``qformer`` and
+``gather_grad="full"`` are options of ours. The learning rate follows the paper's cosine over steps; LAVIS's moves once
+per epoch.
 
 Equations: Section 3.1 queries -> `zoo.nn.qformer.QFormer`; Section 3.1 ITC ->
 `zoo.losses.contrastive.contrastive_loss`; ITM -> `BLIP2Stage1.match`; ITG -> `zoo.losses.image_text.generation_loss`;
@@ -25,8 +26,9 @@ from torch import Tensor, nn
 
 from zoo.checkpoints.published import hf_blip2, lavis
 from zoo.checkpoints.published.bert import start_from_bert
-from zoo.choices import one_of
+from zoo.choices import check_number, one_of
 from zoo.distributed import gather_rows, rank, sum_over_ranks, world_size
+from zoo.init_args import Moved
 from zoo.language.wordpiece import WordPiece
 from zoo.losses.contrastive import contrastive_loss, draw_negatives, same_image, similarities
 from zoo.losses.image_text import generation_loss, matching_loss
@@ -34,6 +36,7 @@ from zoo.losses.mixing import hits, hits_of
 from zoo.module import ZooModule
 from zoo.nn.qformer import QFormer, select
 from zoo.nn.qformer_masks import itc_mask, itg_mask, itm_mask
+from zoo.nn.qformer_sizes import FLAT_NAMES, QFormerSizes
 from zoo.optim import Optim
 from zoo.presets import Weights, register
 from zoo.runs.untrained import warn_if_untrained
@@ -53,16 +56,9 @@ class BLIP2Stage1(ZooModule):
         vision: frozen image encoder, see :func:`zoo.vision.encoders.vision_tower`.
         vocabulary: of the captions, see :class:`zoo.language.wordpiece.WordPiece`.
         max_text_tokens: longest caption, special tokens included.
-        num_queries: tokens per image.
-        width: of queries and text.
-        depth: layers.
-        heads: attention heads.
-        mlp_width: hidden units of the feed-forward networks.
+        qformer: queries and the transformer that they read the image with, see
+            :class:`zoo.nn.qformer_sizes.QFormerSizes`.
         max_positions: size of the table of text positions.
-        cross_every: layers ``0, n, 2n, ...`` read the image.
-        mixing: how, see :class:`zoo.nn.qformer.QFormer`.
-        norm: ``post`` as published, or ``pre``.
-        dropout: of hidden states and attention.
         projection_width: of the vectors that are compared.
         temperature: divisor of the similarities at the start; it is learned.
         min_temperature: lower bound of it in use; 0 for none, as published.
@@ -77,6 +73,7 @@ class BLIP2Stage1(ZooModule):
     """
 
     start_only = ("weights", "text_init")
+    moved = (Moved("qformer", FLAT_NAMES),)
 
     spec: TokenSpec
 
@@ -86,16 +83,8 @@ class BLIP2Stage1(ZooModule):
         vision: str = "eva_vit_g",
         vocabulary: str = "bert_base_uncased",
         max_text_tokens: int = 32,
-        num_queries: int = 32,
-        width: int = 768,
-        depth: int = 12,
-        heads: int = 12,
-        mlp_width: int = 3072,
+        qformer: QFormerSizes = QFormerSizes(),
         max_positions: int = 512,
-        cross_every: int = 2,
-        mixing: Literal["self_then_cross", "joint"] = "self_then_cross",
-        norm: Literal["post", "pre"] = "post",
-        dropout: float = 0.1,
         projection_width: int = 256,
         temperature: float = 0.07,
         min_temperature: float = 1e-3,
@@ -108,31 +97,27 @@ class BLIP2Stage1(ZooModule):
         weights: str | None = None,
     ):
         super().__init__(optim)
-        one_of("mixing", mixing, ("self_then_cross", "joint"))
         self.gather_grad = one_of("gather_grad", gather_grad, ("lavis", "full"))
         self.itm_negatives = one_of("itm_negatives", itm_negatives, ("global", "local"))
         if not 3 <= max_text_tokens <= max_positions:
             raise ValueError(f"max_text_tokens must lie in 3..max_positions ({max_positions}), got {max_text_tokens}")
-        if num_queries < 1 or temperature <= 0:
-            raise ValueError(f"num_queries and temperature must be positive, got {num_queries} and {temperature}")
+        check_number("temperature", temperature, above=0)
         self.image_size, self.max_text_tokens, self.label_smoothing = image_size, max_text_tokens, label_smoothing
         self.min_temperature = min_temperature
         self.text_codec = WordPiece(vocabulary)
         tower = vision_tower(vision, image_size, vision_cache)
         self.add_frozen("vision", tower, role="vectors")
         self.ln_vision = nn.LayerNorm(tower.width, LN_VISION_EPS)
-        self.query_tokens = nn.Parameter(torch.randn(1, num_queries, width) * 0.02)
-        self.Qformer = QFormer(
-            width, depth, heads, mlp_width, tower.width, self.text_codec.vocab_size, max_positions, cross_every, mixing,
-            norm, dropout=dropout,
-        )  # fmt: skip
-        self.vision_proj = nn.Linear(width, projection_width)
-        self.text_proj = nn.Linear(width, projection_width)
-        self.itm_head = nn.Linear(width, 2)
+        self.query_tokens = nn.Parameter(torch.randn(1, qformer.queries, qformer.width) * 0.02)
+        self.Qformer = QFormer.of(qformer, tower.width, self.text_codec.vocab_size, max_positions)
+        self.vision_proj = nn.Linear(qformer.width, projection_width)
+        self.text_proj = nn.Linear(qformer.width, projection_width)
+        self.itm_head = nn.Linear(qformer.width, 2)
         self.temp = nn.Parameter(torch.tensor(float(temperature)))
         self.spec = TokenSpec(
-            segments=(Segment("queries", (num_queries,)),), dim=width, order="set", vocabulary=None, decodes=None
-        )
+            segments=(Segment("queries", (qformer.queries,)),), dim=qformer.width, order="set", vocabulary=None,
+            decodes=None,
+        )  # fmt: skip
         if text_init is not None and torch.get_default_device().type != "meta":
             start_from_bert(self.Qformer, text_init)
         self.load_weights(weights)
@@ -329,8 +314,8 @@ PAPER = "arXiv:2301.12597"
 LAVIS = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/blip2_pretrained.pth"
 register(
     "blip2_stage1_tiny", BLIP2Stage1, paper=PAPER, image_size=32, vision="tiny_random", vocabulary="characters",
-    max_text_tokens=16, num_queries=4, width=24, depth=2, heads=2, mlp_width=48, max_positions=20, dropout=0.0,
-    projection_width=16, optim=Optim(lr=3e-3),
+    max_text_tokens=16, qformer=QFormerSizes(4, 24, 2, 2, 48, dropout=0.0), max_positions=20, projection_width=16,
+    optim=Optim(lr=3e-3),
 )  # fmt: skip
 register(
     "blip2_stage1_vit_g",
@@ -344,6 +329,7 @@ register(
 )
 register(
     "blip2_stage1_emoji", BLIP2Stage1, paper=PAPER, recipe="blip2_stage1.yaml", image_size=128, vision="lite0",
-    max_text_tokens=24, num_queries=8, width=384, depth=6, mlp_width=1536, max_positions=64, projection_width=128,
+    max_text_tokens=24, qformer=QFormerSizes(queries=8, width=384, depth=6, mlp_width=1536), max_positions=64,
+    projection_width=128,
     text_init="minilm", optim=Optim(lr=2e-4, min_lr=1e-6, betas=(0.9, 0.98), warmup_steps=50),
 )  # fmt: skip

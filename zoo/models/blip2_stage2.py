@@ -8,8 +8,8 @@ encoder-decoder one (prefix language modelling); prompts that are not learned; c
 beams and left padding; the likelihood of given texts; reading of LAVIS's second-stage and first-stage weights, of
 transformers' ``Blip2ForConditionalGeneration`` and of our own first stage; writing of transformers' layout.
 Not implemented: fine-tuning of the image encoder, the instruction-aware Q-Former of InstructBLIP.
-Deviations: ``mixing``, ``norm`` and the other settings of the bridge are options of ours. The learning rate follows the
-paper's cosine over steps; LAVIS's moves once per epoch. A caption without a given split is divided at a random word
+Deviations: ``mixing``, ``norm`` and the other settings of ``qformer`` are options of ours. The learning rate follows
+the paper's cosine over steps; LAVIS's moves once per epoch. A caption without a given split is divided at a random word
 for an encoder-decoder model; LAVIS leaves the split to the data.
 
 Equations: Section 3.2, Figure 3 -> `BLIP2Stage2.losses`; Section 3.1 queries -> `zoo.nn.bridges.QueryBridge`; Section
@@ -25,11 +25,13 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from zoo.checkpoints.published import hf_blip2, lavis
+from zoo.init_args import Moved
 from zoo.language.by_name import find_language_model
 from zoo.language.splice import IGNORED, Image, Piece, Text, splice
 from zoo.language.wordpiece import clean_caption, clean_question
 from zoo.module import ZooModule
 from zoo.nn.bridges import QueryBridge
+from zoo.nn.qformer_sizes import FLAT_NAMES, QFormerSizes
 from zoo.optim import Optim
 from zoo.presets import Weights, register
 from zoo.runs.untrained import warn_if_untrained
@@ -50,21 +52,15 @@ class BLIP2Stage2(ZooModule):
         prompt: in front of every caption; given, not learned.
         end: of every caption for a decoder-only model; what the model is to stop at.
         max_text_tokens: longest text, prompt and special tokens included.
-        num_queries: tokens per image.
-        width: of the queries.
-        depth: layers.
-        heads: attention heads.
-        mlp_width: hidden units of the feed-forward networks.
-        cross_every: layers ``0, n, 2n, ...`` read the image.
-        mixing: how, see :class:`zoo.nn.bridges.QueryBridge`.
-        norm: ``post`` as published, or ``pre``.
-        dropout: of hidden states and attention.
+        qformer: queries and the transformer that they read the image with, see
+            :class:`zoo.nn.qformer_sizes.QFormerSizes`.
         vision_cache: images whose features are kept, for data without augmentation.
         bridge_lr: learning rate of the Q-Former as a fraction of ``optim.lr``, which the new projection learns with.
         optim: optimizer and schedule; the paper's by default.
         weights: start from these: a registry name or a path, of this or of the first stage.
     """
 
+    moved = (Moved("qformer", FLAT_NAMES),)
     spec: TokenSpec
 
     def __init__(
@@ -76,15 +72,7 @@ class BLIP2Stage2(ZooModule):
         prompt: str = "",
         end: str = "\n",
         max_text_tokens: int = 32,
-        num_queries: int = 32,
-        width: int = 768,
-        depth: int = 12,
-        heads: int = 12,
-        mlp_width: int = 3072,
-        cross_every: int = 2,
-        mixing: Literal["self_then_cross", "joint", "cross_only"] = "self_then_cross",
-        norm: Literal["post", "pre"] = "post",
-        dropout: float = 0.1,
+        qformer: QFormerSizes = QFormerSizes(),
         vision_cache: int = 0,
         bridge_lr: float = 1.0,
         optim: Optim = Optim(lr=1e-4, min_lr=5e-5, betas=(0.9, 0.98), weight_decay=0.05, warmup_steps=2000),
@@ -100,15 +88,14 @@ class BLIP2Stage2(ZooModule):
         tower = vision_tower(vision, image_size, vision_cache)
         self.add_frozen("vision", tower, role="vectors")
         self.ln_vision = nn.LayerNorm(tower.width, LN_VISION_EPS)
-        self.bridge = QueryBridge(
-            num_queries, width, depth, heads, mlp_width, tower.width, cross_every, mixing, norm, dropout=dropout
-        )
+        self.bridge = QueryBridge.of(qformer, tower.width)
         if language_model is not None:
             self.add_frozen("language_model", find_language_model(language_model, language_dtype), role="vectors")
-            self.language_projection = nn.Linear(width, self.language.width)
+            self.language_projection = nn.Linear(qformer.width, self.language.width)
         self.spec = TokenSpec(
-            segments=(Segment("queries", (num_queries,)),), dim=width, order="set", vocabulary=None, decodes=None
-        )
+            segments=(Segment("queries", (qformer.queries,)),), dim=qformer.width, order="set", vocabulary=None,
+            decodes=None,
+        )  # fmt: skip
         self.load_weights(weights)
 
     @property
@@ -286,13 +273,12 @@ PAPER = "arXiv:2301.12597"
 LAVIS = "https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/blip2_pretrained_{}.pth"
 register(
     "blip2_stage2_tiny", BLIP2Stage2, paper=PAPER, image_size=32, vision="tiny_random", language_model="tiny_opt",
-    prompt="a photo of", max_text_tokens=16, num_queries=4, width=24, depth=2, heads=2, mlp_width=48, dropout=0.0,
-    optim=Optim(lr=3e-3),
+    prompt="a photo of", max_text_tokens=16, qformer=QFormerSizes(4, 24, 2, 2, 48, dropout=0.0), optim=Optim(lr=3e-3),
 )  # fmt: skip
 register(
     "blip2_stage2_emoji", BLIP2Stage2, paper=PAPER, recipe="blip2_stage2.yaml", image_size=128, vision="lite0",
     language_model="smollm2_135m", language_dtype="bfloat16", prompt="This emoji shows", max_text_tokens=24,
-    num_queries=8, width=384, depth=6, mlp_width=1536, bridge_lr=0.2,
+    qformer=QFormerSizes(queries=8, width=384, depth=6, mlp_width=1536), bridge_lr=0.2,
     optim=Optim(lr=1e-3, min_lr=1e-5, betas=(0.9, 0.98), warmup_steps=30),
 )  # fmt: skip
 register(

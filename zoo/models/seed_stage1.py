@@ -23,13 +23,16 @@ from torch import Tensor, nn
 
 from zoo.checkpoints.published import lavis
 from zoo.checkpoints.published.bert import start_from_bert
+from zoo.choices import check_number
 from zoo.distributed import world_size
+from zoo.init_args import Moved
 from zoo.language.wordpiece import WordPiece
 from zoo.losses.contrastive import contrastive_loss, same_image, similarities
 from zoo.losses.mixing import hits_of
 from zoo.module import ZooModule
 from zoo.nn.qformer import QFormer
 from zoo.nn.qformer_masks import causal_mask, itc_mask
+from zoo.nn.qformer_sizes import FLAT_NAMES, QFormerSizes
 from zoo.optim import Optim
 from zoo.presets import register
 from zoo.runs.untrained import warn_if_untrained
@@ -61,16 +64,10 @@ class SEEDStage1(ZooModule):
         vision: frozen image encoder, see :func:`zoo.vision.encoders.vision_tower`.
         vocabulary: of the captions, see :class:`zoo.language.wordpiece.WordPiece`.
         max_text_tokens: longest caption, special tokens included.
-        num_queries: tokens per image.
+        qformer: queries and the transformer that they read the image with, see
+            :class:`zoo.nn.qformer_sizes.QFormerSizes`.
         causal: whether a query sees the queries before it only.
-        width: of queries and text.
-        depth: layers.
-        heads: attention heads.
-        mlp_width: hidden units of the feed-forward networks.
-        query_mlp_width: of those of the queries, where they are to be narrower than the text's.
         max_positions: size of the table of text positions.
-        cross_every: layers ``0, n, 2n, ...`` read the image.
-        dropout: of hidden states and attention.
         projection_width: of the vectors that are compared.
         temperature: divisor of the similarities at the start; it is learned.
         min_temperature: lower bound of it in use; 0 for none, as published.
@@ -84,6 +81,7 @@ class SEEDStage1(ZooModule):
     """
 
     start_only = ("weights", "text_init")
+    moved = (Moved("qformer", FLAT_NAMES),)
 
     spec: TokenSpec
 
@@ -93,16 +91,9 @@ class SEEDStage1(ZooModule):
         vision: str = "eva_vit_g",
         vocabulary: str = "bert_base_uncased",
         max_text_tokens: int = 32,
-        num_queries: int = 32,
+        qformer: QFormerSizes = QFormerSizes(),
         causal: bool = True,
-        width: int = 768,
-        depth: int = 12,
-        heads: int = 12,
-        mlp_width: int = 3072,
-        query_mlp_width: int | None = None,
         max_positions: int = 512,
-        cross_every: int = 2,
-        dropout: float = 0.1,
         projection_width: int = 256,
         temperature: float = 0.07,
         min_temperature: float = 1e-3,
@@ -116,26 +107,21 @@ class SEEDStage1(ZooModule):
         super().__init__(optim)
         if not 3 <= max_text_tokens <= max_positions:
             raise ValueError(f"max_text_tokens must lie in 3..max_positions ({max_positions}), got {max_text_tokens}")
-        if num_queries < 1 or temperature <= 0:
-            raise ValueError(f"num_queries and temperature must be positive, got {num_queries} and {temperature}")
+        check_number("temperature", temperature, above=0)
         self.image_size, self.max_text_tokens, self.label_smoothing = image_size, max_text_tokens, label_smoothing
-        if diversity_weight < 0:
-            raise ValueError(f"diversity_weight must not be negative, got {diversity_weight}")
+        check_number("diversity_weight", diversity_weight, least=0)
         self.causal, self.min_temperature, self.diversity_weight = causal, min_temperature, diversity_weight
         self.text_codec = WordPiece(vocabulary)
         tower = vision_tower(vision, image_size, vision_cache)
         self.add_frozen("vision", tower, role="vectors")
         self.ln_vision = nn.LayerNorm(tower.width, LN_VISION_EPS)
-        self.query_tokens = nn.Parameter(torch.randn(1, num_queries, width) * 0.02)
-        self.Qformer = QFormer(
-            width, depth, heads, mlp_width, tower.width, self.text_codec.vocab_size, max_positions, cross_every,
-            dropout=dropout, word_head=False, query_mlp_width=query_mlp_width,
-        )  # fmt: skip
-        self.vision_proj = nn.Linear(width, projection_width)
-        self.text_proj = nn.Linear(width, projection_width)
+        self.query_tokens = nn.Parameter(torch.randn(1, qformer.queries, qformer.width) * 0.02)
+        self.Qformer = QFormer.of(qformer, tower.width, self.text_codec.vocab_size, max_positions, word_head=False)
+        self.vision_proj = nn.Linear(qformer.width, projection_width)
+        self.text_proj = nn.Linear(qformer.width, projection_width)
         self.temp = nn.Parameter(torch.tensor(float(temperature)))
         self.spec = TokenSpec(
-            segments=(Segment("queries", (num_queries,)),), dim=width, order="causal" if causal else "set",
+            segments=(Segment("queries", (qformer.queries,)),), dim=qformer.width, order="causal" if causal else "set",
             vocabulary=None, decodes=None,
         )  # fmt: skip
         if text_init is not None and torch.get_default_device().type != "meta":
@@ -247,13 +233,14 @@ SEEDStage1.formats = (lavis.SEED_START,)
 PAPER = "arXiv:2307.08041"
 register(
     "seed_stage1_tiny", SEEDStage1, paper=PAPER, image_size=32, vision="tiny_random", vocabulary="characters",
-    max_text_tokens=16, num_queries=4, width=24, depth=2, heads=2, mlp_width=48, max_positions=20, dropout=0.0,
-    projection_width=16, optim=Optim(lr=3e-3),
+    max_text_tokens=16, qformer=QFormerSizes(4, 24, 2, 2, 48, dropout=0.0), max_positions=20, projection_width=16,
+    optim=Optim(lr=3e-3),
 )  # fmt: skip
 register(
     "seed_stage1_emoji", SEEDStage1, paper=PAPER, recipe="seed_stage1.yaml", image_size=128, vision="lite0",
-    max_text_tokens=24, num_queries=16, width=384, depth=3, mlp_width=1536, query_mlp_width=128, max_positions=64,
-    cross_every=2, dropout=0.0, projection_width=128, diversity_weight=0.1, text_init="minilm",
+    max_text_tokens=24,
+    qformer=QFormerSizes(queries=16, width=384, depth=3, mlp_width=1536, query_mlp_width=128, dropout=0.0),
+    max_positions=64, projection_width=128, diversity_weight=0.1, text_init="minilm",
     optim=Optim(lr=3e-4, min_lr=1e-6, warmup_steps=50),
 )  # fmt: skip
 register("seed_stage1_vit_g", SEEDStage1, paper=PAPER, recipe="paper/seed_stage1_coco.yaml")

@@ -25,11 +25,12 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from zoo.checkpoints.published import seed
-from zoo.choices import one_of
+from zoo.choices import check_number, one_of
 from zoo.init_args import Moved
 from zoo.module import ZooModule
 from zoo.nn.qformer import QFormer
 from zoo.nn.qformer_masks import causal_mask
+from zoo.nn.qformer_sizes import FLAT_NAMES, QFormerSizes
 from zoo.nn.seed_codec import Detokenizer, codec_blocks, task_layer
 from zoo.optim import Optim
 from zoo.presets import Weights, register
@@ -51,14 +52,9 @@ class SEEDTokenizer(ZooModule):
     Args:
         image_size: side of the images in pixels.
         vision: frozen image encoder, see :func:`zoo.vision.encoders.vision_tower`.
-        num_queries: tokens per image.
+        qformer: queries and the transformer that they read the image with, see
+            :class:`zoo.nn.qformer_sizes.QFormerSizes`.
         causal: whether a token depends on the queries before it only.
-        width: of the queries.
-        depth: layers of the Q-Former.
-        heads: its attention heads.
-        mlp_width: its hidden units.
-        cross_every: layers ``0, n, 2n, ...`` read the image.
-        dropout: of hidden states and attention, where the Q-Former is in training mode.
         frozen_eval: keep the frozen Q-Former in eval mode; False leaves its dropout on, as published.
         codebook: codes and quantizer (``vq`` as published, ``l2`` or ``ema``), see
             :class:`zoo.quantizers.codebook.Codebook`; its ``weight`` is that of the quantization loss.
@@ -79,6 +75,7 @@ class SEEDTokenizer(ZooModule):
     """
 
     moved = (
+        Moved("qformer", FLAT_NAMES),
         Moved("codebook", {
             "vocab_size": "vocab_size", "code_width": "width", "codebook_init": "init",
             "restart_threshold": "restart_threshold", "vq_weight": "weight",
@@ -90,14 +87,8 @@ class SEEDTokenizer(ZooModule):
         self,
         image_size: int = 224,
         vision: str = "eva_vit_g",
-        num_queries: int = 32,
+        qformer: QFormerSizes = QFormerSizes(),
         causal: bool = True,
-        width: int = 768,
-        depth: int = 12,
-        heads: int = 12,
-        mlp_width: int = 3072,
-        cross_every: int = 2,
-        dropout: float = 0.1,
         frozen_eval: bool = True,
         codebook: Codebook = CODEBOOK,
         codec_depth: int = 4,
@@ -116,11 +107,9 @@ class SEEDTokenizer(ZooModule):
     ):
         super().__init__(optim)
         one_of("codebook.quantizer of SEED", codebook.quantizer, ("vq", "l2", "ema"))
-        if min(num_queries, reverse_queries) < 1 or width % codec_heads:
-            raise ValueError(
-                f"num_queries and reverse_queries must be at least 1 and width a multiple of codec_heads, got "
-                f"{num_queries}, {reverse_queries}, {width} and {codec_heads}"
-            )
+        check_number("reverse_queries", reverse_queries, least=1, whole=True)
+        if qformer.width % codec_heads:
+            raise ValueError(f"qformer.width must be a multiple of codec_heads, got {qformer.width} and {codec_heads}")
         if detokenizer == "mlp" and reverse_queries != 1:
             raise ValueError(f"{reverse_queries} reverse queries need a reverse Q-Former: set detokenizer to that")
         self.image_size, self.causal, self.frozen_eval = image_size, causal, frozen_eval
@@ -135,26 +124,26 @@ class SEEDTokenizer(ZooModule):
         if teacher is not None and width_of_target != embedding_width:
             raise ValueError(f"the vectors of {teacher!r} have width {width_of_target}: set embedding_width to that")
         self.ln_vision = nn.LayerNorm(tower.width, LN_VISION_EPS)
-        self.query_tokens = nn.Parameter(torch.randn(1, num_queries, width) * 0.02)
-        self.Qformer = QFormer(
-            width, depth, heads, mlp_width, tower.width, vocab_size=0, cross_every=cross_every, dropout=dropout
-        )
+        queries, width = qformer.queries, qformer.width
+        self.query_tokens = nn.Parameter(torch.randn(1, queries, width) * 0.02)
+        self.Qformer = QFormer.of(qformer, tower.width)
         self.encode_task_layer = task_layer(width, codebook.width)
         self.quantize = make_quantizer(codebook)
         self.decode_task_layer = task_layer(codebook.width, width)
-        self.pos_embed = nn.Parameter(torch.zeros(1, num_queries, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, queries, width))
         self.blocks = codec_blocks(width, codec_depth, codec_heads, codec_mlp_ratio)
-        self.pos_embed_image = nn.Parameter(torch.zeros(1, num_queries, width))
+        self.pos_embed_image = nn.Parameter(torch.zeros(1, queries, width))
         self.blocks_image = codec_blocks(width, codec_depth, codec_heads, codec_mlp_ratio)
         self.detokenizer = Detokenizer(
-            detokenizer, num_queries, width, embedding_width, reverse_queries, reverse_depth, heads, mlp_width, dropout
-        )
+            detokenizer, queries, width, embedding_width, reverse_queries, reverse_depth, qformer.heads,
+            qformer.mlp_width, qformer.dropout,
+        )  # fmt: skip
         for position in (self.pos_embed, self.pos_embed_image):
             nn.init.trunc_normal_(position, std=0.02)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(not name.startswith(FROZEN))
         self.spec = TokenSpec(
-            segments=(Segment("tokens", (num_queries,), size=codebook.vocab_size),), dim=codebook.width,
+            segments=(Segment("tokens", (queries,), size=codebook.vocab_size),), dim=codebook.width,
             order="causal" if causal else "set", decodes="embedding",
         )  # fmt: skip
         self.load_weights(weights)
@@ -316,13 +305,13 @@ SEEDTokenizer.formats = (seed.PUBLISHED, seed.FIRST_STAGE)
 
 PAPER = "arXiv:2307.08041"
 register(
-    "seed_stage2_tiny", SEEDTokenizer, paper=PAPER, image_size=32, vision="tiny_random", num_queries=4, width=24,
-    depth=2, heads=2, mlp_width=48, dropout=0.0, codebook=replace(CODEBOOK, vocab_size=32, width=8), codec_depth=1,
-    codec_heads=2, teacher="tiny_random", embedding_width=16, optim=Optim(lr=3e-3),
+    "seed_stage2_tiny", SEEDTokenizer, paper=PAPER, image_size=32, vision="tiny_random",
+    qformer=QFormerSizes(4, 24, 2, 2, 48, dropout=0.0), codebook=replace(CODEBOOK, vocab_size=32, width=8),
+    codec_depth=1, codec_heads=2, teacher="tiny_random", embedding_width=16, optim=Optim(lr=3e-3),
 )  # fmt: skip
 register(
     "seed_stage2_emoji", SEEDTokenizer, paper=PAPER, recipe="seed_stage2.yaml", image_size=128, vision="lite0",
-    num_queries=16, width=384, depth=3, mlp_width=128, cross_every=2,
+    qformer=QFormerSizes(queries=16, width=384, depth=3, mlp_width=128),
     codebook=replace(CODEBOOK, vocab_size=512, width=16, init="kmeans", restart_threshold=1.0), codec_depth=1,
     codec_heads=6, codec_mlp_ratio=0.5, teacher="vision", embedding_width=1280,
     reconstruction_weight=4.0, generation_weight=10.0, vision_cache=2000,

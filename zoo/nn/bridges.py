@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.nn.qformer import EPS, QFormer
+from zoo.nn.qformer_sizes import QFormerSizes
 
 
 class QueryBridge(nn.Module):
@@ -36,6 +37,7 @@ class QueryBridge(nn.Module):
         dropout: of hidden states and attention.
         head_width: of an attention head; None takes ``width / heads``.
         eps: of the LayerNorms.
+        query_mlp_width: in place of ``mlp_width``, as there is no text here.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class QueryBridge(nn.Module):
         dropout: float = 0.1,
         head_width: int | None = None,
         eps: float = EPS,
+        query_mlp_width: int | None = None,
     ):
         super().__init__()
         if num_queries < 1:
@@ -60,8 +63,31 @@ class QueryBridge(nn.Module):
         self.num_tokens, self.width = num_queries, width
         self.query_tokens = nn.Parameter(torch.randn(1, num_queries, width) * 0.02)
         self.Qformer = QFormer(
-            width, depth, heads, mlp_width, image_width, 0, 0, cross_every, mixing, norm, bias, dropout, head_width, eps
-        )
+            width,
+            depth,
+            heads,
+            mlp_width,
+            image_width,
+            0,
+            0,
+            cross_every,
+            mixing,
+            norm,
+            bias,
+            dropout,
+            head_width,
+            eps,
+            query_mlp_width=query_mlp_width,
+        )  # fmt: skip
+
+    @classmethod
+    def of(cls, sizes: QFormerSizes, image_width: int) -> "QueryBridge":
+        """The bridge of these settings for image tokens of a width."""
+        s = sizes
+        return cls(
+            s.queries, s.width, s.depth, s.heads, s.mlp_width, image_width, s.cross_every, s.mixing, s.norm,
+            dropout=s.dropout, query_mlp_width=s.query_mlp_width,
+        )  # fmt: skip
 
     def forward(self, image: Float[Tensor, "b n e"]) -> Float[Tensor, "b t d"]:
         """Last hidden states of the queries."""

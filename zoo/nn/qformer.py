@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from zoo.choices import one_of
 from zoo.nn.qformer_masks import HIDDEN
+from zoo.nn.qformer_sizes import QFormerSizes
 
 EPS = 1e-12  # of BERT's LayerNorms
 KeysValues = tuple[Tensor, Tensor]  # of one layer, ``b heads s c`` each
@@ -109,6 +110,40 @@ class QFormer(nn.Module):
             self.cls = nn.ModuleDict({"predictions": head})
             head.decoder.weight = self.bert.embeddings.word_embeddings.weight
         self.reset_parameters()
+
+    @classmethod
+    def of(
+        cls,
+        sizes: QFormerSizes,
+        image_width: int,
+        vocab_size: int = 0,
+        max_positions: int = 0,
+        word_head: bool = True,
+    ) -> "QFormer":
+        """The Q-Former of these settings.
+
+        Args:
+            sizes: all but the number of queries, which belong to the model.
+            image_width: of the image tokens.
+            vocab_size: words of the text branch; 0 builds none.
+            max_positions: longest text.
+            word_head: whether a text branch has a head that predicts words.
+
+        Raises:
+            ValueError: for ``cross_only`` where it cannot be.
+        """
+        s = sizes
+        if s.mixing == "cross_only" and vocab_size:
+            raise ValueError("qformer.mixing cross_only has no place for text: take self_then_cross or joint")
+        if s.mixing == "cross_only" and s.cross_every != 1:
+            raise ValueError(
+                f"with qformer.mixing cross_only every layer reads the image: set qformer.cross_every to 1, not "
+                f"{s.cross_every}"
+            )
+        return cls(
+            s.width, s.depth, s.heads, s.mlp_width, image_width, vocab_size, max_positions, s.cross_every, s.mixing,
+            s.norm, dropout=s.dropout, word_head=word_head, query_mlp_width=s.query_mlp_width,
+        )  # fmt: skip
 
     def reset_parameters(self) -> None:
         """N(0, 0.02) for matrices and embeddings, as BERT; the query branch starts as a copy of the text branch."""

@@ -51,7 +51,9 @@ def start_from_bert(qformer: Any, source: str) -> None:
     state = {name.removeprefix(PREFIX): value.float() for name, value in file.items()}
     own = qformer.state_dict()
     if heads is not None and heads != qformer.heads:
-        raise ValueError(f"{source} has {heads} attention heads and the Q-Former {qformer.heads}: set heads to {heads}")
+        raise ValueError(
+            f"{source} has {heads} attention heads and the Q-Former {qformer.heads}: set qformer.heads to {heads}"
+        )
     found = _to_own_names(state, own)
     counted = check_positions(file, [name for name in file if name.endswith("embeddings.position_ids")])
     report_unused_entries(
@@ -60,7 +62,9 @@ def start_from_bert(qformer: Any, source: str) -> None:
     found = untrack_entries(found)
     layers = 1 + max(int(name.split(".")[3]) for name in found if name.startswith("bert.encoder.layer."))
     if layers < qformer.depth:
-        raise ValueError(f"{source} has {layers} layers, the Q-Former {qformer.depth}: set depth to {layers} or less")
+        raise ValueError(
+            f"{source} has {layers} layers, the Q-Former {qformer.depth}: set qformer.depth to {layers} or less"
+        )
     for name, value in found.items():
         if name not in own:
             continue
@@ -68,7 +72,7 @@ def start_from_bert(qformer: Any, source: str) -> None:
         if value.shape != target.shape:
             raise ValueError(
                 f"{source} does not fit the Q-Former: {name} is {tuple(value.shape)}, not {tuple(target.shape)}; "
-                "set width, mlp_width and vocabulary to BERT's"
+                "set qformer.width, qformer.mlp_width and vocabulary to BERT's"
             )
         target.copy_(value)
     qformer.copy_text_to_query_branch()

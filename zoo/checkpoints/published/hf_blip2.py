@@ -120,7 +120,9 @@ def save_blip2(model: Any, folder: str | Path) -> Path:
     """
     vit = model.frozen["vision"].network
     args = model.init_args()
-    if not isinstance(vit, EvaViT) or args["mixing"] != "self_then_cross" or args["norm"] != "post":
+    sizes = args["qformer"]
+    as_published = sizes["mixing"] == "self_then_cross" and sizes["norm"] == "post"
+    if not isinstance(vit, EvaViT) or not as_published or sizes["query_mlp_width"] not in (None, sizes["mlp_width"]):
         raise ValueError("transformers' BLIP-2 has EVA ViT-g and LAVIS's Q-Former: other bridges cannot be written")
     second = "language_model" in model.frozen
     state = {n.removeprefix("bridge."): v for n, v in model.state_dict().items()}
@@ -137,12 +139,12 @@ def save_blip2(model: Any, folder: str | Path) -> Path:
 
 
 def _build_config(model: Any, vit: Any, args: dict[str, Any], second: bool) -> dict[str, Any]:
-    block = vit.blocks[0]
+    block, qformer = vit.blocks[0], args["qformer"]
     patch = vit.patch_embed.proj.kernel_size[0]
     return {
         "architectures": ["Blip2ForConditionalGeneration" if second else "Blip2ForImageTextRetrieval"],
         "model_type": "blip-2",
-        "num_query_tokens": args["num_queries"],
+        "num_query_tokens": qformer["queries"],
         "image_text_hidden_size": args.get("projection_width", 256),
         "vision_config": {
             "hidden_size": vit.width, "intermediate_size": block.mlp.fc1.out_features, "patch_size": patch,
@@ -150,9 +152,9 @@ def _build_config(model: Any, vit: Any, args: dict[str, Any], second: bool) -> d
             "image_size": args["image_size"], "layer_norm_eps": 1e-6, "qkv_bias": True, "hidden_act": "gelu",
         },
         "qformer_config": {
-            "hidden_size": args["width"], "num_hidden_layers": args["depth"], "num_attention_heads": args["heads"],
-            "intermediate_size": args["mlp_width"], "encoder_hidden_size": vit.width,
-            "cross_attention_frequency": args["cross_every"], "layer_norm_eps": 1e-12, "hidden_act": "gelu",
+            "hidden_size": qformer["width"], "num_hidden_layers": qformer["depth"],
+            "num_attention_heads": qformer["heads"], "intermediate_size": qformer["mlp_width"], "encoder_hidden_size": vit.width,
+            "cross_attention_frequency": qformer["cross_every"], "layer_norm_eps": 1e-12, "hidden_act": "gelu",
             "vocab_size": 30523 if second else model.Qformer.vocab_size, "use_qformer_text_input": not second,
             "max_position_embeddings": args.get("max_positions", 512),
         },
@@ -184,9 +186,10 @@ def _check_config(config: Mapping[str, Any], model: Any, text: bool) -> tuple[st
     if not config:
         return ()
     args, here = model.init_args(), "config.json beside these weights"
+    own = args["qformer"]
     must = {
         "model_type": Required("blip-2", "blip-2", "other models with a Q-Former are not read"),
-        "num_query_tokens": Required(args["num_queries"], 32, "set num_queries"),
+        "num_query_tokens": Required(own["queries"], 32, "set qformer.queries"),
     }
     free = ["text_config", "image_token_index", "image_token_id", "tie_word_embeddings", *GENERATION]
     if text:
@@ -201,11 +204,11 @@ def _check_config(config: Mapping[str, Any], model: Any, text: bool) -> tuple[st
     ConfigFields(("vision_config", "qformer_config"), must, tuple(free)).check(config, here)
     tower = model.frozen["vision"]
     sizes = {
-        "hidden_size": args["width"], "num_hidden_layers": args["depth"], "intermediate_size": args["mlp_width"],
-        "encoder_hidden_size": tower.width, "cross_attention_frequency": args["cross_every"],
+        "hidden_size": own["width"], "num_hidden_layers": own["depth"], "intermediate_size": own["mlp_width"],
+        "encoder_hidden_size": tower.width, "cross_attention_frequency": own["cross_every"],
     }  # fmt: skip
-    inner = {name: Required(own, own) for name, own in sizes.items()} | {  # tensors show what is not said of these
-        "num_attention_heads": Required(args["heads"], 12, "set heads"),
+    inner = {name: Required(size, size) for name, size in sizes.items()} | {  # tensors show what is not said of these
+        "num_attention_heads": Required(own["heads"], 12, "set qformer.heads"),
         "hidden_act": Required("gelu", "gelu"),
         "layer_norm_eps": Required(EPS, 1e-12),
         "position_embedding_type": Required("absolute", "absolute"),
