@@ -125,7 +125,7 @@ def test_narrow_networks_of_the_queries():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="diversity_weight must not be negative"):
+    with pytest.raises(ValueError, match="diversity_weight must be a number of at least 0"):
         zoo.create_model("seed_stage1_tiny", diversity_weight=-1.0)
     model = stirred()
     with pytest.raises(ValueError, match="has no 'caption'"):

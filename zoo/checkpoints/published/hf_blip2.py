@@ -153,7 +153,8 @@ def _build_config(model: Any, vit: Any, args: dict[str, Any], second: bool) -> d
         },
         "qformer_config": {
             "hidden_size": qformer["width"], "num_hidden_layers": qformer["depth"],
-            "num_attention_heads": qformer["heads"], "intermediate_size": qformer["mlp_width"], "encoder_hidden_size": vit.width,
+            "num_attention_heads": qformer["heads"], "intermediate_size": qformer["mlp_width"],
+            "encoder_hidden_size": vit.width,
             "cross_attention_frequency": qformer["cross_every"], "layer_norm_eps": 1e-12, "hidden_act": "gelu",
             "vocab_size": 30523 if second else model.Qformer.vocab_size, "use_qformer_text_input": not second,
             "max_position_embeddings": args.get("max_positions", 512),
