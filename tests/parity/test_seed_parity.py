@@ -80,7 +80,7 @@ def test_stage_by_stage(recorded):
         assert len(ids.unique()) > 20
         tokens = Tokens(ids, None, model.spec)
         torch.testing.assert_close(model.embed(ids), arrays["out.zq"], **CLOSE)
-        torch.testing.assert_close(model._up(ids), arrays["out.up"], **CLOSE)
+        torch.testing.assert_close(model._up(tokens), arrays["out.up"], **CLOSE)
         torch.testing.assert_close(model.decode(tokens), arrays["out.gen"], **CLOSE)
         torch.testing.assert_close(model.reconstruct_causal(tokens), arrays["out.recon_s"], **CLOSE)
     assert arrays["out.gen"].std() > 0.05
