@@ -136,7 +136,7 @@ CASES = {
     "OpenMMLab": (openmmlab, "vqgan_tiny", "averaged", "state_dict", "ema_state_dict"),
     "Flax": (flax, "vqgan_maskgit_tiny", "averaged", "ema_params", "params"),
 }
-OPTIONS = {"LlamaGen": {"quantizer": "l2", "legacy": False}}
+OPTIONS = {"LlamaGen": {"codebook": {"quantizer": "l2", "legacy": False}}}
 
 
 @pytest.fixture(scope="module", params=CASES)
