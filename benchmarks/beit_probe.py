@@ -23,7 +23,7 @@ from _record import environment, run, write
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from zoo.losses.mixing import hits
+from zoo.losses.mixing import mark_correct
 from zoo.models.beit import BEiT
 from zoo.models.beit_classifier import BEiTClassifier
 from zoo.optim import Optim, cosine
@@ -193,7 +193,7 @@ def probe(x: tuple[Tensor, ...], y: tuple[Tensor, ...], num_classes: int, steps:
         optimizer.step()
     with torch.no_grad():
         return {
-            split: hits(torch.baddbmm(bias, x[i], weight), y[i].expand(depth, -1)).mean(1)
+            split: mark_correct(torch.baddbmm(bias, x[i], weight), y[i].expand(depth, -1)).mean(1)
             for i, split in ((1, "val"), (2, "test"))
         }
 
@@ -239,7 +239,7 @@ def fine_tuning(beit: BEiT, data: Any, test: list[dict], options: Any) -> dict[s
 
 @torch.no_grad()
 def accuracy(model: BEiTClassifier, batches: list[dict]) -> float:
-    return torch.cat([hits(model(b["image"]), b["label"]) for b in batches]).mean().item()
+    return torch.cat([mark_correct(model(b["image"]), b["label"]) for b in batches]).mean().item()
 
 
 def summary(found: dict[str, list[float]]) -> dict[str, float]:

@@ -261,7 +261,7 @@ def _of(entry: Any, key: str, where: str) -> Any:
 
 
 def _first(record: dict[str, Any], keys: Sequence[str]) -> Any:
-    """What stands under the first of these keys that has something, else an empty value that is there."""
+    """The value of the first of these keys that has one, else an empty value that is there."""
     given = [record[key] for key in keys if record.get(key) is not None]
     return next((value for value in given if value not in ("", [])), next(iter(given), None))
 

@@ -174,7 +174,7 @@ class ZooDataModule(pl.LightningDataModule):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """How much of the epoch was seen; asked by Lightning for every checkpoint."""
+        """The part of the epoch that was seen; Lightning asks for it for every checkpoint."""
         if self._order is None or self.trainer is None:
             return {}
         epoch, batches = find_place(self.trainer)
@@ -225,7 +225,7 @@ class ZooDataModule(pl.LightningDataModule):
             self.setup("fit")
 
     def _processes(self) -> tuple[int, int]:
-        """How many processes divide the training images, and which of them this is."""
+        """The number of processes that divide the training images, and the rank of this one."""
         if self.trainer is None or not self.trainer._accelerator_connector.use_distributed_sampler:
             return 1, 0
         said = self.trainer.distributed_sampler_kwargs or {}
@@ -345,7 +345,7 @@ def collate(samples: Sequence[Sample | None]) -> dict[str, Any]:
     return batch
 
 
-def package_folder(module: str, needed_by: str, extra: str = "demo") -> Path:
+def find_package(module: str, needed_by: str, extra: str = "demo") -> Path:
     """Where an installed package keeps its files; the package itself is not imported.
 
     Raises:
@@ -353,10 +353,10 @@ def package_folder(module: str, needed_by: str, extra: str = "demo") -> Path:
     """
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
-        raise missing(module, needed_by, extra)
+        raise missing_package(module, needed_by, extra)
     return Path(spec.submodule_search_locations[0])
 
 
-def missing(module: str, needed_by: str, extra: str = "demo") -> ModuleNotFoundError:
+def missing_package(module: str, needed_by: str, extra: str = "demo") -> ModuleNotFoundError:
     """The error for a package of an extra that is not installed."""
     return ModuleNotFoundError(f"{needed_by} needs the package {module}: pip install 'tokenzoo[{extra}]'")

@@ -77,7 +77,7 @@ class AnnotatedDataset(Samples):
 
 
 class _AnnotatedData(ZooDataModule):
-    """What both data modules share: three annotation files, or one that is divided."""
+    """Base of both data modules: three annotation files, or one that is divided."""
 
     reads: Callable[[Path], list[Annotated]]
 

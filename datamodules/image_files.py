@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from datamodules.metadata import orientation, tiff_orientation, upright, without_metadata
+from datamodules.metadata import read_orientation, read_tiff_orientation, strip_metadata, turn_upright
 from datamodules.transforms import from_pil
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def read_image(path: Path) -> UInt8[Tensor, "3 h w"]:
             raise
         except Exception:
             # metadata can break Pillow in any way; a file whose pixels are broken breaks it once more
-            if (rest := without_metadata(Path(path).read_bytes())) is None:
+            if (rest := strip_metadata(Path(path).read_bytes())) is None:
                 raise
             return from_pil(_read(io.BytesIO(rest[0]), rest[1]))
     except Unreadable:
@@ -157,12 +157,12 @@ def _read(file: Any, turned: int | None = None) -> Any:
         rawmode = next((str(tile[3]) for tile in image.tile if isinstance(tile[3], str)), "")
         tiff = image.format == "TIFF"
         if tiff:
-            said = tiff_orientation(image)
+            said = read_tiff_orientation(image)
             tags = cast("TiffImageFile", image).tag_v2
             facts = {key: tags.get(key) for key in (_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT)}
         image.load()
-        turned = turned or (said if tiff else orientation(image))
-        return upright(_eight_bits(image, rawmode, facts if tiff else {}), turned)
+        turned = turned or (said if tiff else read_orientation(image))
+        return turn_upright(_eight_bits(image, rawmode, facts if tiff else {}), turned)
 
 
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # TIFF's tags

@@ -1,4 +1,4 @@
-"""What an image file says beside its pixels: which way is up. And the file without all of it, where it is faulty.
+"""Metadata of image files: the orientation, and the file without metadata where these are faulty.
 
 Cameras, phones and editors write tags of wrong types, lengths and places. None of that makes pixels unreadable, so the
 one tag that matters is looked for by hand, and faults of the others are passed over.
@@ -19,15 +19,15 @@ _TIFF_PIXELS = {
 }  # fmt: skip
 
 
-def orientation(image: Any) -> int:
-    """1 to 8 as in EXIF, of a Pillow image whose pixels are loaded; 1, upright, where nothing valid is said."""
+def read_orientation(image: Any) -> int:
+    """Orientation of a loaded Pillow image: 1 to 8 as in EXIF; 1, upright, where nothing valid is said."""
     said = image.info.get("exif") or _raw_profile(image.info.get("Raw profile type exif"))
     xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp")
-    return orientation_of(said, xmp)
+    return choose_orientation(said, xmp)
 
 
-def tiff_orientation(image: Any) -> int:
-    """Of a Pillow image of a TIFF file that is not loaded; it forgets its EXIF, by which Pillow would turn it."""
+def read_tiff_orientation(image: Any) -> int:
+    """Orientation of a TIFF file not yet loaded; its EXIF is then forgotten, or Pillow would turn it once more."""
     try:
         value = image.tag_v2.get(ORIENTATION)
     except Exception:  # whatever is wrong with the tag, the pixels are not
@@ -35,10 +35,10 @@ def tiff_orientation(image: Any) -> int:
     tags = image.getexif()
     for tag in list(tags):
         del tags[tag]
-    return int(value) if _valid(value) else orientation_of(None, image.info.get("xmp"))
+    return int(value) if _valid(value) else choose_orientation(None, image.info.get("xmp"))
 
 
-def orientation_of(exif: bytes | None, xmp: bytes | str | None) -> int:
+def choose_orientation(exif: bytes | None, xmp: bytes | str | None) -> int:
     """The orientation that EXIF says, or else the one that XMP says, or else 1.
 
     Args:
@@ -87,8 +87,8 @@ def _raw_profile(text: Any) -> bytes | None:
         return None
 
 
-def upright(image: Any, orientation: int) -> Any:
-    """A Pillow image turned as an orientation of EXIF says."""
+def turn_upright(image: Any, orientation: int) -> Any:
+    """Turn a Pillow image as an orientation of EXIF says."""
     from PIL.Image import Transpose
 
     turns = {
@@ -101,7 +101,7 @@ def upright(image: Any, orientation: int) -> Any:
 # ------------------------------------------------------------------ without
 
 
-def without_metadata(data: bytes) -> tuple[bytes, int] | None:
+def strip_metadata(data: bytes) -> tuple[bytes, int] | None:
     """A JPEG, PNG, WebP or TIFF file with nothing but its pixels, and its orientation; None for what is none of them.
 
     Args:
@@ -116,7 +116,7 @@ def without_metadata(data: bytes) -> tuple[bytes, int] | None:
                 kept, exif, xmp = split(data)
             except (struct.error, IndexError):
                 return None
-            return kept, orientation_of(exif, xmp)
+            return kept, choose_orientation(exif, xmp)
     return None
 
 

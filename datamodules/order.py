@@ -1,4 +1,4 @@
-"""Which images an epoch of training goes through, in which order and with which noise: from its number alone."""
+"""Images, order and noise of a training epoch: a function of its number and the seed alone."""
 
 import random
 from collections.abc import Iterator

@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from datamodules.base import Sample, Samples, Split, ZooDataModule, package_folder
+from datamodules.base import Sample, Samples, Split, ZooDataModule, find_package
 from datamodules.image_files import read_image
 from datamodules.sizes import square_side
 from datamodules.transforms import Transform, make_eval_transform, random_crop, random_flip
@@ -31,10 +31,10 @@ PHOTOS = {
 }
 
 
-def photo_path(name: str) -> Path:
+def find_photo(name: str) -> Path:
     """Where a photograph of ``PHOTOS`` lies inside its package."""
     module, file = name.split("/")
-    folder = package_folder(module, "PhotoData")
+    folder = find_package(module, "PhotoData")
     return folder / "data" / file if module == "skimage" else folder / "datasets" / "images" / file
 
 
@@ -144,7 +144,7 @@ class PhotoData(ZooDataModule):
             return
         first = 0
         for split, photos in PHOTOS.items():
-            pixels = [read_image(photo_path(name)) for name in photos]
+            pixels = [read_image(find_photo(name)) for name in photos]
             for name, photo in zip(photos, pixels, strict=True):
                 if (short := min(photo.shape[-2:])) < self.image_size:
                     raise ValueError(

@@ -24,7 +24,7 @@ _BLANK = " \t\r\n\ufeff"  # what JSON takes for blank, and a byte-order mark whe
 
 @dataclass
 class Records:
-    """What a file holds.
+    """The records of a file.
 
     Args:
         file: as given.
@@ -118,7 +118,7 @@ def _around(text: str, at: int) -> str:
 
 
 def _separator(text: str, usual: str) -> str:
-    """What stands between the names of a table; spreadsheets of many countries write semicolons into .csv."""
+    """The separator of a table, taken from its header; spreadsheets of many countries write semicolons into .csv."""
     header = next(line for line in io.StringIO(text, newline=None) if line.strip(_BLANK))
     if said := _SAID.match(header):
         return said[1]

@@ -21,7 +21,7 @@ def square_side(size: Size, who: str) -> int:
     return height
 
 
-def proportions(ratio: tuple[float, float], size: Size) -> list[float]:
+def crop_ratios(ratio: tuple[float, float], size: Size) -> list[float]:
     """Range of width to height of a crop that is then resized, around the proportions of the result.
 
     Args:

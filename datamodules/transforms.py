@@ -1,4 +1,4 @@
-"""What happens to an image between the file and the batch: the augmentations and crops of the papers.
+"""The augmentations and crops of the papers: from the pixels of a file to the images of a batch.
 
 Every transform takes one uint8 ``3 h w`` tensor and returns the entries that it adds to the batch: ``image``, and
 ``token_image`` where the tokenizer sees a view of its own. Nothing is normalised here; each model owns that.
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from datamodules.sizes import Size, proportions, square_side
+from datamodules.sizes import Size, crop_ratios, square_side
 from zoo.choices import one_of
 from zoo.tokens import sides_of
 
@@ -131,7 +131,7 @@ class CentreCrop:
         rows, columns = sides_of(self.size)
         if (height, width) == (rows, columns):
             return {"image": image}
-        image = middle(image, EXTREME)  # resized as a whole, a strip of 60000x1 pixels would fill gigabytes
+        image = crop_to_ratio(image, EXTREME)  # resized as a whole, a strip of 60000x1 pixels would fill gigabytes
         height, width = image.shape[-2:]
         tall, wide = sides_of(self.side)
         # the longer side is rounded by the DALL-E notebook, cut off by torchvision's Resize that unilm uses
@@ -157,7 +157,7 @@ class WholeImage:
 
     def __call__(self, image: UInt8[Tensor, "3 h w"]) -> Views:
         if self.padded and image.shape[-2] != image.shape[-1]:
-            return {"image": on_grey(image, square_side(self.size, "padding"))}
+            return {"image": place_on_grey(image, square_side(self.size, "padding"))}
         return {"image": resize(image, sides_of(self.size), "bicubic")}
 
 
@@ -271,7 +271,7 @@ class TwoViews:
         from torchvision.transforms import RandomResizedCrop
 
         image = random_flip(from_pil(self._jitter(to_pil(image))))
-        ratio = proportions(self.ratio, self.size)
+        ratio = crop_ratios(self.ratio, self.size)
         top, left, height, width = RandomResizedCrop.get_params(image, list(self.scale), ratio)
         crop = image[:, top : top + height, left : left + width]
         views = {"image": resize(crop, sides_of(self.size), "bicubic")}
@@ -301,7 +301,7 @@ class RandomArea:
     def __call__(self, image: UInt8[Tensor, "3 h w"]) -> Views:
         from torchvision.transforms import RandomResizedCrop
 
-        ratio = proportions(self.ratio, self.size)
+        ratio = crop_ratios(self.ratio, self.size)
         top, left, height, width = RandomResizedCrop.get_params(image, list(self.scale), ratio)
         crop = image[:, top : top + height, left : left + width]
         crop = resize(crop, sides_of(self.size), "bicubic")
@@ -333,7 +333,7 @@ class FineTune:
     def _augment(self) -> Callable[[Any], Tensor]:
         from timm.data import create_transform
 
-        ratio = proportions((3 / 4, 4 / 3), self.size)
+        ratio = crop_ratios((3 / 4, 4 / 3), self.size)
         whole = create_transform(
             self.size, is_training=True, scale=self.scale, ratio=ratio, auto_augment=self.rand_augment,
             color_jitter=0.4, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), re_prob=0.0,
@@ -409,22 +409,22 @@ def resize(image: UInt8[Tensor, "3 h w"], shape: tuple[int, int], filter: str) -
     return from_pil(to_pil(image).resize((shape[1], shape[0]), Resampling[filter.upper()]))
 
 
-def middle(image: UInt8[Tensor, "3 h w"], ratio: int) -> UInt8[Tensor, "3 h2 w2"]:
-    """What is at most ``ratio`` times as long as it is wide, around the same centre."""
+def crop_to_ratio(image: UInt8[Tensor, "3 h w"], ratio: int) -> UInt8[Tensor, "3 h2 w2"]:
+    """Cut the long side to at most ``ratio`` times the short one, around the same centre."""
     short, long = sorted(image.shape[-2:])
     keep = ratio * short + (long - ratio * short) % 2  # as much is cut off on both sides
     return image if long <= keep else image.narrow(1 if image.shape[-2] == long else 2, (long - keep) // 2, keep)
 
 
-def on_grey(image: UInt8[Tensor, "3 h w"], size: int) -> UInt8[Tensor, "3 s s"]:
-    """The image in the middle of a grey square, resized; the square itself, often much larger, is never held.
+def place_on_grey(image: UInt8[Tensor, "3 h w"], size: int) -> UInt8[Tensor, "3 s s"]:
+    """Place the image in the middle of a grey square and resize it; that square, often much larger, is never held.
 
     Pillow resizes rows, then columns. So are these, and the result is the same to the last bit; only of a strip that
     is ``EXTREME`` and stands upright the columns go first.
     """
     height, width = image.shape[-2:]
     if height > EXTREME * width:
-        return on_grey(image.transpose(1, 2).contiguous(), size).transpose(1, 2).contiguous()
+        return place_on_grey(image.transpose(1, 2).contiguous(), size).transpose(1, 2).contiguous()
     if width >= height:
         narrow = _between_grey(resize(image, (height, size), "bicubic"), width, 1)
     else:
@@ -463,11 +463,11 @@ def from_pil(image: Any) -> UInt8[Tensor, "3 h w"]:
     import numpy as np
 
     if image.mode != "RGB" or "transparency" in image.info:
-        image = on_white(image)
+        image = composite_on_white(image)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def on_white(image: Any) -> Any:
+def composite_on_white(image: Any) -> Any:
     """A Pillow image in RGB, composited on white where it is transparent."""
     from PIL import Image
 

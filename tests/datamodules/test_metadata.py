@@ -9,7 +9,7 @@ from crafted_images import chunk, directory, exif, png, saved, tiff, wedge, with
 from PIL import Image, ImageOps
 
 from datamodules.image_files import Unreadable, read_image
-from datamodules.metadata import orientation_of, upright
+from datamodules.metadata import choose_orientation, turn_upright
 
 FORMS = ["JPEG", "PNG", "PNG, EXIF behind", "WEBP"]
 SHORT, ASCII, LONG, RATIONAL, UNDEFINED, DOUBLE = 3, 2, 4, 5, 7, 12
@@ -18,7 +18,7 @@ XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="%d"/></x:xmpmeta>'
 
 
 def turned(number):
-    return np.asarray(upright(wedge(), number)).transpose(2, 0, 1)
+    return np.asarray(turn_upright(wedge(), number)).transpose(2, 0, 1)
 
 
 def read(tmp_path, data, name="image"):
@@ -86,7 +86,7 @@ def test_an_orientation_that_is_none_leaves_the_image_as_it_is(form, tmp_path):
 
 def test_numbers_of_other_types_are_taken_as_pillow_takes_them():
     for kind, count, values in [(LONG, 1, (6,)), (RATIONAL, 1, (6, 1)), (RATIONAL, 1, (12, 2)), (DOUBLE, 1, (6.0,))]:
-        assert orientation_of(exif({0x0112: (kind, count, values)}), None) == 6
+        assert choose_orientation(exif({0x0112: (kind, count, values)}), None) == 6
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -177,7 +177,7 @@ def test_no_bytes_of_exif_make_pixels_unreadable(tmp_path):
 def test_files_without_metadata_show_the_same_pixels():
     import io
 
-    from datamodules.metadata import without_metadata
+    from datamodules.metadata import strip_metadata
 
     chance = np.random.default_rng(0)
     colours = Image.fromarray(chance.integers(0, 256, (40, 56, 4), dtype=np.uint8), "RGBA")
@@ -201,14 +201,14 @@ def test_files_without_metadata_show_the_same_pixels():
         saved(colours.convert("P"), "TIFF", exif=turn[6:], compression="tiff_lzw"),
     ]  # fmt: skip
     for number, data in enumerate(files):
-        bare, turned = without_metadata(data)
+        bare, turned = strip_metadata(data)
         assert turned == 6, number
         with Image.open(io.BytesIO(data)) as image, Image.open(io.BytesIO(bare)) as again:
             assert again.getexif().get(0x0112) is None
             assert image.format == again.format
             expected = ImageOps.exif_transpose(image) if image.format == "TIFF" else image
             again.load()
-            again = upright(again, 6) if image.format == "TIFF" else again
+            again = turn_upright(again, 6) if image.format == "TIFF" else again
             assert np.array_equal(np.asarray(expected.convert("RGBA")), np.asarray(again.convert("RGBA"))), number
 
 

@@ -7,14 +7,14 @@ import torch
 
 from datamodules import PhotoData
 from datamodules.image_folder import read_image
-from datamodules.photos import PHOTOS, GridCrops, RandomCrops, photo_path
+from datamodules.photos import PHOTOS, GridCrops, RandomCrops, find_photo
 
 
 def test_no_photograph_is_in_two_splits():
     names = [name for photos in PHOTOS.values() for name in photos]
     assert len(names) == len(set(names)) == 10
     assert not any("motorcycle_right" in name for name in names)  # the same scene as motorcycle_left
-    assert all(photo_path(name).is_file() for name in names)
+    assert all(find_photo(name).is_file() for name in names)
 
 
 def test_grid_crops_cover_without_overlap():
@@ -46,7 +46,7 @@ def test_photo_data_end_to_end():
     assert batch["token_image"].shape == (8, 3, 32, 32)
     assert len(data.val) == 4 * 7
     assert len(data.test) == 6 * 9 + 6 * 10
-    coffee = read_image(photo_path("skimage/coffee.png"))
+    coffee = read_image(find_photo("skimage/coffee.png"))
     assert torch.equal(data.test[0]["image"], coffee[:, 8:72, 12:76])
     numbers = [data.view("all")[i]["index"] for i in range(len(data.view("all")))]
     assert numbers == list(range(len(numbers)))

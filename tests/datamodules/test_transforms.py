@@ -20,9 +20,9 @@ from datamodules.transforms import (
     TwoViews,
     area_resize,
     beit_side,
+    composite_on_white,
     make_eval_transform,
     make_train_transform,
-    on_white,
     posterize,
     resize,
 )
@@ -247,7 +247,7 @@ def test_an_unknown_name_gets_the_nearest():
 
 def test_transparency_is_shown_on_white():
     image = Image.new("RGBA", (1, 1), (0, 0, 0, 0))
-    assert on_white(image).getpixel((0, 0)) == (255, 255, 255)
+    assert composite_on_white(image).getpixel((0, 0)) == (255, 255, 255)
     assert CentreCrop(1, 1, "bicubic")(torch.zeros(3, 1, 1, dtype=torch.uint8))["image"].shape == (3, 1, 1)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from zoo.losses.contrastive import contrastive_loss, draw_negatives, same_image, similarities
+from zoo.losses.contrastive import contrastive_loss, draw_negatives, find_same_image, image_text_similarity
 from zoo.losses.image_text import generation_loss, matching_loss
 
 CPU = torch.device("cpu")
@@ -19,7 +19,7 @@ def features():
 
 def test_similarity_is_the_best_query():
     image, text, _ = features()
-    found = similarities(image, text)
+    found = image_text_similarity(image, text)
     for i in range(4):
         for j in range(4):
             assert found[i, j] == pytest.approx(max(float(q @ text[j]) for q in image[i]), abs=1e-6)
@@ -28,9 +28,9 @@ def test_similarity_is_the_best_query():
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_loss_without_ids_is_smoothed_cross_entropy(smoothing):
     image, text, temperature = features()
-    loss, i2t, t2i = contrastive_loss(image, text, temperature, same_image(4, None, CPU), smoothing)
+    loss, i2t, t2i = contrastive_loss(image, text, temperature, find_same_image(4, None, CPU), smoothing)
     torch.testing.assert_close(i2t, t2i.T)  # one rank: one matrix
-    torch.testing.assert_close(i2t, similarities(image, text) / temperature)
+    torch.testing.assert_close(i2t, image_text_similarity(image, text) / temperature)
     expected = [F.cross_entropy(sim, torch.arange(4), label_smoothing=smoothing) for sim in (i2t, t2i)]
     torch.testing.assert_close(loss, sum(expected) / 2)
 
@@ -38,7 +38,7 @@ def test_loss_without_ids_is_smoothed_cross_entropy(smoothing):
 def test_captions_of_one_image_share_the_target():
     image, text, temperature = features()
     ids = torch.tensor([7, 3, 7, 9])
-    loss, i2t, t2i = contrastive_loss(image, text, temperature, same_image(4, ids, CPU))
+    loss, i2t, t2i = contrastive_loss(image, text, temperature, find_same_image(4, ids, CPU))
     expected = 0.0
     for sim in (i2t, t2i):
         for i in range(4):
@@ -55,13 +55,13 @@ def test_gradient_of_the_gathered_side():
     for full in (False, True):
         image, text, temperature = features()
         image.requires_grad_()
-        loss, *_ = contrastive_loss(image, text, temperature, same_image(4, None, CPU), gather_gradient=full)
+        loss, *_ = contrastive_loss(image, text, temperature, find_same_image(4, None, CPU), gather_gradient=full)
         loss.backward()
         norms[full] = (loss.item(), image.grad)
     assert norms[False][0] == norms[True][0]
     local = features()[0].requires_grad_()
     _, text, temperature = features()
-    i2t = similarities(local, text) / temperature
+    i2t = image_text_similarity(local, text) / temperature
     (F.cross_entropy(i2t, torch.arange(4), label_smoothing=0.1) / 2).backward()
     torch.testing.assert_close(norms[False][1], local.grad, rtol=1e-4, atol=1e-6)
     assert norms[True][1].norm() > 1.3 * norms[False][1].norm()
@@ -70,7 +70,7 @@ def test_gradient_of_the_gathered_side():
 def test_negatives_are_never_of_the_same_image_and_hard_ones_come_first():
     torch.manual_seed(0)
     ids = torch.tensor([1, 1, 2, 3])
-    same = same_image(4, ids, CPU)
+    same = find_same_image(4, ids, CPU)
     sim = torch.zeros(4, 4)
     sim[2, 3] = 3.0
     counts = torch.zeros(4, 4)
@@ -97,9 +97,9 @@ def test_draws_come_in_the_order_of_the_reference():
 
 
 def test_one_image_alone_has_no_negatives():
-    assert draw_negatives(torch.zeros(1, 1), torch.zeros(1, 1), same_image(1, None, CPU)) is None
+    assert draw_negatives(torch.zeros(1, 1), torch.zeros(1, 1), find_same_image(1, None, CPU)) is None
     ids = torch.tensor([4, 4])
-    assert draw_negatives(torch.zeros(2, 2), torch.zeros(2, 2), same_image(2, ids, CPU)) is None
+    assert draw_negatives(torch.zeros(2, 2), torch.zeros(2, 2), find_same_image(2, ids, CPU)) is None
 
 
 def test_matching_by_hand():

@@ -7,7 +7,7 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from zoo.distributed import gather_rows
-from zoo.losses.contrastive import contrastive_loss, same_image
+from zoo.losses.contrastive import contrastive_loss, find_same_image
 
 IDS = torch.tensor([5, 6, 5, 8, 9, 6])
 
@@ -16,7 +16,7 @@ def result(rows, ids, full):
     """Loss, matrix, and the gradients that DDP would average."""
     torch.manual_seed(0)
     image, text = torch.randn(6, 2, 4)[rows].requires_grad_(), torch.randn(6, 4)[rows].requires_grad_()
-    same = same_image(len(image), None if ids is None else ids[rows], image.device)
+    same = find_same_image(len(image), None if ids is None else ids[rows], image.device)
     unit = (F.normalize(image, dim=-1), F.normalize(text, dim=-1))
     loss, i2t, _ = contrastive_loss(*unit, torch.tensor(0.1), same, gather_gradient=full)
     loss.backward()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import zoo
-from zoo.losses.mixing import top
+from zoo.losses.mixing import top_k_accuracy
 from zoo.metrics.extractors import quantise
 from zoo.metrics.feature_distances import inception_score, kernel_distance, precision_recall
 from zoo.metrics.frechet import FrechetDistance, frechet_distance
@@ -66,9 +66,9 @@ def test_retrieval_refuses_scores_that_are_no_numbers(where):
 
 def test_a_likeliest_class_among_nan_scores_is_nobody():
     logits, label = torch.tensor([[NAN, NAN, NAN], [5.0, 1.0, 0.0]]), torch.tensor([0, 0])
-    assert top(logits[1:], label[1:], 1) == 1
+    assert top_k_accuracy(logits[1:], label[1:], 1) == 1
     for k in (1, 2, 3):
-        assert top(logits, label, k).isnan(), k
+        assert top_k_accuracy(logits, label, k).isnan(), k
 
 
 BATCH = {

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from tiny_tokenizer import RandomImageData, quiet_trainer
 
 import zoo
-from zoo.losses.mixing import mix
+from zoo.losses.mixing import mix_images
 from zoo.models.beit import BEiT
 from zoo.models.beit_classifier import BEiTClassifier
 from zoo.nn.beit_vit import TINY, BeitViT
@@ -47,7 +47,7 @@ def test_mixed_targets_are_those_of_the_mixed_images(batch):
     model = BEiTClassifier(**TINY, num_classes=9, mixup=0.8, label_smoothing=0.1)
     x = model.network_view(batch["image"])
     before = x.clone()
-    mixed, target = mix(x, batch["label"], model.mixup, model.cutmix, model.label_smoothing, model.num_classes)
+    mixed, target = mix_images(x, batch["label"], model.mixup, model.cutmix, model.label_smoothing, model.num_classes)
     assert torch.equal(x, before)
     share = ((mixed - x.flip(0)) / (x - x.flip(0)))[x != x.flip(0)].median()
     one_hot = F.one_hot(batch["label"], 9) * 0.9 + 0.1 / 9

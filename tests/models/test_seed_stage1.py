@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import zoo
-from zoo.losses.contrastive import same_image
+from zoo.losses.contrastive import find_same_image
 from zoo.models.seed_stage1 import SEEDStage1, query_overlap
 from zoo.nn.qformer import QFormer
 
@@ -60,7 +60,7 @@ def test_contrast_is_that_of_the_last_query():
         smooth = torch.nn.functional.cross_entropy
         expected = (smooth(sim, target, label_smoothing=0.1) + smooth(sim.t(), target, label_smoothing=0.1)) / 2
     torch.testing.assert_close(terms["loss"], expected, rtol=1e-4, atol=1e-5)
-    assert same_image(4, None, torch.device("cpu")).sum() == 4
+    assert find_same_image(4, None, torch.device("cpu")).sum() == 4
 
 
 def test_queries_that_repeat_each_other_are_counted_and_parted():

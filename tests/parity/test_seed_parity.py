@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors import safe_open
 
 import zoo
-from zoo.losses.contrastive import contrastive_loss, same_image
+from zoo.losses.contrastive import contrastive_loss, find_same_image
 from zoo.models.seed_stage2 import CODEBOOK, SEEDTokenizer
 from zoo.nn.eva_vit import EvaViT
 from zoo.nn.qformer import QFormer
@@ -120,7 +120,8 @@ def test_first_stage():
     torch.testing.assert_close(torch.cat([both.queries, both.text], 1), arrays["out.joint"], **CLOSE)
     shown = F.normalize(seen[:, -1] @ arrays["in.vision_proj"].t(), dim=-1)
     written = F.normalize(text[:, 0] @ arrays["in.text_proj"].t(), dim=-1)
-    loss, sim, _ = contrastive_loss(shown[:, None], written, arrays["in.temp"], same_image(len(ids), None, ids.device))
+    same = find_same_image(len(ids), None, ids.device)
+    loss, sim, _ = contrastive_loss(shown[:, None], written, arrays["in.temp"], same)
     torch.testing.assert_close(sim, arrays["out.sim"], **CLOSE)
     torch.testing.assert_close(loss, arrays["out.itc"], **CLOSE)
     bidirectional = model(queries, image).queries

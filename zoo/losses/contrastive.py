@@ -13,7 +13,7 @@ from zoo.distributed import gather_rows, rank
 HIDDEN = -10000.0  # similarity of what must not be drawn
 
 
-def similarities(image: Float[Tensor, "n q d"], text: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+def image_text_similarity(image: Float[Tensor, "n q d"], text: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
     """Largest inner product over the vectors of an image, for each pair."""
     return torch.einsum("nqd,md->nqm", image, text).amax(1)
 
@@ -32,7 +32,7 @@ def contrastive_loss(
         image: normalised vectors of this rank's images.
         text: normalised vector of each text.
         temperature: divides the similarities.
-        same: whether text j of all ranks belongs to image i of this rank, see :func:`same_image`; these share the
+        same: whether text j of all ranks belongs to image i of this rank, see :func:`find_same_image`; these share the
             target probability.
         label_smoothing: probability that is spread over all candidates.
         gather_gradient: let gradients reach the gathered side too. The reference does not, which leaves the value
@@ -41,7 +41,7 @@ def contrastive_loss(
     Returns:
         The mean of both directions, and both similarity matrices (image to text, text to image).
     """
-    i2t = similarities(image, gather_rows(text, gather_gradient)) / temperature
+    i2t = image_text_similarity(image, gather_rows(text, gather_gradient)) / temperature
     everyone = gather_rows(image, gather_gradient)
     t2i = torch.einsum("nqd,md->mnq", everyone, text).amax(2) / temperature
     wanted = same.float() / same.sum(1, keepdim=True)
@@ -50,8 +50,8 @@ def contrastive_loss(
     return (terms[0] + terms[1]) / 2, i2t, t2i
 
 
-def same_image(batch_size: int, image_ids: Int[Tensor, " b"] | None, device: torch.device) -> Bool[Tensor, "b n"]:
-    """Which columns of all ranks show the image of which row of this rank.
+def find_same_image(batch_size: int, image_ids: Int[Tensor, " b"] | None, device: torch.device) -> Bool[Tensor, "b n"]:
+    """Pairs (row of this rank, column of all ranks) that show the same image.
 
     Args:
         batch_size: of this rank.

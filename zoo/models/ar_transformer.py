@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from zoo.checkpoints.published import taming_gpt
 from zoo.choices import one_of
-from zoo.losses.mixing import hits
+from zoo.losses.mixing import mark_correct
 from zoo.nn.gpt import GPT
 from zoo.optim import Optim
 from zoo.presets import Weights, register
@@ -223,7 +223,7 @@ class ARTransformer(SecondStage):
         logits = self.transformer(torch.cat([first, inputs[:, :-1]], 1))[:, first.shape[1] - 1 :].float()
         return {
             "loss": F.cross_entropy(logits.transpose(1, 2), target),
-            "accuracy": hits(logits, target).mean(),
+            "accuracy": mark_correct(logits, target).mean(),
         }
 
     def _prefix(self, labels: Int[Tensor, " b"] | None, count: int) -> Int[Tensor, "b 1"]:

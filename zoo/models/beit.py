@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from zoo.checkpoints.published import hf_beit, timm_beit, unilm
 from zoo.choices import one_of
-from zoo.losses.mixing import hits
+from zoo.losses.mixing import mark_correct
 from zoo.models.beit_classifier import BEiTClassifier as BEiTClassifier  # configs and checkpoints name it here
 from zoo.nn.beit_vit import ABSOLUTE, EMOJI, EPS, LARGE, TINY, BeitViT, exempt_from_decay, layer_of
 from zoo.nn.normalisation import STATISTICS, Normalisation, normalise
@@ -183,7 +183,7 @@ class BEiT(SecondStage):
             logits, target = self.keep_allowed(logits).flatten(0, 1), target.flatten()
         return {
             "loss": F.cross_entropy(logits, target),
-            "accuracy": hits(logits, target).mean(),
+            "accuracy": mark_correct(logits, target).mean(),
             "masked": mask.float().mean(),
         }
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from zoo.checkpoints.published import hf_beit, timm_beit, unilm
 from zoo.choices import one_of
-from zoo.losses.mixing import mix, top
+from zoo.losses.mixing import mix_images, top_k_accuracy
 from zoo.module import ZooModule
 from zoo.nn.beit_vit import ABSOLUTE, EMOJI, EPS, LARGE, TINY, BeitViT, exempt_from_decay, layer_of
 from zoo.nn.normalisation import STATISTICS, Normalisation, normalise
@@ -176,7 +176,7 @@ class BEiTClassifier(ZooModule):
         target: Tensor = label
         mixed = self.training and bool(self.mixup or self.cutmix)
         if mixed:
-            x, target = mix(x, label, self.mixup, self.cutmix, self.label_smoothing, self.num_classes)
+            x, target = mix_images(x, label, self.mixup, self.cutmix, self.label_smoothing, self.num_classes)
         smoothing = self.label_smoothing if self.training and not mixed else 0.0
         logits = [y.float() for y in self.logits(x)]
         every = logits[:-1] if self.probes is not None else logits
@@ -184,11 +184,11 @@ class BEiTClassifier(ZooModule):
         terms = {"loss": sum(losses[1:], start=losses[0])}
         if mixed:
             return terms  # there is no one right label
-        terms["accuracy"] = top(logits[-1], label, 1)
+        terms["accuracy"] = top_k_accuracy(logits[-1], label, 1)
         if not self.training and self.num_classes > 5:
-            terms["accuracy_top5"] = top(logits[-1], label, 5)
+            terms["accuracy_top5"] = top_k_accuracy(logits[-1], label, 5)
         if self.probes is not None:
-            terms |= {f"accuracy_block{i}": top(y, label, 1) for i, y in enumerate(every, start=1)}
+            terms |= {f"accuracy_block{i}": top_k_accuracy(y, label, 1) for i, y in enumerate(every, start=1)}
         return terms
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, "b c"]:  # type: ignore[override]

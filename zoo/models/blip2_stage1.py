@@ -30,11 +30,11 @@ from zoo.choices import check_number, one_of
 from zoo.distributed import gather_rows, rank, sum_over_ranks, world_size
 from zoo.init_args import Moved
 from zoo.language.wordpiece import WordPiece
-from zoo.losses.contrastive import contrastive_loss, draw_negatives, same_image, similarities
+from zoo.losses.contrastive import contrastive_loss, draw_negatives, find_same_image, image_text_similarity
 from zoo.losses.image_text import generation_loss, matching_loss
-from zoo.losses.mixing import hits, hits_of
+from zoo.losses.mixing import mark_any_correct, mark_correct
 from zoo.module import ZooModule
-from zoo.nn.qformer import QFormer, select
+from zoo.nn.qformer import QFormer, select_rows
 from zoo.nn.qformer_masks import itc_mask, itg_mask, itm_mask
 from zoo.nn.qformer_sizes import FLAT_NAMES, QFormerSizes
 from zoo.optim import Optim
@@ -175,7 +175,7 @@ class BLIP2Stage1(ZooModule):
         seen = self._queries(read)  # one pass serves contrast and generation
         queries = self.spec.num_tokens
         text = self.Qformer(text=ids, mask=itc_mask(mask, queries)[:, :, queries:, queries:]).text
-        same = same_image(len(ids), image_ids, ids.device)
+        same = find_same_image(len(ids), image_ids, ids.device)
         with torch.autocast(ids.device.type, enabled=False):
             image_vectors = F.normalize(self.vision_proj(seen.queries.float()), dim=-1)
             text_vectors = F.normalize(self.text_proj(text[:, 0].float()), dim=-1)
@@ -190,15 +190,15 @@ class BLIP2Stage1(ZooModule):
         start = torch.cat([torch.full_like(ids[:, :1], self.Qformer.vocab_size - 1), ids[:, 1:]], dim=1)
         hidden = self.Qformer(text=start, mask=itg_mask(mask, queries)[:, :, queries:], cache=seen.cache).text
         generation = generation_loss(self.Qformer.word_logits(hidden).float(), ids, mask, self.label_smoothing)
-        matched = hits(logits, (torch.arange(len(logits), device=ids.device) < len(ids)).long())
+        matched = mark_correct(logits, (torch.arange(len(logits), device=ids.device) < len(ids)).long())
         return {
             "loss": contrast + matching + generation,
             "itc": contrast,
             "itm": matching,
             "itg": generation,
             "itm_accuracy": matched.mean(),  # 2/3 for a model that always says no
-            "i2t_recall": hits_of(i2t, same).mean(),
-            "t2i_recall": hits_of(t2i, same).mean(),
+            "i2t_recall": mark_any_correct(i2t, same).mean(),
+            "t2i_recall": mark_any_correct(t2i, same).mean(),
             "temperature": temperature.detach(),
         }
 
@@ -242,7 +242,7 @@ class BLIP2Stage1(ZooModule):
             with torch.autocast(ids.device.type, enabled=False):  # in 8 bits of precision many texts would tie
                 shown = F.normalize(self.vision_proj(torch.cat(found).float()), dim=-1)
                 written = F.normalize(self.text_proj(torch.cat(firsts).float()), dim=-1)
-                contrast = similarities(shown, written)
+                contrast = image_text_similarity(shown, written)
             if not rerank:
                 return Scores(contrast, contrast, contrast)
             found = []
@@ -300,7 +300,7 @@ class BLIP2Stage1(ZooModule):
         own = torch.arange(len(ids), device=ids.device)
         all_ids, all_mask = gather_rows(ids, gradient=False), gather_rows(mask, gradient=False)
         if world_size() == 1:
-            read = select(read, torch.cat([own, image, own]))
+            read = select_rows(read, torch.cat([own, image, own]))
         else:
             others = self.Qformer.read_image(gather_rows(embeds)[image])
             pairs = zip(read, others, strict=True)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from zoo.checkpoints.published import maskgit_transformer, maskgit_valeoai
 from zoo.choices import known_names, one_of
-from zoo.losses.mixing import hits
+from zoo.losses.mixing import mark_correct
 from zoo.nn.maskgit_transformer import MaskGITTransformer
 from zoo.nn.prenorm_maskgit import PreNormMaskGIT
 from zoo.optim import Optim
@@ -402,7 +402,7 @@ class MaskGIT(SecondStage):
             rearrange(logits, "b n v -> (b n) v"), target.flatten(), reduction="none",
             label_smoothing=self.label_smoothing,
         ).view_as(target)  # fmt: skip
-        right = hits(logits, target).masked_fill(~mask, 0)
+        right = mark_correct(logits, target).masked_fill(~mask, 0)
         return {
             "loss": ((every * mask).sum(1) / mask.sum(1)).mean(),
             "accuracy": right.sum() / mask.sum(),

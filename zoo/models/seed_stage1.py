@@ -27,8 +27,8 @@ from zoo.choices import check_number
 from zoo.distributed import world_size
 from zoo.init_args import Moved
 from zoo.language.wordpiece import WordPiece
-from zoo.losses.contrastive import contrastive_loss, same_image, similarities
-from zoo.losses.mixing import hits_of
+from zoo.losses.contrastive import contrastive_loss, find_same_image, image_text_similarity
+from zoo.losses.mixing import mark_any_correct
 from zoo.module import ZooModule
 from zoo.nn.qformer import QFormer
 from zoo.nn.qformer_masks import causal_mask, itc_mask
@@ -160,7 +160,7 @@ class SEEDStage1(ZooModule):
         embeddings = self.causal_embeddings(images)
         shown, written = self.image_vectors(embeddings), self.text_vectors(ids, mask)
         numbers = image_ids_of(batch)
-        same = same_image(len(ids), None if numbers is None else numbers.to(ids.device), ids.device)
+        same = find_same_image(len(ids), None if numbers is None else numbers.to(ids.device), ids.device)
         with torch.autocast(ids.device.type, enabled=False):
             temperature = self.temp.clamp_min(self.min_temperature) if self.min_temperature else self.temp
             loss, i2t, t2i = contrastive_loss(
@@ -170,8 +170,8 @@ class SEEDStage1(ZooModule):
         return {
             "loss": loss + self.diversity_weight * overlap if self.diversity_weight else loss,
             "query_overlap": overlap.detach(),
-            "i2t_recall": hits_of(i2t, same).mean(),
-            "t2i_recall": hits_of(t2i, same).mean(),
+            "i2t_recall": mark_any_correct(i2t, same).mean(),
+            "t2i_recall": mark_any_correct(t2i, same).mean(),
             "temperature": temperature.detach(),
         }
 
@@ -219,7 +219,7 @@ class SEEDStage1(ZooModule):
             ids, mask = self.tokenise(list(texts))
             pairs = zip(ids.split(batch_size), mask.split(batch_size), strict=True)
             written = torch.cat([self.text_vectors(some, their) for some, their in pairs])
-            contrast = similarities(self.image_vectors(embeddings)[:, None].float(), written.float())
+            contrast = image_text_similarity(self.image_vectors(embeddings)[:, None].float(), written.float())
         return Scores(contrast, contrast, contrast)
 
     def tokenise(self, captions: Sequence[str], full: bool = False) -> tuple[Int[Tensor, "b t"], Int[Tensor, "b t"]]:

@@ -14,7 +14,7 @@ INIT_STD = 0.02
 
 
 def attention_mask(positions: int, n_unmasked: int = 0) -> Bool[Tensor, "n n"]:
-    """Which position (row) sees which: itself and those before it, and within the first ``n_unmasked`` all others."""
+    """True where a row's position sees a column's: itself, those before, and among the first ``n_unmasked`` all."""
     mask = torch.ones(positions, positions, dtype=torch.bool).tril()
     mask[:n_unmasked, :n_unmasked] = True
     return mask

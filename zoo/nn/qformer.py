@@ -219,20 +219,20 @@ class QFormer(nn.Module):
             index: which image each row of the pass reads; None: row i reads image i.
         """
         keys = [layer.read_image(image) for layer in self.bert.encoder.layers()]
-        return keys if index is None else select(keys, index)
+        return keys if index is None else select_rows(keys, index)
 
     def word_logits(self, text: Float[Tensor, "b t d"]) -> Float[Tensor, "b t v"]:
         """Scores of the next word from the last hidden states of the text."""
         return self.cls["predictions"](text)
 
 
-def select(read: Cache, index: Int[Tensor, " r"]) -> Cache:
+def select_rows(read: Cache, index: Int[Tensor, " r"]) -> Cache:
     """Keys and values of :meth:`QFormer.read_image` for the rows of another pass."""
     return [None if pair is None else (pair[0][index], pair[1][index]) for pair in read]
 
 
 class _Sizes(NamedTuple):
-    """What all layers have in common."""
+    """Sizes and settings of every layer."""
 
     width: int
     heads: int
@@ -427,7 +427,7 @@ class _Output(nn.Module):
         self.dropout = nn.Dropout(sizes.dropout)
 
     def before(self, x: Tensor) -> Tensor:
-        """What the sublayer gets."""
+        """The input of the sublayer: normalised before it where the network is pre-norm."""
         return self.LayerNorm(x) if self.pre else x
 
     def residual(self, x: Tensor, found: Tensor) -> Tensor:

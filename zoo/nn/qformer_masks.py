@@ -27,7 +27,7 @@ def itc_mask(text_mask: Int[Tensor, "b t"], num_queries: int) -> Float[Tensor, "
     visible = _blocks(text_mask, num_queries)
     visible[:, :num_queries, num_queries:] = 0
     visible[:, num_queries:, :num_queries] = 0
-    return additive(visible)
+    return to_additive_mask(visible)
 
 
 def itm_mask(text_mask: Int[Tensor, "b t"], num_queries: int) -> Float[Tensor, "b 1 s s"]:
@@ -37,7 +37,7 @@ def itm_mask(text_mask: Int[Tensor, "b t"], num_queries: int) -> Float[Tensor, "
         text_mask: 1 for tokens, 0 for padding.
         num_queries: queries in front of the text.
     """
-    return additive(_blocks(text_mask, num_queries))
+    return to_additive_mask(_blocks(text_mask, num_queries))
 
 
 def itg_mask(text_mask: Int[Tensor, "b t"], num_queries: int) -> Float[Tensor, "b 1 s s"]:
@@ -53,7 +53,7 @@ def itg_mask(text_mask: Int[Tensor, "b t"], num_queries: int) -> Float[Tensor, "
     visible = _blocks(text_mask, num_queries)
     visible[:, :num_queries, num_queries:] = 0
     visible[:, num_queries:, num_queries:] = visible[:, num_queries:, num_queries:].tril()
-    return additive(visible)
+    return to_additive_mask(visible)
 
 
 def causal_mask(num_queries: int, text_mask: Int[Tensor, "b t"] | None = None) -> Float[Tensor, "#b 1 s s"]:
@@ -64,13 +64,13 @@ def causal_mask(num_queries: int, text_mask: Int[Tensor, "b t"] | None = None) -
         text_mask: 1 for tokens, 0 for padding; None for a pass over queries alone.
     """
     if text_mask is None:
-        return additive(torch.ones(1, num_queries, num_queries, dtype=torch.int64).tril())
+        return to_additive_mask(torch.ones(1, num_queries, num_queries, dtype=torch.int64).tril())
     visible = _blocks(text_mask, num_queries)
     visible[:, :num_queries, :num_queries] = visible[:, :num_queries, :num_queries].tril()
-    return additive(visible)
+    return to_additive_mask(visible)
 
 
-def additive(visible: Int[Tensor, "b r c"]) -> Float[Tensor, "b 1 r c"]:
+def to_additive_mask(visible: Int[Tensor, "b r c"]) -> Float[Tensor, "b 1 r c"]:
     """1 and 0 as what is added to attention scores: 0 and -10000."""
     return ((1 - visible) * HIDDEN).unsqueeze(1)
 

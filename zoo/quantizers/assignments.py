@@ -1,4 +1,4 @@
-"""Which vectors chose which code since the last optimizer step."""
+"""Counts and sums of the vectors that chose each code since the last optimizer step."""
 
 from dataclasses import dataclass
 
@@ -58,7 +58,7 @@ class Assignments:
             self.rows = vectors
 
     def take(self, codebook: Float[Tensor, "k d"]) -> "Taken | None":
-        """What all ranks have collected; then start anew. None where no rank has collected anything.
+        """Take what all ranks have collected, and start anew; None where no rank has collected anything.
 
         Every rank calls this, also one that has had no batch.
 

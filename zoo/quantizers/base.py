@@ -1,4 +1,4 @@
-"""What every quantizer is and returns."""
+"""The base class of quantizers, and their result."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -89,7 +89,7 @@ def perplexity(counts: Float[Tensor, "k"]) -> Float[Tensor, ""]:
 
 @torch.no_grad()
 def count_codes(ids: Int[Tensor, "..."], vocab_size: int) -> Float[Tensor, "k"]:
-    """How often each code occurs."""
+    """Number of occurrences of each code."""
     ids = ids.flatten()
     # not bincount, for which a GPU waits
     return torch.zeros(vocab_size, device=ids.device).index_add_(0, ids, torch.ones_like(ids, dtype=torch.float32))

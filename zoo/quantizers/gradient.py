@@ -98,11 +98,11 @@ class VectorQuantizer(Quantizer):
 
     @property
     def codebook(self) -> Float[Tensor, "k d"]:
-        """What vectors are compared with, one code per row."""
+        """The codes that vectors are compared with, one per row."""
         return self.embedding.weight
 
     def _prepare(self, flat: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-        """What is compared with the codes."""
+        """The form of the vectors that is compared with the codes."""
         return flat
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
