@@ -148,7 +148,7 @@ def features(beit: BEiT, batches: list[dict]) -> tuple[Tensor, Tensor]:
     """``depth m 2d`` features [class token, mean of patches] of all blocks, and the labels."""
     per_batch = []
     for batch in batches:
-        outputs = beit.vit.block_outputs(beit.network_view(batch["image"]), list(range(beit.vit.depth)))
+        outputs = beit.vit.block_outputs(beit.to_network_range(batch["image"]), list(range(beit.vit.depth)))
         per_batch.append(torch.stack([torch.cat([y[:, 0], y[:, 1:].mean(1)], -1) for y in outputs]))
     return torch.cat(per_batch, dim=1), torch.cat([batch["label"] for batch in batches])
 

@@ -69,11 +69,11 @@ def test_hidden_patches_cannot_be_seen_and_visible_ones_can(beit, batch):
     mask[:, :2] = True
     other = batch["image"].clone()
     other[:, :, :16] = 255 - other[:, :, :16]
-    logits = [beit.vit.token_logits(beit.network_view(x), mask.flatten(1)) for x in (batch["image"], other)]
+    logits = [beit.vit.token_logits(beit.to_network_range(x), mask.flatten(1)) for x in (batch["image"], other)]
     assert torch.equal(*logits)
     other[:, :, 16:] = 255 - other[:, :, 16:]
-    assert not torch.equal(logits[0], beit.vit.token_logits(beit.network_view(other), mask.flatten(1)))
-    x = beit.vit.embed_patches(beit.network_view(other), mask.flatten(1))
+    assert not torch.equal(logits[0], beit.vit.token_logits(beit.to_network_range(other), mask.flatten(1)))
+    x = beit.vit.embed_patches(beit.to_network_range(other), mask.flatten(1))
     assert torch.equal(x[:, 0], beit.vit.cls_token[:, 0].expand(4, -1))
     assert torch.equal(x[:, 1:9], beit.vit.mask_token.expand(4, 8, -1))
 
@@ -105,7 +105,7 @@ def test_only_what_is_needed_is_computed_and_it_is_the_same(relative_positions, 
     mask = torch.rand(4, 16) < torch.tensor([0.0, 0.2, 0.5, 1.0])[:, None]  # another number in every image
     mask[1, 3] = True
     assert mask.sum(1).unique().numel() > 2
-    x = beit.network_view(batch["image"])
+    x = beit.to_network_range(batch["image"])
     full = F.cross_entropy(beit.vit.token_logits(x, mask)[mask], target := torch.randint(64, (int(mask.sum()),)))
     short = F.cross_entropy(beit.vit.masked_logits(x, mask), target)
     torch.testing.assert_close(short, full)
@@ -184,7 +184,7 @@ def test_precomputed_ids_and_token_view_are_used(beit, batch):
 def test_is_a_quantizer_through_its_tokenizer(beit, batch):
     beit.eval()
     tokens = beit.encode(batch["image"])
-    logits = beit.vit.token_logits(beit.network_view(batch["image"]))
+    logits = beit.vit.token_logits(beit.to_network_range(batch["image"]))
     assert torch.equal(tokens.ids, logits.argmax(-1))
     assert tokens.spec == beit.spec
     assert (beit.spec.grid_shape, beit.spec.vocab_size, beit.spec.decodes) == ((4, 4), 64, "pixels")

@@ -45,7 +45,7 @@ def test_classifier_loss_smooths_in_training_only(batch):
 
 def test_mixed_targets_are_those_of_the_mixed_images(batch):
     model = BEiTClassifier(**TINY, num_classes=9, mixup=0.8, label_smoothing=0.1)
-    x = model.network_view(batch["image"])
+    x = model.to_network_range(batch["image"])
     before = x.clone()
     mixed, target = mix_images(x, batch["label"], model.mixup, model.cutmix, model.label_smoothing, model.num_classes)
     assert torch.equal(x, before)
@@ -62,7 +62,7 @@ def test_linear_probe_trains_one_head_per_block_and_nothing_else(batch):
     assert {n.split(".")[0] for n, p in model.named_parameters() if p.requires_grad} == {"probes"}
     assert model.train().training
     assert not model.vit.training
-    outputs = model.vit.block_outputs(model.network_view(batch["image"]), [0, 1])
+    outputs = model.vit.block_outputs(model.to_network_range(batch["image"]), [0, 1])
     features = [torch.cat([y[:, 0], y[:, 1:].mean(1)], -1) for y in outputs]
     each = [F.cross_entropy(p(f), batch["label"]) for p, f in zip(model.probes, features, strict=True)]
     terms = model.eval().losses(batch)
@@ -103,7 +103,7 @@ def test_feature_maps(cls, batch):
     model = zoo.create_model("beit_tiny" if cls is BEiT else "beit_classifier_tiny", depth=12).eval()
     maps = model.forward_intermediates(batch["image"])
     assert [tuple(m.shape) for m in maps] == [(4, 32, 4, 4)] * 4
-    x = model.network_view(batch["image"])
+    x = model.to_network_range(batch["image"])
     for block, found in zip([3, 5, 7, 11], maps, strict=True):
         expected = model.vit.block_outputs(x, [block])[0][:, 1:]
         assert torch.equal(found[:, :, 2, 1], expected[:, 2 * 4 + 1])

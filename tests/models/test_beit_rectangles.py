@@ -225,7 +225,7 @@ def test_what_is_written_for_transformers_computes_the_same_there(size, name, na
 
 
 def logits(theirs, model, batch, name):
-    x = model.network_view(batch["image"])
+    x = model.to_network_range(batch["image"])
     with torch.no_grad():
         if name != "beit_tiny":
             return theirs(x).logits, model(batch["image"])
@@ -273,7 +273,7 @@ def test_timm_computes_the_same(size, tmp_path):
         model = zoo.create_model("beit_classifier_tiny", image_size=size, **settings, weights=path).eval()
         images = batch_of(size)["image"]
         with torch.no_grad():
-            torch.testing.assert_close(model(images), theirs(model.network_view(images)), atol=2e-5, rtol=1e-5)
+            torch.testing.assert_close(model(images), theirs(model.to_network_range(images)), atol=2e-5, rtol=1e-5)
 
 
 # ---------------------------------------------------------------------- on top of it, and at the command line

@@ -28,14 +28,14 @@ def test_every_token_counts_and_hidden_patches_are_not_seen(beit, batch):
     mask[:, :2] = True
     ids = beit.tokenizer.encode(batch["image"]).ids
     terms = beit.losses(batch | {"mask": mask})
-    logits = beit.vit.token_logits(beit.network_view(batch["image"]), mask.flatten(1))
+    logits = beit.vit.token_logits(beit.to_network_range(batch["image"]), mask.flatten(1))
     assert logits.shape == (4, 4, beit.spec.vocab_size)
     chosen = logits.log_softmax(-1).gather(-1, ids[..., None])
     torch.testing.assert_close(terms["loss"], -chosen.mean())
     assert terms["accuracy"].item() == (logits.argmax(-1) == ids).float().mean().item()
     assert terms["masked"].item() == 0.5
     with pytest.raises(ValueError, match="predicts no token per patch"):
-        beit.vit.masked_logits(beit.network_view(batch["image"]), mask.flatten(1))
+        beit.vit.masked_logits(beit.to_network_range(batch["image"]), mask.flatten(1))
 
     other = batch["image"].clone()
     other[:, :, :16] = 255 - other[:, :, :16]

@@ -78,7 +78,7 @@ def test_masked_image_models_of_transformers(tokenizer, images, mask, tmp_path, 
                 model.load_weights(str(tmp_path))
             continue
         model.load_weights(str(tmp_path))
-        x = model.network_view(images)
+        x = model.to_network_range(images)
         with torch.no_grad():
             expected = theirs(x, bool_masked_pos=model.flat(mask, images)).logits
             close(model.vit.token_logits(x, model.flat(mask, images)), expected)
@@ -94,7 +94,7 @@ def test_classifiers_of_transformers(images, tmp_path, bias):
         pool, other = ("mean", "cls") if pooling else ("cls", "mean")
         model = BEiTClassifier(**settings, pool=pool, weights=str(tmp_path)).eval()
         with torch.no_grad():
-            close(model(images), theirs(model.network_view(images)).logits)
+            close(model(images), theirs(model.to_network_range(images)).logits)
         with pytest.raises(ValueError, match=f"build the model with pool='{pool}'"):
             BEiTClassifier(**settings, pool=other, weights=str(tmp_path))
 
@@ -109,8 +109,8 @@ def test_bare_models_of_transformers_give_their_features(images, tmp_path, bias)
         model = BEiTClassifier(**ours(absolute, bias, gain), pool=pool, weights=str(tmp_path)).eval()
         assert set(model.newly_initialised) == {"vit.head."}
         with torch.no_grad():
-            found = theirs(model.network_view(images))
-            features = model.vit.forward_features(model.network_view(images))
+            found = theirs(model.to_network_range(images))
+            features = model.vit.forward_features(model.to_network_range(images))
             close(features, found.last_hidden_state)
             close(model.vit.pooled(features), found.pooler_output)
 
@@ -132,7 +132,7 @@ def test_the_epsilon_of_a_configuration_is_said_or_refused_and_can_be_set(tokeni
             with pytest.raises(ValueError, match=r"layer_norm_eps 0\.1, .* set norm_eps to 0\.1"):
                 BEiT(**settings, tokenizer=tokenizer, weights=str(tmp_path))
         same = BEiT(**settings, norm_eps=eps, tokenizer=tokenizer, weights=str(tmp_path)).eval()
-        x = same.network_view(images)
+        x = same.to_network_range(images)
         with torch.no_grad():
             expected = theirs(x, bool_masked_pos=same.flat(mask, images)).logits
             close(same.vit.token_logits(x, same.flat(mask, images)), expected)
@@ -172,7 +172,7 @@ def test_a_data2vec_is_the_same_network_and_its_configuration_is_compared(images
                 BEiTClassifier(**settings)
             continue
         model = BEiTClassifier(**settings).eval()
-        x = model.network_view(images)
+        x = model.to_network_range(images)
         with torch.no_grad():
             close(model.vit.forward_features(x), theirs(x).last_hidden_state)
 
@@ -239,7 +239,7 @@ def test_classifiers_of_timm(images, tmp_path, bias):
         settings = ours(absolute, bias, gain, num_classes=CLASSES) | {"weights": str(tmp_path / "timm.pth")}
         model = BEiTClassifier(**settings, pool=pool).eval()
         with torch.no_grad():
-            close(model(images), theirs(model.network_view(images)))
+            close(model(images), theirs(model.to_network_range(images)))
         with pytest.raises(ValueError, match=f"build the model with pool='{pool}'"):
             BEiTClassifier(**settings, pool=other)
 
@@ -267,7 +267,7 @@ def test_masked_image_models_with_the_names_of_unilm(tokenizer, images, mask, tm
         torch.save({"model": {prefix + n: v.detach() for n, v in state.items()}}, tmp_path / "beit.pth")
         model = BEiT(**ours(absolute, bias, gain), tokenizer=tokenizer, weights=str(tmp_path / "beit.pth")).eval()
         with torch.no_grad():
-            x = model.network_view(images)
+            x = model.to_network_range(images)
             patches = theirs.patch_embed(x)
             flat = model.flat(mask, images)[..., None].float()
             patches = patches * (1 - flat) + token * flat

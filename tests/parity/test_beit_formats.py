@@ -47,7 +47,7 @@ def mask():
 
 def mim_logits(model, images, mask):
     with torch.no_grad():
-        return model.vit.token_logits(model.network_view(images), model.flat(mask, images))
+        return model.vit.token_logits(model.to_network_range(images), model.flat(mask, images))
 
 
 def class_logits(model, images):
@@ -76,7 +76,7 @@ def test_transformers_loads_what_we_write_for_masked_images(mim, images, mask, t
     model = mim(**FORMS[form])
     hf = from_pretrained(BeitForMaskedImageModeling, save_hf(model, tmp_path, names))
     with torch.no_grad():
-        theirs = hf(model.network_view(images), bool_masked_pos=model.flat(mask, images)).logits
+        theirs = hf(model.to_network_range(images), bool_masked_pos=model.flat(mask, images)).logits
     ours = mim_logits(model, images, mask)
     assert ours.std() > 0.1
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
@@ -97,7 +97,7 @@ def test_transformers_loads_what_we_write_for_classification(images, tmp_path, f
     hf = from_pretrained(BeitForImageClassification, save_hf(model, tmp_path, names))
     assert hf.config.num_labels == CLASSES
     with torch.no_grad():
-        theirs = hf(model.network_view(images)).logits
+        theirs = hf(model.to_network_range(images)).logits
     ours = class_logits(model, images)
     assert ours.std() > 0.1
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
@@ -121,7 +121,7 @@ def test_weights_made_by_transformers_are_read(mim, images, mask, tmp_path):
     model = mim(weights=str(tmp_path))
     model.load_weights(tmp_path)
     with torch.no_grad():
-        theirs = hf(model.network_view(images), bool_masked_pos=model.flat(mask, images)).logits
+        theirs = hf(model.to_network_range(images), bool_masked_pos=model.flat(mask, images)).logits
     torch.testing.assert_close(mim_logits(model, images, mask), theirs, atol=1e-5, rtol=1e-5)
 
     bare = to_unilm_names(hf.beit.state_dict())
@@ -178,7 +178,7 @@ def test_timm_classifier_gives_equal_logits(images, tmp_path):
     model = randomised(classifier(), seed=9)
     model.load_weights(tmp_path / "timm.pth")
     with torch.no_grad():
-        theirs = reference(model.network_view(images))
+        theirs = reference(model.to_network_range(images))
     assert theirs.std() > 0.1
     torch.testing.assert_close(class_logits(model, images), theirs, atol=1e-5, rtol=1e-5)
 
@@ -241,7 +241,7 @@ def test_fine_tuning_starts_from_masked_image_modelling(mim, images, tmp_path, s
     assert len({t.data_ptr() for t in tables}) == DEPTH  # copies, which fine-tuning can drive apart
     # the blocks compute what they computed in pre-training
     with torch.no_grad():
-        x = model.network_view(images)
+        x = model.to_network_range(images)
         ours, theirs = (m.vit.block_outputs(x, [DEPTH - 1])[0] for m in (model, pretrained))
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     message = said()
@@ -295,7 +295,7 @@ def test_linear_probes_take_the_transformer_and_nothing_else(mim, images, tmp_pa
     model = classifier(relative_positions="shared", linear_probe=True)
     model.load_weights(tmp_path / "beit.safetensors")
     with torch.no_grad():
-        x = model.network_view(images)
+        x = model.to_network_range(images)
         for i in range(DEPTH):
             assert torch.equal(model.vit.block_outputs(x, [i])[0], pretrained.vit.block_outputs(x, [i])[0])
     assert "probes starts anew" in said()

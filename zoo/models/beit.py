@@ -55,19 +55,19 @@ class BEiT(SecondStage):
         layer_scale: initial residual gain, 0.1 (base), 1e-5 (large), 0 for none.
         absolute_positions: learned position embeddings (the paper's main tables).
         relative_positions: attention bias ``shared`` by all blocks (the released models), ``per_block`` or ``none``.
-        drop_path: stochastic depth of the last block.
-        tokenizer: whose tokens are predicted; anything discrete in the registry, e.g. ``dvae_openai:PATH``. Of one
-            without one grid (sequences, pyramids) all tokens are predicted, from the patches that are not hidden.
-        vocab_size: expected size of its vocabulary; None takes what it has.
-        num_masked: patches to hide per image; None scales the paper's 75 of 14x14.
-        min_block: smallest hidden block in patches; None scales the paper's 16 of 14x14.
+        drop_path: probability to skip a residual branch of the last block; that of earlier ones falls linearly to 0.
+        tokenizer: model whose ids are predicted: any discrete one of the registry, e.g. ``dvae_openai:PATH``. Where its
+            ids are not one grid (sequences, pyramids), all of them are predicted from the patches that are not hidden.
+        vocab_size: number of ids that the tokenizer is expected to have; None takes any number.
+        num_masked: patches to hide per image; None takes the paper's share, 75 of 196.
+        min_block: smallest hidden block in patches; None takes the paper's share, 16 of 196.
         max_block: largest block; None allows ``num_masked``, as published.
         min_aspect: height over width of a block lies between this and its inverse; 0.3 as published.
         masking: ``blockwise`` or, for the ablation of Table 4, ``random``.
         normalisation: ``half`` maps pixels to [-1, 1] (ImageNet-22k runs), ``imagenet`` uses its mean and deviation.
         decay_convention: ``unilm`` decays position bias tables, ``timm`` does not.
         norm_eps: of every norm; 1e-6 as published, while configurations of transformers say 1e-12.
-        grad_checkpointing: trade time for memory.
+        grad_checkpointing: recompute the blocks in the backward pass instead of keeping their activations.
         optim: optimizer and schedule; the paper's at batch 2,048 by default.
         weights: start from these: a registry name or a path.
     """
@@ -135,7 +135,10 @@ class BEiT(SecondStage):
 
     @property
     def view_size(self) -> tuple[int, int]:
-        """Height and width of what the tokenizer sees: for a grid, as many tokens as BEiT has patches."""
+        """Height and width in pixels of the tokenizer's images, which give as many tokens as BEiT has patches.
+
+        A tokenizer whose ids are no grid takes images of its own size.
+        """
         sides = sides_of(self.tokenizer.image_size)
         if self.vit.sequence is not None:
             return sides
@@ -146,21 +149,25 @@ class BEiT(SecondStage):
 
     @torch.no_grad()
     def encode(self, images: Shaped[Tensor, "b 3 h w"], mask: Bool[Tensor, "b gh gw"] | None = None) -> Tokens:
-        """The ids that BEiT believes to stand at each patch, or to be the image's sequence.
+        """The most likely ids, one per patch or the tokenizer's sequence of the image.
 
         Args:
             images: in [0, 1] or uint8.
-            mask: patches that it must not look at; None shows all.
+            mask: True at patches that are hidden from the network; None hides none.
         """
-        logits = self.vit.token_logits(self.network_view(images), None if mask is None else self.flat(mask, images))
+        logits = self.vit.token_logits(self.to_network_range(images), None if mask is None else self.flat(mask, images))
         return Tokens(self.keep_allowed(logits).argmax(-1), None, self.spec)
 
     def decode(self, tokens: Tokens) -> Float[Tensor, "b ..."]:
-        """Through the tokenizer, hence at its scale (112 pixels for 14x14 tokens of DALL-E's)."""
+        """Pixels or an embedding by the frozen tokenizer, at its scale: 112 pixels for 14x14 tokens of DALL-E's."""
         return self.tokenizer.decode(tokens)
 
     def tokenize(self, batch: Batch) -> Int[Tensor, "b n"]:
-        """The tokenizer's ids of a batch: precomputed ``ids``, else of ``token_image``, else of the image resized."""
+        """The tokenizer's ids of a batch: its ``ids``, else those of ``token_image``, else of ``image`` resized.
+
+        Raises:
+            ValueError: for ids or images that do not fit the grid of patches.
+        """
         return view_ids_of(batch, self.tokenizer, self.spec, self.view_size, self)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tokens:
@@ -171,12 +178,18 @@ class BEiT(SecondStage):
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Eq. 1: mean cross entropy in nats over the hidden patches of the whole batch; visible ones do not count.
 
-        Of a sequence every token counts, since each may speak of what is hidden.
+        Of a sequence every token counts, since each may describe hidden patches.
+
+        Args:
+            batch: with ``image``; ``ids``, ``token_image`` and ``mask`` are used where it has them.
+
+        Returns:
+            ``loss``, ``accuracy`` of the predictions that count, and ``masked``, the share of hidden patches.
         """
         images = images_of(batch, self)
         mask = self.flat(self.masks(batch), images)
         target = self.tokenize(batch)
-        logits = self.vit(self.network_view(images), mask).float()
+        logits = self.vit(self.to_network_range(images), mask).float()
         if self.vit.sequence is None:
             target = target[mask]
         else:
@@ -188,7 +201,7 @@ class BEiT(SecondStage):
         }
 
     def masks(self, batch: Batch) -> Bool[Tensor, "b gh gw"]:
-        """``batch["mask"]``, or new ones in training, or in evaluation those that belong to each ``index``."""
+        """``batch["mask"]`` where there is one; else masks that are new in training and follow ``index`` in evaluation."""
         if (mask := batch.get("mask")) is not None:
             return mask
         images = images_of(batch, self)
@@ -211,15 +224,22 @@ class BEiT(SecondStage):
 
     # ------------------------------------------------------------------ looking at it
 
-    def network_view(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """What the transformer sees: checked and normalised pixels."""
+    def to_network_range(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Check pixels and normalise them for the transformer.
+
+        Args:
+            images: in [0, 1] or uint8, of ``image_size``.
+
+        Raises:
+            ValueError: for images of another size, type or range.
+        """
         return normalise(as_pixels(images, size=self.vit.image_sides), self.normalisation)
 
     def forward_intermediates(
         self, images: Shaped[Tensor, "b 3 h w"], indices: int | list[int] | tuple[int, ...] | None = None
     ) -> list[Float[Tensor, "b d gh gw"]]:
         """Raw feature maps after some blocks, see :meth:`zoo.nn.beit_vit.BeitViT.forward_intermediates`."""
-        return self.vit.forward_intermediates(self.network_view(images), indices)
+        return self.vit.forward_intermediates(self.to_network_range(images), indices)
 
     def complete(
         self, images: Shaped[Tensor, "b 3 h w"], mask: Bool[Tensor, "b gh gw"], ids: Int[Tensor, "b n"] | None = None

@@ -44,8 +44,8 @@ class BEiTClassifier(ZooModule):
         layer_scale: initial residual gain, 0.1 (base), 1e-5 (large), 0 for none.
         absolute_positions: learned position embeddings.
         relative_positions: attention bias; a shared table of a pre-trained model is copied into every block.
-        drop_path: stochastic depth of the last block.
-        num_classes: labels.
+        drop_path: probability to skip a residual branch of the last block; that of earlier ones falls linearly to 0.
+        num_classes: number of labels.
         pool: classify the ``mean`` of the patches (normalised by ``fc_norm``) or the ``cls`` token.
         normalisation: of the pixels, as in pre-training.
         label_smoothing: of the training targets.
@@ -59,7 +59,7 @@ class BEiTClassifier(ZooModule):
             the depth (the paper's best of 12 is the 9th).
         decay_convention: ``unilm`` decays position bias tables, ``timm`` does not.
         norm_eps: of every norm; 1e-6 as published, while configurations of transformers say 1e-12.
-        grad_checkpointing: trade time for memory.
+        grad_checkpointing: recompute the blocks in the backward pass instead of keeping their activations.
         optim: optimizer and schedule; ``layer_decay`` works here.
         weights: start from these: a registry name or a path; any masked-image-modelling checkpoint will do.
     """
@@ -150,18 +150,22 @@ class BEiTClassifier(ZooModule):
             self.vit.head.weight.mul_(self.init_scale)
 
     def train(self, mode: bool = True) -> "BEiTClassifier":
-        """A probed transformer stays in eval mode."""
+        """Switch to training or evaluation; a transformer that is probed stays in evaluation mode."""
         super().train(mode)
         if self.probes is not None:
             self.vit.eval()
         return self
 
     def forward(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b c"]:
-        """Class logits."""
-        return self.logits(self.network_view(images))[-1]
+        """Class logits of images in [0, 1] or uint8; of probes, those of ``probe_block``."""
+        return self.logits(self.to_network_range(images))[-1]
 
     def logits(self, x: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b c"]]:
-        """Of the normalised pixels: the classifier's; or those of all probes, then again the one of ``probe_block``."""
+        """Class logits: one entry for a classifier; for probes one per block, then that of ``probe_block`` again.
+
+        Args:
+            x: normalised pixels.
+        """
         if self.probes is None:
             return [self.vit(x)]
         with torch.no_grad():
@@ -172,7 +176,7 @@ class BEiTClassifier(ZooModule):
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """Cross entropy in nats, of mixed and smoothed targets in training; the sum over blocks for probes."""
-        x, label = self.network_view(images_of(batch, self)), class_labels(batch, self.num_classes, self)
+        x, label = self.to_network_range(images_of(batch, self)), class_labels(batch, self.num_classes, self)
         target: Tensor = label
         mixed = self.training and bool(self.mixup or self.cutmix)
         if mixed:
@@ -205,15 +209,22 @@ class BEiTClassifier(ZooModule):
     def num_layers(self) -> int:
         return self.vit.depth + 1
 
-    def network_view(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """What the transformer sees: checked and normalised pixels."""
+    def to_network_range(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Check pixels and normalise them for the transformer.
+
+        Args:
+            images: in [0, 1] or uint8, of ``image_size``.
+
+        Raises:
+            ValueError: for images of another size, type or range.
+        """
         return normalise(as_pixels(images, size=self.vit.image_sides), self.normalisation)
 
     def forward_intermediates(
         self, images: Shaped[Tensor, "b 3 h w"], indices: int | list[int] | tuple[int, ...] | None = None
     ) -> list[Float[Tensor, "b d gh gw"]]:
         """Raw feature maps after some blocks, as :meth:`BEiT.forward_intermediates`."""
-        return self.vit.forward_intermediates(self.network_view(images), indices)
+        return self.vit.forward_intermediates(self.to_network_range(images), indices)
 
 
 BEiTClassifier.formats = (unilm.BEIT, hf_beit.BEIT, timm_beit.BEIT)

@@ -184,7 +184,7 @@ class Block(nn.Module):
 def _per_row(
     samples: Tensor | None, weight: float | Tensor, image: Int[Tensor, " m"]
 ) -> tuple[Tensor | None, float | Tensor]:
-    """The answer of :func:`draw_depth` for single tokens of these images."""
+    """Carry the draw of :func:`draw_depth` from images to their tokens; ``image`` is the image of each token."""
     if samples is not None:
         return torch.isin(image, samples).nonzero()[:, 0], weight
     return None, weight[image] if isinstance(weight, Tensor) else weight
@@ -343,7 +343,7 @@ class BeitViT(nn.Module):
     def forward(
         self, x: Float[Tensor, "b 3 h w"], mask: Bool[Tensor, "b n"] | None = None
     ) -> Float[Tensor, "b c"] | Float[Tensor, "m v"] | Float[Tensor, "b _ v"]:
-        """What training asks for, and hence what is compiled: class logits of a classifier, else token logits.
+        """Logits for training, the call that is compiled: of classes for a classifier, else of tokens.
 
         Args:
             x: normalised pixels.
@@ -439,7 +439,7 @@ def layer_of(name: str, depth: int) -> int:
 
 
 def exempt_from_decay(name: str, convention: Literal["unilm", "timm"]) -> bool:
-    """Whether a parameter with two or more axes is spared from weight decay.
+    """Tell whether a parameter with two or more axes is spared from weight decay.
 
     ``unilm`` decays ``mask_token`` and the position bias tables, ``timm`` spares the tables.
     """

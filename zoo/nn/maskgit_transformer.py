@@ -90,7 +90,7 @@ class MaskGITTransformer(nn.Module):
             layer.heads = heads
 
     def sequence_logits(self, sequence: Int[Tensor, "b s"]) -> Float[Tensor, "b s v"]:
-        """The same for a sequence with its class token in front.
+        """Logits of all ids at every position of a sequence with its class token in front.
 
         Raises:
             ValueError: for more tokens than positions.

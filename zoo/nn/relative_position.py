@@ -96,7 +96,7 @@ def resize_table(
 
 
 def geometric_positions(src: int, dst: int) -> np.ndarray:
-    """Where ``src`` offsets of a small table lie on the axis of a large one: 0, +-1, +-(1 + q), +-(1 + q + q^2), ...
+    """Places of a small table's ``src`` offsets on the axis of a large one: 0, +-1, +-(1 + q), +-(1 + q + q^2), ...
 
     The ratio q is found by bisection in [1.01, 1.5] such that the outermost offsets meet ``+-(dst // 2)``
     (microsoft/unilm ``beit/run_class_finetuning.py``; 1.090307 from 14 to 24 patches).
@@ -125,7 +125,7 @@ def cubic_spline_operator(positions: np.ndarray, targets: np.ndarray) -> np.ndar
 
 
 def linear_operator(positions: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """The same for straight lines between the positions."""
+    """The matrix that takes values at ``positions`` to straight lines between them at ``targets``."""
     return np.stack([np.interp(targets, positions, unit) for unit in np.eye(len(positions))], axis=1)
 
 

@@ -58,7 +58,7 @@ def tokens_to_replace(
 
 
 def resize_to(images: Float[Tensor, "b 3 h w"], size: tuple[int, int]) -> Float[Tensor, "b 3 h2 w2"]:
-    """The images in another size, by antialiased bicubic interpolation; unchanged where they have it."""
+    """Resize images by antialiased bicubic interpolation; those of that size are unchanged."""
     if images.shape[-2:] == size:
         return images
     return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)

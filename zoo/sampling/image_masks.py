@@ -13,7 +13,7 @@ from zoo.tokens import TokenSpec
 
 
 def token_mask(spec: TokenSpec, mask: Bool[Tensor, "..."], count: int, size: tuple[int, int]) -> Bool[Tensor, "b n"]:
-    """Which tokens have a hidden pixel, in the flat order of the tokens.
+    """Mark the tokens that have a hidden pixel, in the flat order of the tokens.
 
     In each grid of the tokenizer, cells are equal shares of the image. Tokens of segments that are no grid may stand
     for anything in the image, so they are hidden where any pixel is.
@@ -50,7 +50,7 @@ def token_mask(spec: TokenSpec, mask: Bool[Tensor, "..."], count: int, size: tup
 def grey_out(
     images: Float[Tensor, "b 3 h w"], hidden: Bool[Tensor, "b n"], spec: TokenSpec
 ) -> Float[Tensor, "b 3 h w"]:
-    """The images with grey cells where tokens are hidden; unchanged for tokenizers with more than one grid."""
+    """Paint cells grey where tokens are hidden; images are unchanged for tokenizers with more than one grid."""
     if spec.grid_shape is None:
         return images
     cells = hidden.unflatten(1, spec.grid_shape).unsqueeze(1).float()

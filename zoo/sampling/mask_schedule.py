@@ -41,7 +41,7 @@ def mask_ratio(schedule: str, progress: Float[Tensor, " b"], count: Int[Tensor, 
 
 
 def masked_after(schedule: str, step: int, steps: int, count: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
-    """How many of ``count`` tokens the schedule hides after a step of decoding by confidence.
+    """Number of tokens, of ``count``, that the schedule hides after a step of decoding by confidence.
 
     ``floor(count * gamma((step + 1) / steps))`` in float32: 12 steps of the cosine leave 127 of 256 tokens after the
     eighth, where exact arithmetic gives 128.
@@ -56,7 +56,7 @@ def masked_after(schedule: str, step: int, steps: int, count: Int[Tensor, " b"])
 
 
 def kept_after(schedule: str, step: int, steps: int, count: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
-    """How many of ``count`` tokens are kept after a step of decoding in an order: at least one per step, all at last.
+    """Number of tokens, of ``count``, that are kept after a step of decoding in an order: one more at least, all at last.
 
     ``max(step + 1, floor(count * (1 - gamma((step + 1) / steps))))``, as valeoai/Halton-MaskGIT has it.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zoo.sampling.mask_schedule import kept_after, masked_after
 
-#: ids with the mask id where hidden, and the step -> logits of the codes
+#: from ids, with the mask id where they are hidden, and the step, to the logits of the codes
 LogitsOf = Callable[[Tensor, int], Tensor]
 
 
@@ -33,13 +33,13 @@ class Noise:
 
 @dataclass(frozen=True)
 class Decoding:
-    """What happened.
+    """The result of a decoding and its steps.
 
     Args:
         ids: the result.
-        sampled: what each step believed, known tokens kept; steps that were skipped hold the input.
-        inputs: what the network saw at each executed step, with the mask id where tokens were hidden.
-        after: the input that would follow each executed step.
+        sampled: ids that each step sampled, known tokens kept; steps that were skipped hold the input.
+        inputs: ids that the network was given at each executed step, with the mask id where tokens were hidden.
+        after: ids that would be the input of the step after each executed one.
     """
 
     ids: Int[Tensor, "b n"]
@@ -122,7 +122,7 @@ def draw(
     noise: Float[Tensor, "b n k"] | None,
     generator: torch.Generator | None,
 ) -> tuple[Int[Tensor, "b n"], Float[Tensor, "b n"]]:
-    """A sample of each position and its log-probability under the distribution that it was drawn from."""
+    """Sample an id at each position, and give its log-probability under the distribution that it was drawn from."""
     if temperature > 0:
         logits = logits / temperature
         ids = (logits + (gumbel_like(logits, generator) if noise is None else noise)).argmax(-1)

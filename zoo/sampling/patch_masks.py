@@ -1,4 +1,4 @@
-"""Which patches BEiT hides: blockwise masks (arXiv:2106.08254, Algorithm 1) and uniform ones (Table 4)."""
+"""Masks over patches for BEiT: blockwise ones (arXiv:2106.08254, Algorithm 1) and uniform ones (Table 4)."""
 
 import math
 import random
@@ -14,7 +14,7 @@ ATTEMPTS = 10  # per block, as microsoft/unilm beit/masking_generator.py
 
 
 class BlockwiseMask:
-    """Hides rectangular blocks until enough patches are hidden.
+    """Draws masks that hide rectangular blocks until enough patches are hidden.
 
     Draw-for-draw equal to the published code, which is authoritative: Algorithm 1 as printed may hide more than the
     target and does not look at overlaps. Here a mask never hides more than ``num_masked`` patches and often fewer,

@@ -155,7 +155,7 @@ def vision_tower(reference: str, image_size: int, cache: int = 0, layer: int | N
     if name in ("clip_vit_l14", "tiny_clip") or (name == "clip" and source):
         config = read_config_beside(Path(source)) if source not in ("", "random") else {}
         vision = find_clip_config(config) or {}
-        sizes = {"tiny_clip": TINY_CLIP, "clip_vit_l14": CLIP_SIZES}.get(name) or _sizes(vision, source)
+        sizes = {"tiny_clip": TINY_CLIP, "clip_vit_l14": CLIP_SIZES}.get(name) or _clip_sizes(vision, source)
         sizes = sizes | {"num_hidden_layers": int(vision.get("num_hidden_layers", sizes["num_hidden_layers"]))}
         clip = _Clip(image_size, sizes, on_meta, count_blocks_until(layer, config, sizes["num_hidden_layers"]))
         if name != "tiny_clip" and not on_meta and source != "random":
@@ -176,8 +176,8 @@ def vision_tower(reference: str, image_size: int, cache: int = 0, layer: int | N
     return VisionTower(_RandomPatches(width), width, cells, (0.5,), (0.5,), cache=cache)
 
 
-def _sizes(vision: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Of any CLIP."""
+def _clip_sizes(vision: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Fields of ``CLIPVisionConfig`` for a CLIP of any size, from its ``config.json``."""
     from transformers import CLIPVisionConfig
 
     if not vision:
@@ -193,7 +193,7 @@ def _sizes(vision: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def _eva_sizes(source: str) -> dict[str, int]:
-    """Of any EVA."""
+    """Constructor arguments for an EVA of any size, from its file."""
     if source == "random":
         raise ValueError("the size of 'eva' is that of its file: write 'eva:PATH', or 'eva_vit_g:random'")
     return eva_sizes(to_lavis_names(read_checkpoint(Path(source)).state), read_config_beside(Path(source)), source)

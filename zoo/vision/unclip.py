@@ -68,7 +68,7 @@ def check_decoder(decoder: Any, settings: dict[str, Any]) -> None:
 
 
 def find_decoder(decoder: Any, settings: dict[str, Any], shape: tuple[int, ...], device: torch.device) -> Any:
-    """What draws generation embeddings of that shape: of a name its model, everything else as it is.
+    """The decoder for generation embeddings of that shape: the model of a name, anything else as it is.
 
     Raises:
         ValueError: without a decoder, for one of another width or kind, or for settings that it does not take.
