@@ -201,7 +201,7 @@ class BEiT(SecondStage):
         }
 
     def masks(self, batch: Batch) -> Bool[Tensor, "b gh gw"]:
-        """``batch["mask"]`` where there is one; else masks that are new in training and follow ``index`` in evaluation."""
+        """``batch["mask"]`` where it is; else masks that are new in training and follow ``index`` in evaluation."""
         if (mask := batch.get("mask")) is not None:
             return mask
         images = images_of(batch, self)
