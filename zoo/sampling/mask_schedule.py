@@ -56,7 +56,7 @@ def masked_after(schedule: str, step: int, steps: int, count: Int[Tensor, " b"])
 
 
 def kept_after(schedule: str, step: int, steps: int, count: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
-    """Number of tokens, of ``count``, that are kept after a step of decoding in an order: all of them after the last step.
+    """Number of tokens, of ``count``, that are kept after a step of decoding in an order: all, after the last one.
 
     ``max(step + 1, floor(count * (1 - gamma((step + 1) / steps))))``, as valeoai/Halton-MaskGIT has it.
 
