@@ -9,7 +9,6 @@ from tiny_tokenizer import quiet_trainer
 
 import zoo
 from zoo.callbacks.captions import Captions
-from zoo.language.image_vocabulary import ImageVocabulary
 from zoo.language.splice import IGNORED
 from zoo.models.seed_llm import SEEDLLM
 
@@ -30,37 +29,6 @@ def spec(count=4, size=32):
 
 
 # ---------------------------------------------------------------- words
-
-
-def test_layout_of_the_vocabulary():
-    words = ImageVocabulary(100, spec())
-    assert (words.begin, words.end, words.size) == (132, 133, 134)
-    assert words.span([0, 31, 5, 5]) == (132, 100, 131, 105, 105, 133)
-    assert words.images_in([7, *words.span([1, 2, 3, 4]), 9, *words.span([0, 0, 0, 0])]) == [[1, 2, 3, 4], [0] * 4]
-
-
-@pytest.mark.parametrize(
-    ("sequence", "sentence"),
-    [
-        ([132, 100, 101, 133], "an image has 4 ids, these are 2"),
-        ([132, 100, 7, 101, 102, 133], "word 7 of text stands inside an image"),
-        ([132, 100, 101], "an image has no end after 2 ids"),
-        ([132, 100, 132], "an image begins inside another one"),
-        ([100, 133], "an image ends that did not begin"),
-    ],
-)
-def test_sequences_that_hold_no_image(sequence, sentence):
-    with pytest.raises(ValueError, match=sentence) as caught:
-        ImageVocabulary(100, spec()).images_in(sequence)
-    assert "\n" not in str(caught.value)
-
-
-def test_ids_that_make_no_image():
-    words = ImageVocabulary(100, spec())
-    with pytest.raises(ValueError, match=r"image ids must lie in 0..31, got 32"):
-        words.span([0, 1, 2, 32])
-    with pytest.raises(ValueError, match="an image has 4 ids, these are 3"):
-        words.span([0, 1, 2])
 
 
 def test_the_tables_are_widened():

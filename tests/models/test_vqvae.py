@@ -113,6 +113,12 @@ def test_ids_of_the_wrong_level_are_named(two, images):
         two.decode(tokens)
 
 
+def test_the_top_level_alone_is_refused(two, images):
+    tokens = two.encode(images)
+    with pytest.raises(ValueError, match="decodes its levels together, and these are the first 16 of 80 tokens: give"):
+        two.decode(tokens.first(16))
+
+
 def test_tokens_of_another_vocabulary_are_refused(two, images):
     with pytest.raises(ValueError, match=r"another vocabulary \(1 levels, 32 ids\).*\(2 levels, 64 ids\)"):
         two.decode(zoo.create_model("vqvae_tiny").eval().encode(images))

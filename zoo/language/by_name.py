@@ -47,7 +47,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def find_language_model(reference: str, dtype: str = "float32") -> LanguageModel:
-    """The language model that a recipe names. Nothing is downloaded, and no pickle is executed.
+    """Load the language model that a recipe names.
 
     Args:
         reference: ``smollm2_135m`` (weights from a pip package; ``smollm2_135m:random`` for random ones), the path of a
@@ -61,8 +61,7 @@ def find_language_model(reference: str, dtype: str = "float32") -> LanguageModel
         FileNotFoundError: for weights that are not there.
         ModuleNotFoundError: with the pip line.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"language_dtype cannot be {dtype!r}: it is one of {', '.join(DTYPES)}")
+    one_of("language_dtype", dtype, DTYPES)
     name, _, source = reference.partition(":")
     on_meta = torch.get_default_device().type == "meta"
     if name in TINY and not source:
@@ -77,12 +76,7 @@ def find_language_model(reference: str, dtype: str = "float32") -> LanguageModel
         width, encoder_decoder = PUBLISHED[name]
         if on_meta:
             return LanguageModel(None, None, width, encoder_decoder)
-        if not source:
-            raise FileNotFoundError(
-                f"the weights of {name} are not in the package and are never downloaded by themselves: get a folder in "
-                f"transformers' layout and write '{name}:PATH'"
-            )
-        found = _from_folder(Path(source), dtype)
+        found = _from_folder(_given_folder(name, source), dtype)
         if (found.width, found.encoder_decoder) != (width, encoder_decoder):
             raise ValueError(f"{source} is no {name}: its token embeddings have width {found.width}, not {width}")
         return found
@@ -92,6 +86,20 @@ def find_language_model(reference: str, dtype: str = "float32") -> LanguageModel
         f"there is no language model {reference!r}: it is {SMOLLM2}, the path of a folder in transformers' layout, "
         f"NAME:PATH with a NAME of {', '.join(PUBLISHED)}, or one of {', '.join(TINY)}"
     )
+
+
+def _given_folder(name: str, source: str) -> Path:
+    """The folder of a published size.
+
+    Raises:
+        FileNotFoundError: where none was given.
+    """
+    if not source:
+        raise FileNotFoundError(
+            f"the weights of {name} are not in the package and are never downloaded by themselves: get a folder in "
+            f"transformers' layout and write '{name}:PATH'"
+        )
+    return Path(source)
 
 
 def _smollm2() -> Path:
@@ -114,7 +122,7 @@ def _from_folder(folder: Path, dtype: str, random: bool = False) -> LanguageMode
 
 
 def find_masked_language_model(reference: str, dtype: str = "float32") -> MaskedLanguageModel:
-    """The masked language model that a recipe names.
+    """Load the masked language model that a recipe names.
 
     Args:
         reference: ``minilm`` (from a pip package; without a head of its own), the path of a folder in transformers'
@@ -143,12 +151,7 @@ def find_masked_language_model(reference: str, dtype: str = "float32") -> Masked
         width, words = PUBLISHED_MASKED[name]
         if on_meta:
             return MaskedLanguageModel(None, None, width, words)
-        if not source:
-            raise FileNotFoundError(
-                f"the weights of {name} are not in the package and are never downloaded by themselves: get a folder in "
-                f"transformers' layout and write '{name}:PATH'"
-            )
-        found = _masked_from_folder(Path(source), dtype, name)
+        found = _masked_from_folder(_given_folder(name, source), dtype, name)
         if (found.width, found.vocab_size) != (width, words):
             raise ValueError(
                 f"{source} is no {name}: it has {found.vocab_size} words of width {found.width}, not {words} of {width}"
@@ -171,7 +174,7 @@ def _masked_from_folder(folder: Path, dtype: str, name: str) -> MaskedLanguageMo
 
 
 def find_vocabulary(reference: str) -> Vocabulary:
-    """Words with their frozen vectors (float32), as codebooks of tokenizers whose tokens are words.
+    """Load words with their frozen vectors (float32), as codebooks of tokenizers whose tokens are words.
 
     Args:
         reference: ``wordllama`` (the 32,000 pieces of LLaMA-2, vectors of width 256) or ``minilm`` (the 30,522 pieces

@@ -1,8 +1,8 @@
-"""Conversations as text: the templates of LLaVA's language models, and which characters are to be learned.
+"""Conversations as text: the templates of LLaVA's language models, with the characters marked that are to be learned.
 
 Source: haotian-liu/LLaVA ``llava/conversation.py`` and ``llava/train/train.py`` (commit c121f04, Apache-2.0) for the
-layouts. What is learned is marked while the text is put together; the published code looks for it afterwards, and both
-find the same tokens in every layout that it counts rightly (``plain``, ``v1``, ``llama_2``).
+layouts. Here the text to be learned is marked while it is put together. The published code searches for it afterwards;
+both find the same tokens in every layout that the published code counts correctly (``plain``, ``v1``, ``llama_2``).
 """
 
 import re
@@ -27,9 +27,9 @@ class Part:
     Args:
         text: may hold ``<image>``.
         learn: whether it is to be learned.
-        answer: number of the answer that it belongs to. What does not have to be learned of an answer is the space in
-            front of it, which goes with the answer's first word where the vocabulary has words with their spaces.
-        lead: characters of an answer's text that come before what is said: the name of who says it.
+        answer: number of the answer that it belongs to. The space in front of an answer belongs to it and is not to be
+            learned, except as a part of the first word where the vocabulary has words with their spaces.
+        lead: number of characters in front of what is said: the name of the speaker.
     """
 
     text: str
@@ -110,7 +110,7 @@ TEMPLATES: dict[str, Template] = {
 
 
 def check_turns(turns: Sequence[Turn]) -> None:
-    """Refuse what is no conversation. One that begins with an answer is: see :func:`drop_leading_answer`.
+    """Refuse turns that do not alternate; an answer in front of the first question is allowed.
 
     Raises:
         ValueError: naming what is wrong.
@@ -125,13 +125,13 @@ def check_turns(turns: Sequence[Turn]) -> None:
 
 
 def drop_leading_answer(turns: Sequence[Turn]) -> Sequence[Turn]:
-    """A conversation without an answer at its beginning, which answers nothing: LLaVA's training leaves it out too."""
+    """Leave out an answer in front of the first question, which answers nothing, as LLaVA's training does."""
     opens = len(turns) > 1 and ROLES.get(turns[0].get("from", "")) == 1
     return turns[1:] if opens else turns
 
 
 def render(turns: Sequence[Turn], template: TemplateName, end: str, system: str | None = None) -> list[Part]:
-    """A conversation in one of the layouts that language models were trained on.
+    """Write a conversation in a layout that a language model was trained on.
 
     Args:
         turns: of the human and the model by turns; an odd number leaves the answer open, to be generated. An answer in
@@ -175,17 +175,17 @@ def _fill(text: str, fields: Mapping[str, str]) -> str:
 
 
 def to_pieces(parts: Sequence[Part], codec: PretrainedCodec, image: int | None, start: bool = True) -> list[Piece]:
-    """Parts as ids and image tokens.
+    """Tokenise the parts of a conversation.
 
-    The text between two images is tokenised as one, so that ids are those of the whole text; a token is learned where
-    its last character is. A space in front of an answer is a token of its own where the answer begins with a sign that
-    vocabularies have no word for (digits in LLaMA's): it is learned like the space that is part of a word.
+    The text between two images is tokenised in one go, so that the ids are those of the whole text. A token is learned
+    if its last character is. A space in front of an answer is a token of its own where the answer begins with a sign
+    that the vocabulary has no word for (digits in LLaMA's); it is learned like a space that is part of a word.
 
     Args:
         parts: of :func:`render`.
         codec: the tokenizer.
-        image: number of the image that ``<image>`` stands for; None where there is none.
-        start: whether the tokenizer's beginning-of-sequence id stands in front.
+        image: index of the image that ``<image>`` stands for; None where there is none.
+        start: put the tokenizer's beginning-of-sequence id in front.
 
     Raises:
         ValueError: for more than one image, or one that is not there.
@@ -219,7 +219,7 @@ def to_pieces(parts: Sequence[Part], codec: PretrainedCodec, image: int | None, 
 
 
 def put_image_first(turns: Sequence[Turn]) -> list[Turn]:
-    """The conversation with its image at the beginning of the turn that shows it, on a line of its own."""
+    """Move the image to the beginning of the turn that shows it, on a line of its own."""
     found = []
     for turn in turns:
         value = turn["value"]

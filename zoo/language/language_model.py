@@ -38,7 +38,11 @@ class LanguageModel(nn.Module):
 
     @property
     def text(self) -> PretrainedCodec:
-        """The tokenizer."""
+        """The tokenizer.
+
+        Raises:
+            RuntimeError: on the meta device, where none was read.
+        """
         if self._text is None:
             raise RuntimeError("a language model on the meta device has no tokenizer")
         return self._text
@@ -182,7 +186,7 @@ class LanguageModel(nn.Module):
     def write(
         self, batch: Spliced, *, stop: Sequence[int] = (), stop_text: Sequence[str] = (), **settings: Any
     ) -> list[str]:
-        """Go on with each sample, as text.
+        """Continue each sample and return the continuations as text.
 
         Args:
             batch: samples, padded on the left for a model without an encoder.
@@ -216,7 +220,7 @@ class LanguageModel(nn.Module):
         constrain: Callable[[Tensor, Tensor], Tensor] | None = None,
         seed: int | None = None,
     ) -> list[list[int]]:
-        """Ids that go on with each sample, with cached keys and values; those behind an end are padding.
+        """Continue each sample and return the new ids; those behind the first end id are padding.
 
         Args:
             batch: samples, padded on the left for a model without an encoder.
@@ -224,17 +228,18 @@ class LanguageModel(nn.Module):
             max_new_tokens: longest continuation.
             min_new_tokens: shortest continuation.
             num_beams: of the beam search; 1 takes the best token each time.
-            length_penalty: exponent of the length by which beams are divided.
+            length_penalty: exponent of the length by which the scores of beams are divided.
             repetition_penalty: divides the scores of tokens that have been written.
-            top_p: sample from the most likely tokens of this total probability, instead of taking the best.
+            top_p: sample from the most likely tokens that together have this probability; None takes the best.
             temperature: divides the logits of sampling.
             stop_text: strings that end a text.
             forbid: ids that are never written.
-            constrain: from the new ids ``b n`` and scores ``b v`` to other scores, before anything is chosen.
-            seed: of sampling; None goes on with torch's state.
+            constrain: maps the new ids ``b n`` and the scores ``b v`` of the next to scores with a constraint.
+            seed: of sampling; None continues torch's random state.
 
         Raises:
-            ValueError: for right padding, for more than the network has positions for, or settings that exclude others.
+            ValueError: for right padding, more tokens than the network has positions, or settings that contradict each
+                other.
         """
         if not self.encoder_decoder and not batch.mask[:, -1].all():
             raise ValueError("texts go on at their end: splice(..., side='left') to generate")
@@ -274,5 +279,5 @@ def _said(codec: PretrainedCodec, endings: tuple[str, ...], ids: Tensor, scores:
 
 
 def _before(ids: list[int], ends: Sequence[int]) -> list[int]:
-    """The ids up to the first that ends a text."""
+    """The ids in front of the first that ends a text."""
     return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]

@@ -18,9 +18,10 @@ class Text:
 
     Args:
         ids: its tokens.
-        learn: which of them are to be predicted; True or False for all of them.
-        answers: number of the answer that each belongs to, or None; without it, all that is learned of a sample is one.
-        lost: tokens of that one answer that a limit on the text has left out already.
+        learn: one flag per token, True where it is to be predicted; or one flag for all.
+        answers: number of the answer that each token belongs to, or None for no answer; without this argument, all
+            learned tokens of a sample are one answer.
+        lost: number of tokens of that answer that a limit on the text has cut off before.
     """
 
     ids: tuple[int, ...]
@@ -58,10 +59,10 @@ class Spliced:
     Args:
         embeds: input vectors; zero on padding.
         mask: True where there is no padding.
-        labels: the token that stands at each position where it is to be predicted, else -100.
-        answers: how many there are to be predicted; several in a conversation with several turns.
-        cut: answers of which ``max_length`` left nothing.
-        partly_cut: answers of which it, or a limit on the text, took the end.
+        labels: the token at each position that is to be predicted, elsewhere -100.
+        answers: number of answers to be predicted; a conversation with several turns has several.
+        cut: number of answers that ``max_length`` cut off entirely.
+        partly_cut: number of answers whose end it, or a limit on the text, cut off.
     """
 
     embeds: Float[Tensor, "b s d"]
@@ -73,12 +74,12 @@ class Spliced:
 
     @property
     def cut_share(self) -> float:
-        """Share of the answers that lost something, or all."""
+        """Share of the answers that were cut off, partly or entirely."""
         return (self.cut + self.partly_cut) / max(1, self.answers)
 
     @property
     def positions(self) -> Int[Tensor, "b s"]:
-        """Place of each token in its own sequence, whatever the padding in front of it."""
+        """Position of each token in its own sequence, padding in front of it not counted."""
         return (self.mask.long().cumsum(1) - 1).clamp(min=0)
 
 
@@ -90,18 +91,18 @@ def splice(
     max_length: int | None = None,
     device: torch.device | None = None,
 ) -> Spliced:
-    """Join the pieces of each sample.
+    """Join the pieces of each sample into sequences of vectors, and pad them.
 
-    All vectors are gathered from one pool that holds every image, so a projection of the images has a gradient (zero)
-    even in a batch that shows none of them, as distributed training needs.
+    All vectors are gathered from one pool that holds every image, so that a projection of the images has a gradient,
+    if a zero one, even in a batch that shows none of them; distributed training needs it.
 
     Args:
         samples: pieces in their order.
         images: tokens of each image, or None where there are no images.
-        embed: from ids, of any shape, to vectors.
+        embed: maps ids of any shape to vectors.
         side: of the padding: right to train, left to generate.
-        max_length: longest sequence, images included; what is behind it is cut off.
-        device: of the result, where there are no images to tell.
+        max_length: longest sequence, image tokens included; the rest is cut off.
+        device: of the result, where there are no images.
 
     Raises:
         ValueError: for no samples, or one that shows an image which is not there.

@@ -9,7 +9,7 @@ TINY_WIDTH = 32
 
 
 def build_tiny_network(name: str, vocab_size: int) -> Any:
-    """A random network, always the same, of a vocabulary of that size."""
+    """Build a small network with the same random weights each time, for a vocabulary of that size."""
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         network = (TINY | TINY_MASKED)[name](vocab_size)
@@ -71,7 +71,7 @@ TINY_MASKED = {"tiny_roberta": _tiny_roberta}
 
 
 def character_tokenizer(t5: bool = False, masked: bool = False) -> Any:
-    """A tokenizer of single characters.
+    """Build a tokenizer of single characters.
 
     Args:
         t5: without a beginning-of-sequence id, with one of its end.

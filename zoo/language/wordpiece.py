@@ -17,7 +17,7 @@ MAX_WORDS = 50
 
 
 def clean_caption(caption: str) -> str:
-    """Lower case, without the punctuation ``. ! " ( ) * # : ; ~``, single spaces, at most 50 words.
+    """Convert to lower case, replace the punctuation ``. ! " ( ) * # : ; ~`` by spaces, and keep at most 50 words.
 
     Source: LAVIS ``BlipCaptionProcessor``.
     """
@@ -26,7 +26,7 @@ def clean_caption(caption: str) -> str:
 
 
 def clean_question(question: str) -> str:
-    """As :func:`clean_caption`, but the signs are taken out without a space (LAVIS ``BlipQuestionProcessor``)."""
+    """Clean as :func:`clean_caption`, but remove the punctuation without a space (LAVIS ``BlipQuestionProcessor``)."""
     return " ".join(re.sub(r"[.!\"()*#:;~]", "", question.lower()).split()[:MAX_WORDS])
 
 
@@ -45,7 +45,7 @@ class WordPiece(TextCodec):
 
     @cached_property
     def words(self) -> dict[str, int]:
-        """Piece -> id, without ``[DEC]``.
+        """The id of each piece, without ``[DEC]``.
 
         Raises:
             ModuleNotFoundError: with the pip line.
@@ -99,7 +99,7 @@ class WordPiece(TextCodec):
 
     @property
     def start_id(self) -> int:
-        """``[DEC]``, in the place of ``[CLS]`` where text is generated."""
+        """``[DEC]``, which takes the place of ``[CLS]`` where text is generated."""
         return self.vocab_size - 1
 
     @cached_property

@@ -118,6 +118,11 @@ class VQVAE(ZooModule):
         Raises:
             ValueError: for tokens of another vocabulary, or ids outside of their level.
         """
+        if tokens.spec.prefix_of is not None:
+            raise ValueError(
+                f"VQ-VAE-2 decodes its levels together, and these are the first {tokens.spec.num_tokens} of "
+                f"{tokens.spec.prefix_of} tokens: give all of them"
+            )
         if tokens.ids is None or [s.size for s in tokens.spec.segments] != [s.size for s in self.spec.segments]:
             raise ValueError(
                 f"these tokens are of another vocabulary ({len(tokens.spec.segments)} levels, "
