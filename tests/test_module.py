@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from toys import Toy, ToyData
 
-from zoo.init_args import plain
+from zoo.init_args import to_plain_data
 from zoo.module import ZooModule
 from zoo.optim import Optim, can_fuse
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec
@@ -34,7 +34,7 @@ def fit(model, **options):
 
 
 def test_plain_data():
-    value = plain({"optim": Optim(lr=0.5), "sizes": (1, (2, 3)), "name": None})
+    value = to_plain_data({"optim": Optim(lr=0.5), "sizes": (1, (2, 3)), "name": None})
     assert value["optim"]["lr"] == 0.5
     assert value["sizes"] == [1, [2, 3]]
     assert json.loads(json.dumps(value)) == value
@@ -43,13 +43,13 @@ def test_plain_data():
 @pytest.mark.parametrize("value", [nn.Linear(1, 1), len, Toy, {"x": torch.zeros(1)}])
 def test_objects_are_no_constructor_arguments(value):
     with pytest.raises(TypeError, match="plain data"):
-        plain(value)
+        to_plain_data(value)
 
 
 def test_init_args_hold_every_argument():
     model = Toy(image_size=4, optim=Optim(lr=0.25))
     assert model.init_args() == {
-        "image_size": 4, "width": 4, "tokenizer": "none", "optim": plain(Optim(lr=0.25)),
+        "image_size": 4, "width": 4, "tokenizer": "none", "optim": to_plain_data(Optim(lr=0.25)),
     }  # fmt: skip
 
 

@@ -78,16 +78,20 @@ def test_registering_mistakes(toy):
 
 
 def test_weights_are_resolved_or_explained(toy, tmp_path):
-    preset = registry.find(toy)
+    preset = registry.find_preset(toy)
     with pytest.raises(FileNotFoundError, match="reinstall"):
-        registry.weights_path(preset, True)
+        registry.resolve_weights(preset, True)
     (tmp_path / "toy.safetensors").touch()
-    assert registry.weights_path(preset, True) == registry.weights_path(preset, "local") == tmp_path / "toy.safetensors"
-    assert registry.weights_path(preset, tmp_path) == tmp_path
+    assert (
+        registry.resolve_weights(preset, True)
+        == registry.resolve_weights(preset, "local")
+        == tmp_path / "toy.safetensors"
+    )
+    assert registry.resolve_weights(preset, tmp_path) == tmp_path
     with pytest.raises(FileNotFoundError, match=r"https://example\.org/toy"):
-        registry.weights_path(preset, "far")
+        registry.resolve_weights(preset, "far")
     with pytest.raises(FileNotFoundError, match="its tags: local, far"):
-        registry.weights_path(preset, "nowhere")
+        registry.resolve_weights(preset, "nowhere")
     with pytest.raises(ValueError, match="dvae_tiny has no default weights"):
         zoo.create_model("dvae_tiny", weights=True)
 
@@ -137,7 +141,7 @@ def test_the_names_of_the_conventions_work_everywhere(file):
         one = make("vqvae_tiny:random")
         torch.manual_seed(0)
         assert same(one, zoo.create_model("vqvae_tiny"))
-    tag = next(iter(registry.find("dvae_emoji").weights))
+    tag = next(iter(registry.find_preset("dvae_emoji").weights))
     assert same(zoo.create_model(f"dvae_emoji:{tag}"), zoo.create_model("dvae_emoji", weights=True))
     for reference in ("vqvae_tiny", "vqvae_tiny:random", f"vqvae_tiny:{path}", "vqvae_tiny:nowhere"):
         assert zoo.model_info(reference) == zoo.model_info("vqvae_tiny")
@@ -189,7 +193,7 @@ def test_the_folder_of_a_run_names_the_checkpoints_in_it(tmp_path):
 
 def test_classes_that_are_not_registered_are_never_imported():
     with pytest.raises(ValueError, match=r"os\.system is not a registered model class"):
-        registry.class_named("os.system")
+        registry.find_class("os.system")
 
 
 def test_info_allocates_nothing():

@@ -7,7 +7,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from zoo.fingerprints import fingerprint, quick_fingerprint
-from zoo.init_args import plain, value_at
+from zoo.init_args import to_plain_data, value_at
 
 #: what the weights of a model were trained on: the ids that a frozen network makes, or its vectors
 Role = Literal["ids", "vectors"]
@@ -125,7 +125,7 @@ def warn_of_other_networks(model: Any, said: Any, source: str) -> None:
                 f"further, or set {name} to the one of the checkpoint"
             )
     for name in model.must_match:
-        theirs, ours = value_at(args, name), plain(value_at(model.hparams, name))
+        theirs, ours = value_at(args, name), to_plain_data(value_at(model.hparams, name))
         if theirs is not None and ours is not None and theirs != ours:
             rank_zero_warn(f"{source} was trained with {name} {theirs}, and this model has {ours}")
 

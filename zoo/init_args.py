@@ -52,18 +52,18 @@ def constructor_arguments(module: nn.Module) -> dict[str, Any]:
     return arguments
 
 
-def plain(value: Any) -> Any:
-    """Dataclasses as dicts and tuples as lists, recursively: what JSON and ``weights_only`` can hold."""
+def to_plain_data(value: Any) -> Any:
+    """Turn dataclasses into dicts and tuples into lists, recursively: data that JSON and ``weights_only`` can hold."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return plain(dataclasses.asdict(value))
+        return to_plain_data(dataclasses.asdict(value))
     if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): to_plain_data(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
+        return [to_plain_data(v) for v in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if hasattr(value, "items"):  # jsonargparse.Namespace
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): to_plain_data(v) for k, v in value.items()}
     raise TypeError(f"constructor arguments must be plain data, got {type(value).__name__}: {value!r}")
 
 
@@ -84,7 +84,7 @@ def class_by_path(path: str, classes: Iterable[type[Any]]) -> type[Any] | None:
 
 def without_classes(args: Mapping[str, Any]) -> dict[str, Any]:
     """Constructor arguments in which settings groups are dictionaries of their fields; the others as they are."""
-    return {name: plain(value) if _is_settings(value) else value for name, value in args.items()}
+    return {name: to_plain_data(value) if _is_settings(value) else value for name, value in args.items()}
 
 
 def check_overrides(cls: type, overrides: Iterable[str]) -> None:
@@ -146,8 +146,8 @@ def typed_arguments(cls: Any, args: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _as_tuple(value, hints.get(name)) for name, value in given.items()}
 
 
-def without_towers(cls: type, init_args: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments that build the model without reading weights from disk."""
+def without_weights(cls: type, init_args: Mapping[str, Any]) -> dict[str, Any]:
+    """Choose arguments that build the model without reading weights from disk."""
     args = as_init_args(cls, migrate(cls, init_args))
     for name in ("tokenizer", "condition_tokenizer"):
         default = inspect.signature(cls).parameters.get(name)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from zoo.checkpoints.format import Format
 from zoo.checkpoints.load import load_weights
 from zoo.frozen import FrozenNetworks, Role, describe_frozen, hold_partly_frozen, refuse_unsaved, warn_of_other_networks
-from zoo.init_args import Moved, constructor_arguments, migrate, plain, without_classes
+from zoo.init_args import Moved, constructor_arguments, migrate, to_plain_data, without_classes
 from zoo.optim import Optim
-from zoo.presets import known_classes, locate_weights
+from zoo.presets import find_weights, registered_classes
 from zoo.runs.module import RunModule
 from zoo.tokens import NotInvertible, Tokens, TokenSpec
 from zoo.tokens.batch import Batch, batch_size_of, check_classes, token_images_of
@@ -152,7 +152,7 @@ class ZooModule(RunModule):
                 be a part (``not_in_file`` then says which).
         """
         if weights is not None:
-            load_weights(self, locate_weights(str(weights)), known_classes())
+            load_weights(self, find_weights(str(weights)), registered_classes())
             self.started_from_weights = True
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -185,12 +185,12 @@ class ZooModule(RunModule):
     def init_args(self) -> dict[str, Any]:
         """The constructor arguments as plain, JSON-able data."""
         names = inspect.signature(type(self).__init__).parameters
-        return {name: plain(value) for name, value in self.hparams.items() if name in names}
+        return {name: to_plain_data(value) for name, value in self.hparams.items() if name in names}
 
     @property
     def hparams_initial(self) -> Any:
         """What loggers write down: plain data, because they refuse frozen dataclasses."""
-        return AttributeDict(plain(dict(super().hparams_initial)))
+        return AttributeDict(to_plain_data(dict(super().hparams_initial)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         refuse_unsaved(self)

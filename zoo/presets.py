@@ -1,6 +1,5 @@
-"""Presets are data: a class, the arguments that make it, and the weights that there are of it."""
+"""Presets: a class, the arguments that it is built with, and the weights that there are of it, as data."""
 
-import difflib
 import fnmatch
 import importlib
 import inspect
@@ -14,9 +13,9 @@ import torch
 
 from zoo.checkpoints.addresses import local_path
 from zoo.checkpoints.weight_sets import split_set_name
-from zoo.choices import natural_order
+from zoo.choices import natural_order, suggest_nearest
 from zoo.files.recipes import suggest_recipe
-from zoo.init_args import as_init_args, class_by_path, migrate_and_say, without_towers
+from zoo.init_args import as_init_args, class_by_path, migrate_and_say, without_weights
 from zoo.tokens import TokenSpec
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
@@ -40,7 +39,7 @@ class Weights:
 
     @property
     def path(self) -> Path | None:
-        """Where the shipped file is, or None for weights that have to be fetched."""
+        """The shipped file; None for weights that have to be downloaded."""
         return WEIGHTS_DIR / self.file if self.file else None
 
 
@@ -58,7 +57,7 @@ class Preset:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What :func:`zoo.model_info` tells about a model.
+    """Facts about a model, as :func:`zoo.model_info` returns them.
 
     ``num_parameters`` leaves out frozen towers, and language models whose size only their files tell.
     """
@@ -108,7 +107,7 @@ def register(
 
 
 def presets() -> dict[str, Preset]:
-    """All registered presets; imports the papers on first use."""
+    """List all registered presets by name; the papers are imported on first use."""
     import zoo.models
 
     for module in pkgutil.iter_modules(zoo.models.__path__):
@@ -117,7 +116,7 @@ def presets() -> dict[str, Preset]:
 
 
 def list_models(pattern: str = "*", *, decodes: str | None = None, weights: bool = False) -> list[str]:
-    """Names of the registered models.
+    """List the names of registered models.
 
     Args:
         pattern: shell wildcard, e.g. ``"dvae*"``.
@@ -128,12 +127,13 @@ def list_models(pattern: str = "*", *, decodes: str | None = None, weights: bool
     if weights:
         names = [n for n in names if any(w.file for w in presets()[n].weights.values())]
     if decodes is not None:
-        names = [n for n in names if (spec := describe_preset(find(n)).spec) is not None and spec.decodes == decodes]
+        specs = {name: describe_preset(find_preset(name)).spec for name in names}
+        names = [name for name, spec in specs.items() if spec is not None and spec.decodes == decodes]
     return names
 
 
-def find(name: str) -> Preset:
-    """The preset of that name.
+def find_preset(name: str) -> Preset:
+    """Find the preset of a name.
 
     Raises:
         ValueError: with the nearest names.
@@ -142,14 +142,14 @@ def find(name: str) -> Preset:
     if name in known:
         return known[name]
     of_paper = [n for n in known if n.startswith(f"{name.lower()}_")]
-    close = of_paper[:3] or difflib.get_close_matches(name.lower(), known, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else "python -m zoo list prints them all"
+    hint = f"did you mean {' or '.join(of_paper[:3])}?" if of_paper else suggest_nearest(name.lower(), known, most=3)
+    hint = hint or "python -m zoo list prints them all"
     if any(c in name for c in "/\\") or Path(name).suffix:
         hint = f"for a checkpoint of ours write 'ckpt:{name}', for published weights create_model(NAME, weights=PATH)"
     raise ValueError(f"there is no model {name!r}: {hint}")
 
 
-def weights_path(preset: Preset, weights: Literal[True] | str | Path) -> Path:
+def resolve_weights(preset: Preset, weights: Literal[True] | str | Path) -> Path:
     """Resolve True, a tag or a path to a file or folder that exists.
 
     Raises:
@@ -176,7 +176,7 @@ def weights_path(preset: Preset, weights: Literal[True] | str | Path) -> Path:
             raise FileNotFoundError(f"the shipped weights {entry.path} are missing: reinstall tokenzoo")
         return entry.path
     try:
-        return locate_weights(str(weights))
+        return find_weights(str(weights))
     except FileNotFoundError:
         tags = ", ".join(preset.weights) or "none"
         raise FileNotFoundError(
@@ -185,10 +185,10 @@ def weights_path(preset: Preset, weights: Literal[True] | str | Path) -> Path:
         ) from None
 
 
-def locate_weights(source: str) -> Path:
-    """The file or folder behind a path, ``ckpt:PATH``, or the name of a model with weights (``NAME`` or ``NAME:TAG``).
+def find_weights(source: str) -> Path:
+    """Find the file or folder that a path, ``ckpt:PATH``, ``NAME`` or ``NAME:TAG`` of a model with weights means.
 
-    A path may end in ``#SET``, which of several sets of weights in it is meant.
+    A path may end in ``#SET``, the name of one of several sets of weights in it.
 
     Raises:
         FileNotFoundError: for anything else.
@@ -196,7 +196,7 @@ def locate_weights(source: str) -> Path:
     """
     name, _, tag = source.partition(":")
     if name in presets() and not split_set_name(source)[0].exists():
-        return weights_path(find(name), tag or True)
+        return resolve_weights(find_preset(name), tag or True)
     path = local_path(source.removeprefix("ckpt:"))
     if split_set_name(path)[0].exists():
         return path
@@ -207,26 +207,26 @@ def locate_weights(source: str) -> Path:
     )
 
 
-def class_named(path: str) -> type[Any]:
-    """A registered class by its full name; classes that are not registered are refused, never imported.
+def find_class(path: str) -> type[Any]:
+    """Find a registered class by its full name; classes that are not registered are refused, never imported.
 
     Raises:
         ValueError: for an unknown class.
     """
-    if (found := class_by_path(path, known_classes())) is None:
+    if (found := class_by_path(path, registered_classes())) is None:
         raise ValueError(f"{path} is not a registered model class; register it before loading the checkpoint")
     return found
 
 
-def known_classes() -> set[type[Any]]:
-    """The classes of all presets."""
+def registered_classes() -> set[type[Any]]:
+    """Collect the classes of all presets."""
     return {preset.cls for preset in presets().values()}
 
 
 def describe_preset(preset: Preset) -> ModelInfo:
-    """Facts about a preset, without allocating its parameters or reading weights."""
+    """Describe a preset without allocating its parameters or reading weights."""
     with torch.device("meta"):
-        model = preset.cls(**without_towers(preset.cls, preset.init_args))
+        model = preset.cls(**without_weights(preset.cls, preset.init_args))
     return ModelInfo(
         name=preset.name,
         paper=preset.paper,

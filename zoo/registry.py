@@ -1,4 +1,4 @@
-"""The registry: models are made by name, from presets and from checkpoints."""
+"""The registry: models are created by name, from presets and from checkpoints."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from zoo.presets import (
     ModelInfo,
     Preset,
     Weights,
-    class_named,
     describe_preset,
-    find,
-    known_classes,
+    find_class,
+    find_preset,
     list_models,
     presets,
     register,
-    weights_path,
+    registered_classes,
+    resolve_weights,
 )
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
     "Weights",
     "class_of",
     "create_model",
-    "find",
+    "find_preset",
     "list_models",
     "model_from",
     "model_info",
@@ -90,10 +90,10 @@ class Reference:
             ValueError: for an unknown name.
         """
         assert self.name is not None
-        return find(self.name)
+        return find_preset(self.name)
 
     def available_weights(self) -> Literal[True] | str:
-        """What :func:`create_model` takes as ``weights``.
+        """Choose the ``weights`` that :func:`create_model` takes for this reference.
 
         Raises:
             ValueError: where only the name is given, and the model has no default weights.
@@ -147,7 +147,7 @@ def create_model(name: str, weights: bool | str | Path | None = None, **override
     check_overrides(preset.cls, overrides)
     args = as_init_args(preset.cls, overrides, preset.init_args)
     if weights is not None and weights is not False:  # the constructor may leave to them what it is not told
-        args["weights"] = str(weights_path(preset, weights))
+        args["weights"] = str(resolve_weights(preset, weights))
     model = preset.cls(**args)
     model.random_on_purpose = reference.source == "random"
     return model
@@ -169,7 +169,7 @@ def model_from(reference: str, **overrides: Any) -> Any:
 
 
 def class_of(reference: str) -> type[ZooModule]:
-    """The class that :func:`model_from` makes of a reference, without making it.
+    """Find the class that :func:`model_from` builds of a reference, without building it.
 
     Raises:
         ValueError: for an unknown name, or a checkpoint that is none of ours.
@@ -178,11 +178,11 @@ def class_of(reference: str) -> type[ZooModule]:
     parsed = Reference.parse(reference)
     if parsed.checkpoint is None:
         return parsed.preset.cls
-    return class_named(describe(parsed.checkpoint)["class"])
+    return find_class(read_description(parsed.checkpoint)["class"])
 
 
 def model_info(name: str) -> ModelInfo:
-    """Facts about a preset, or about the model of a checkpoint, without allocating its parameters.
+    """Describe a preset, or the model of a checkpoint, without allocating its parameters.
 
     Args:
         name: as for :func:`create_model`; weights behind a colon change no fact.
@@ -190,7 +190,7 @@ def model_info(name: str) -> ModelInfo:
     parsed = Reference.parse(name)
     if parsed.checkpoint is None:
         return describe_preset(parsed.preset)
-    _, cls, settings = read_described(parsed.checkpoint)
+    _, cls, settings = read_described_model(parsed.checkpoint)
     paper = next(p.paper for p in presets().values() if p.cls is cls)
     return describe_preset(Preset(name, cls, paper, None, {}, settings))
 
@@ -207,41 +207,41 @@ def from_checkpoint(path: str | Path, overrides: Mapping[str, Any] | None = None
         ValueError: for a file without a description, of an unknown class, or with other weights.
         TypeError: for an override that the class does not take.
     """
-    checkpoint, cls, settings = read_described(Path(path))
+    checkpoint, cls, settings = read_described_model(Path(path))
     overrides = migrate_and_say(cls, overrides or {})
     check_overrides(cls, overrides)
     model = cls(**as_init_args(cls, overrides, settings))
-    load_into(model, checkpoint, known_classes())
+    load_into(model, checkpoint, registered_classes())
     return model
 
 
-def read_described(path: Path) -> tuple[Checkpoint, type[ZooModule], dict[str, Any]]:
-    """One of our checkpoints with the class and the constructor arguments that it describes, before anything is built.
+def read_described_model(path: Path) -> tuple[Checkpoint, type[ZooModule], dict[str, Any]]:
+    """Read one of our checkpoints, and the class and constructor arguments that it describes; nothing is built.
 
     Raises:
         FileNotFoundError: for a path that is not there.
         ValueError: for a file without a description, of an unknown class, or one of far more than it holds.
     """
-    checkpoint = read_checkpoint(path, pickled_classes(known_classes()))
-    said = description_of(checkpoint)
-    cls = class_named(said["class"])
+    checkpoint = read_checkpoint(path, pickled_classes(registered_classes()))
+    said = check_description(checkpoint)
+    cls = find_class(said["class"])
     settings = typed_arguments(cls, said["init_args"])
     check_size(cls, settings, checkpoint.state, path, said.get("absent", ()))
     return checkpoint, cls, settings
 
 
-def describe(path: Path) -> dict[str, Any]:
-    """What one of our checkpoints says about its model: ``class``, ``init_args``, ``version``.
+def read_description(path: Path) -> dict[str, Any]:
+    """Read the description of a model in one of our checkpoints: ``class``, ``init_args``, ``version``.
 
     Raises:
         FileNotFoundError: for a path that is not there.
         ValueError: for a file that says nothing.
     """
-    return description_of(read_checkpoint(path, pickled_classes(known_classes())))
+    return check_description(read_checkpoint(path, pickled_classes(registered_classes())))
 
 
-def description_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a file that was read says about its model.
+def check_description(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the description of a model in a file that was read, if it is whole.
 
     Raises:
         ValueError: for a file that says nothing.

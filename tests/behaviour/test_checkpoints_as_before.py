@@ -8,7 +8,7 @@ from observed import migrated
 
 import datamodules
 import zoo
-from zoo.presets import class_named
+from zoo.presets import find_class
 
 FACTS = observed.read("checkpoints.json")
 RUNS = sorted(path.name for path in (observed.FOLDER / "command_line").iterdir())
@@ -35,7 +35,7 @@ def path(name, tmp_path):
 
 def class_in(stored):
     cls = getattr(zoo, stored["zoo"]["class"].rpartition(".")[2])
-    assert class_named(stored["zoo"]["class"]) is cls
+    assert find_class(stored["zoo"]["class"]) is cls
     return cls
 
 

@@ -9,7 +9,7 @@ import datamodules
 import zoo
 import zoo.callbacks
 import zoo.cli
-from zoo.presets import class_named
+from zoo.presets import find_class
 
 BEFORE = observed.read("names.json")
 LISTS = observed.read("lists.json")
@@ -53,7 +53,7 @@ def test_model_classes_are_where_checkpoints_name_them_with_the_same_arguments(p
     module, _, name = place.rpartition(".")
     cls = getattr(importlib.import_module(module), name)
     assert getattr(zoo, name) is cls
-    assert class_named(place) is cls  # the name in checkpoints, whether the class is still there or has moved on
+    assert find_class(place) is cls  # the name in checkpoints, whether the class is still there or has moved on
     found = observed.parameters(cls)
     lines = parameter_differences(found, BEFORE["models"][place], lambda given: observed.migrated(cls, given))
     assert not lines, observed.said(f"the constructor of {place}", lines)

@@ -65,10 +65,10 @@ def test_no_line_about_the_start_beside_help_and_configurations(arguments, monke
 @pytest.mark.slow
 def test_the_table_that_travels_is_that_of_the_registry():
     """A change of sizes needs ``catalog.write_table()``, which builds every model on the meta device."""
-    shown = {line.split()[0]: line for line in catalog.models_table().splitlines()[1:]}
-    built = format_table(catalog.COLUMNS, [catalog._row(name) for name in zoo.list_models()])
+    shown = {line.split()[0]: line for line in catalog.format_models().splitlines()[1:]}
+    built = format_table(catalog.COLUMNS, [catalog._build_row(name) for name in zoo.list_models()])
     assert shown == {line.split()[0]: line for line in built.splitlines()[1:]}
-    assert None not in catalog._known_rows().values(), (
+    assert None not in catalog._read_rows().values(), (
         "registrations changed: run python -c 'import zoo.cli.catalog as c; c.write_table()'"
     )
 
@@ -76,14 +76,14 @@ def test_the_table_that_travels_is_that_of_the_registry():
 def test_presets_that_a_program_registered_are_in_the_table(monkeypatch):
     monkeypatch.setattr(presets, "_PRESETS", dict(presets.presets()))
     zoo.register("toy_of_mine", Toy, paper="none", image_size=4, width=2)
-    assert "toy_of_mine" in catalog.models_table("*of_mine")
-    assert "toy_of_mine" in catalog.models_table()
+    assert "toy_of_mine" in catalog.format_models("*of_mine")
+    assert "toy_of_mine" in catalog.format_models()
 
 
 def test_a_paper_that_changed_its_presets_is_built_anew(monkeypatch):
     monkeypatch.setattr(catalog, "_digest", lambda path: "another")
-    assert set(catalog._known_rows()) == set(zoo.list_models())
-    assert not any(catalog._known_rows().values())
+    assert set(catalog._read_rows()) == set(zoo.list_models())
+    assert not any(catalog._read_rows().values())
 
 
 ROWS = [("a", "x" * 30, "y" * 60), ("bbb", "x", "y")]

@@ -11,7 +11,7 @@ from command_line import RECIPE, message
 
 import zoo
 from zoo.cli.recipes import resolve_arguments
-from zoo.cli.sentences import sentence
+from zoo.cli.sentences import find_sentence
 from zoo.cli.settings import check_run_folder, check_trainer
 from zoo.files import recipes as recipe_files
 
@@ -156,16 +156,16 @@ def raised(code, namespace=None):
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST])
 def test_what_the_machine_refuses_is_a_sentence_wherever_it_happens(number):
     error = raised("raise OSError(number, os.strerror(number), 'runs/x/last.ckpt')", {"os": os, "number": number})
-    assert re.match(rf"runs/x/last.ckpt: {os.strerror(number)}: .+--trainer.default_root_dir=DIR", sentence(error))
+    assert re.match(rf"runs/x/last.ckpt: {os.strerror(number)}: .+--trainer.default_root_dir=DIR", find_sentence(error))
     nameless = raised("raise OSError(number, os.strerror(number))", {"os": os, "number": number})
-    assert sentence(nameless).startswith(os.strerror(number))
+    assert find_sentence(nameless).startswith(os.strerror(number))
 
 
 def test_a_full_disk_under_torch_save():
     message = "PytorchStreamWriter failed writing file data/3: file write failed"
-    assert "free some space" in sentence(raised(f"raise RuntimeError({message!r})"))
+    assert "free some space" in find_sentence(raised(f"raise RuntimeError({message!r})"))
     message = "[enforce fail at inline_container.cc:664] . unexpected pos 384 vs 266"
-    assert "free some space" in sentence(raised(f"raise RuntimeError({message!r})"))
+    assert "free some space" in find_sentence(raised(f"raise RuntimeError({message!r})"))
 
 
 @pytest.mark.parametrize(
@@ -179,16 +179,16 @@ def test_a_full_disk_under_torch_save():
     ],
 )
 def test_other_errors_keep_their_traceback(code):
-    assert sentence(raised(code)) is None
+    assert find_sentence(raised(code)) is None
 
 
 def test_errors_of_lightning_inside_our_own_code_are_bugs():
     from lightning.pytorch import Trainer
 
     code = "import lightning.pytorch as pl\npl.Trainer(profiler='foo', logger=False)"
-    assert sentence(raised(code, {"Trainer": Trainer})) is not None  # it says MisconfigurationException itself
+    assert find_sentence(raised(code, {"Trainer": Trainer})) is not None  # it says MisconfigurationException itself
     code = "from lightning.pytorch.callbacks import Timer\nTimer(duration=3.5)"
-    assert sentence(raised(code, {"__name__": "zoo.models.dvae"})) is None
+    assert find_sentence(raised(code, {"__name__": "zoo.models.dvae"})) is None
 
 
 # ---------------------------------------------------------------- recipes in the wrong place

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from zoo.cli.precision import fast_precision, remark, remark_on_language
+from zoo.cli.precision import explain_language_dtype, explain_precision, fast_precision
 
 ROOT = Path(__file__).parents[2]
 SMALL, PAPER = sorted(ROOT.glob("recipes/*.yaml")), sorted(ROOT.glob("recipes/paper/*.yaml"))
@@ -57,15 +57,16 @@ def test_accelerators_count_where_they_will_train(hardware):
 
 def test_what_is_said_of_a_precision(hardware):
     hardware(AVX2, "AVX2")
-    assert remark("32-true", "auto", True) == "32-true, since the hardware lacks instructions for bfloat16"
+    assert explain_precision("32-true", "auto", True) == "32-true, since the hardware lacks instructions for bfloat16"
     slow = "which is emulated here, slower than float32: --trainer.precision=32-true"
-    assert remark("bf16-mixed", "auto", True) == f"bf16-mixed, {slow}"
-    assert slow in remark("bf16-true", "cpu", False)
-    assert remark("32-true", "auto", False) is None
-    assert remark("16-mixed", "auto", True) is None
+    assert explain_precision("bf16-mixed", "auto", True) == f"bf16-mixed, {slow}"
+    assert slow in explain_precision("bf16-true", "cpu", False)
+    assert explain_precision("32-true", "auto", False) is None
+    assert explain_precision("16-mixed", "auto", True) is None
     hardware({"bf16": True}, "DEFAULT")
-    assert remark("bf16-mixed", "auto", True) == "bf16-mixed, since the hardware has instructions for bfloat16"
-    assert remark("bf16-mixed", "auto", False) is None
+    has = "bf16-mixed, since the hardware has instructions for bfloat16"
+    assert explain_precision("bf16-mixed", "auto", True) == has
+    assert explain_precision("bf16-mixed", "auto", False) is None
 
 
 def test_recipes_for_a_processor_never_demand_bfloat16():
@@ -105,10 +106,10 @@ def test_language_models_of_recipes_have_the_type_that_is_fast_and_it_is_said(mo
         assert yaml.safe_load(out)["model"]["init_args"]["language_dtype"] == expected
         had = "has" if fast else "lacks"
         said = f"language model in {expected}, since the hardware {had} instructions for bfloat16"
-        assert remark_on_language(expected, "auto", True) == said
-        assert remark_on_language(None, "auto", True) is None
-        assert remark_on_language("float32", "auto", False) is None
+        assert explain_language_dtype(expected, "auto", True) == said
+        assert explain_language_dtype(None, "auto", True) is None
+        assert explain_language_dtype("float32", "auto", False) is None
     monkeypatch.setattr("zoo.cli.precision.computes_in_bfloat16", lambda kind: False)
-    assert "emulated here, slower: --model.language_dtype=float32" in remark_on_language("bfloat16", "cpu", False)
+    assert "emulated here, slower: --model.language_dtype=float32" in explain_language_dtype("bfloat16", "cpu", False)
     code, out, _ = run_cli(*args, "--model.language_dtype=float16")
     assert yaml.safe_load(out)["model"]["init_args"]["language_dtype"] == "float16"

@@ -13,7 +13,7 @@ from toys import RandomImages, ToyData
 
 import zoo
 from datamodules.base import collate
-from zoo.init_args import plain
+from zoo.init_args import to_plain_data
 
 TINY = zoo.list_models("*_tiny")
 TOKENIZING = [name for name in TINY if zoo.model_info(name).spec is not None]
@@ -246,7 +246,7 @@ def test_hyper_parameters_are_json(name, model):
     assert json.loads(json.dumps(args)) == args
     assert args.get("weights") is None
     defaults = {n: p.default for n, p in inspect.signature(type(model).__init__).parameters.items() if n != "self"}
-    assert args == plain(defaults | zoo.model_info(name).init_args)
+    assert args == to_plain_data(defaults | zoo.model_info(name).init_args)
 
 
 def by_python(name, folder):

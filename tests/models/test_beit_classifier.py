@@ -182,15 +182,15 @@ def test_a_probe_of_a_block_that_there_is_not_is_refused():
 
 def test_the_place_that_older_checkpoints_and_configurations_name_is_this_class(tmp_path):
     from zoo.models import beit
-    from zoo.presets import class_named
+    from zoo.presets import find_class
 
     assert beit.BEiTClassifier is BEiTClassifier
     assert zoo.BEiTClassifier is BEiTClassifier
     for place in ("zoo.models.beit.BEiTClassifier", "zoo.models.beit_classifier.BEiTClassifier"):
-        assert class_named(place) is BEiTClassifier
+        assert find_class(place) is BEiTClassifier
     for place in ("zoo.models.beit.Optim", "zoo.models.beit.torch", "os.system", "BEiTClassifier", ""):
         with pytest.raises(ValueError, match="is not a registered model class"):
-            class_named(place)
+            find_class(place)
 
 
 @pytest.mark.parametrize("place", ["zoo.models.beit.BEiTClassifier", "zoo.models.beit_classifier.BEiTClassifier"])

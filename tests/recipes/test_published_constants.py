@@ -21,7 +21,7 @@ MULTIPLE = ", a multiple of"  # the published rate is for one image of one GPU
 
 def settings_of(name):
     """Every constructor argument of a preset, those of ``optim`` as ``optim.lr`` and so on."""
-    preset = registry.find(name)
+    preset = registry.find_preset(name)
     defaults = {n: p.default for n, p in inspect.signature(preset.cls).parameters.items()}
     found = defaults | preset.init_args
     return found | {f"optim.{n}": value for n, value in dataclasses.asdict(found["optim"]).items()}

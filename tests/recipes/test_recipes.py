@@ -13,7 +13,7 @@ import yaml
 
 from zoo.files import recipes as recipe_files
 from zoo.files.recipe_header import KEYS, parse_header
-from zoo.init_args import plain
+from zoo.init_args import to_plain_data
 from zoo.presets import presets
 
 ROOT = Path(__file__).parents[2]
@@ -147,7 +147,7 @@ def test_recipe_equals_the_preset_of_its_header(recipe, run_cli):
     assert code == 0, err
     model = yaml.safe_load(out)["model"]
     assert model["class_path"].rpartition(".")[2] == preset.cls.__name__
-    expected = plain(signature_defaults(preset.cls) | preset.init_args)
+    expected = to_plain_data(signature_defaults(preset.cls) | preset.init_args)
     found = dict(model["init_args"])
     expected.pop("weights", None), found.pop("weights", None)  # where to start from is the recipe's business
     assert found == expected

@@ -15,7 +15,7 @@ from zoo.callbacks.ema import weights_of_validation
 from zoo.callbacks.pictures import log_picture
 from zoo.callbacks.validations import EveryFewValidations
 from zoo.files.atomic import write_picture_whole
-from zoo.init_args import plain
+from zoo.init_args import to_plain_data
 from zoo.metrics.entries import places_of
 from zoo.metrics.evaluate import data_facts
 from zoo.metrics.record import environment, write
@@ -129,7 +129,7 @@ class ScoredSet(EveryFewValidations, Callback):
             "environment": environment(str(model.device), precision_of(trainer)),
             "seconds": round(time.perf_counter() - self._started, 2),
         }
-        write(plain(record), self.run_folder / file)
+        write(to_plain_data(record), self.run_folder / file)
 
     def _stop(self) -> None:
         """Take no more batches of this set, and finish it with no values."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as registration
 
-from zoo.init_args import without_classes, without_towers
+from zoo.init_args import without_classes, without_weights
 
 #: no size of a published model comes near it; a larger number must be a size of one of its tensors
 MOST = 2**20
@@ -66,7 +66,7 @@ def check_size(
     )
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
-            model = cls(**without_towers(cls, dict(settings)))
+            model = cls(**without_weights(cls, dict(settings)))
     except TooLargeError:
         raise
     except Exception:  # said by the constructor itself when the model is made

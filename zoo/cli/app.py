@@ -1,4 +1,4 @@
-"""The commands that train and evaluate: LightningCLI as the zoo uses it, and which errors are for the user."""
+"""The commands that train and evaluate: LightningCLI with the zoo's settings, run folder, loggers and messages."""
 
 import contextlib
 import importlib
@@ -22,7 +22,7 @@ import zoo.callbacks
 from zoo.callbacks.record import RunRecord
 from zoo.cli.old_names import with_names_of_today
 from zoo.cli.parser import ZooParser
-from zoo.cli.precision import DTYPES_SAY, RECIPES_SAY, register_with_recipes, remark, remark_on_language
+from zoo.cli.precision import DTYPES_SAY, RECIPES_SAY, explain_language_dtype, explain_precision, register_with_recipes
 from zoo.cli.recipes import resolve_arguments
 from zoo.cli.resume import find_checkpoint
 from zoo.cli.sentences import end_with_sentence
@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> None:
     jsonargparse.set_dumper("yaml", dump_yaml)
     register_with_recipes()
     try:
-        with _quiet():
+        with _hide_noise():
             ZooCLI(arguments)
     except Exception as error:
         end_with_sentence(error)
@@ -211,7 +211,7 @@ class ZooCLI(LightningCLI):
         return [make() for has, kinds, make in table if has and not any(isinstance(one, kinds) for one in given)]
 
     def before_fit(self) -> None:
-        """Say what runs and what to expect of it."""
+        """Print title and expected result of the recipe, and remarks on precision."""
         header = next(filter(None, map(parse_header, self.recipes.values())), {})
         if self.trainer.is_global_zero:
             for key in ("title", "expect"):
@@ -222,16 +222,16 @@ class ZooCLI(LightningCLI):
             accelerator = str(settings["accelerator"])
             dtype = self.model.hparams.get("language_dtype")
             for said in (
-                remark(str(settings["precision"]), accelerator, RECIPES_SAY in recipes),
-                remark_on_language(dtype, accelerator, DTYPES_SAY in recipes),
+                explain_precision(str(settings["precision"]), accelerator, RECIPES_SAY in recipes),
+                explain_language_dtype(dtype, accelerator, DTYPES_SAY in recipes),
             ):
                 if said:
                     print(f"precision: {said}")
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without advertising tips, and without warnings about what is done on purpose: old run folders, frozen trunks."""
+def _hide_noise() -> Iterator[None]:
+    """Hide advertising tips, and warnings about old run folders and frozen trunks, which are meant."""
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
 
     def no_tips(record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""Tables for the command line: the models and the recipes that there are.
+"""Tables of models and recipes for the command line.
 
 Sizes and tokens of a model are known when it is built, which takes seconds for all of them and needs torch. The package
 therefore carries them in ``models_table.json``, per file of ``zoo/models`` and with a digest of its registrations: what
@@ -31,8 +31,8 @@ COLUMNS = ("name", "class", "parameters", "tokens x vocabulary", "decodes to", "
 RECIPE_COLUMNS = ("recipe", "title", "expect")
 
 
-def models_table(pattern: str = "*", width: int | None = None) -> str:
-    """All registered models that match a shell wildcard, one per line.
+def format_models(pattern: str = "*", width: int | None = None) -> str:
+    """Format all registered models that match a shell wildcard, one per line.
 
     Args:
         pattern: that names match as a whole, or else in part.
@@ -41,7 +41,7 @@ def models_table(pattern: str = "*", width: int | None = None) -> str:
     Raises:
         ValueError: when none does.
     """
-    known = _known_rows()
+    known = _read_rows()
     names = fnmatch.filter(known, pattern) or fnmatch.filter(known, f"*{pattern}*")
     if not names:
         raise ValueError(f"no model matches {pattern!r}: 'lightning list' prints all of them")
@@ -52,8 +52,8 @@ def models_table(pattern: str = "*", width: int | None = None) -> str:
     return format_table(COLUMNS, rows, width)
 
 
-def recipes_table(width: int | None = None) -> str:
-    """All recipes of the package with their title and what they are expected to reach.
+def format_recipes(width: int | None = None) -> str:
+    """Format all recipes of the package, with their title and the result that is expected of them.
 
     Args:
         width: of the terminal; None cuts nothing.
@@ -66,8 +66,8 @@ def recipes_table(width: int | None = None) -> str:
     return format_table(RECIPE_COLUMNS, rows, width)
 
 
-def left_out(shown: str, command: str) -> str:
-    """A line about the columns that a narrow terminal has no room for; empty where all are there.
+def describe_left_out(shown: str, command: str) -> str:
+    """Name the columns that a narrow terminal has no room for; empty where all are there.
 
     Args:
         shown: the table.
@@ -79,22 +79,22 @@ def left_out(shown: str, command: str) -> str:
 
 
 def write_table() -> None:
-    """Build every model of the package and write down what ``lightning list`` shows of it."""
+    """Build every model of the package, and store the row that ``lightning list`` shows of it."""
     from zoo.presets import presets
 
     papers = []
-    for module, path in _papers().items():
+    for module, path in _find_papers().items():
         names = [name for name, preset in presets().items() if preset.cls.__module__ == f"zoo.models.{module}"]
-        rows = [dump_json(_row(name), indent=None, ascii_only=False) for name in sorted(names, key=natural_order)]
+        rows = [dump_json(_build_row(name), indent=None, ascii_only=False) for name in sorted(names, key=natural_order)]
         listed = ",\n  ".join(rows)  # a line per model, so that changes can be read
         papers.append(f'"{module}": {{\n "registrations": "{_digest(path)}",\n "rows": [\n  {listed}\n ]\n}}')
     write_text_whole(TABLE, "{\n" + ",\n".join(papers) + "\n}\n")
 
 
-def _known_rows() -> dict[str, tuple[str, ...] | None]:
-    """Name of every preset to its row, or to None where it has to be built."""
+def _read_rows() -> dict[str, tuple[str, ...] | None]:
+    """Read the stored row of every preset; None for one that has to be built."""
     stored = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.is_file() else {}
-    papers = _papers()
+    papers = _find_papers()
     current = [m for m, path in papers.items() if m in stored and stored[m]["registrations"] == _digest(path)]
     rows: dict[str, tuple[str, ...] | None] = {row[0]: tuple(row) for m in current for row in stored[m]["rows"]}
     if len(current) < len(papers) or "zoo.registry" in sys.modules:  # new files, or presets that a program registered
@@ -104,7 +104,7 @@ def _known_rows() -> dict[str, tuple[str, ...] | None]:
     return rows
 
 
-def _papers() -> dict[str, Path]:
+def _find_papers() -> dict[str, Path]:
     import zoo.models
 
     places = [Path(place) for place in zoo.models.__path__]
@@ -113,7 +113,7 @@ def _papers() -> dict[str, Path]:
 
 
 def _digest(path: Path) -> str:
-    """Short hash of the statements of a paper's file that register presets, without its classes and functions."""
+    """Hash the statements of a paper's file that register presets, without its classes and functions."""
     text = path.read_text(encoding="utf-8")
     kinds = (ast.ClassDef, ast.FunctionDef, ast.Import, ast.ImportFrom)
     statements = [
@@ -122,20 +122,20 @@ def _digest(path: Path) -> str:
     return hashlib.sha256("".join("".join(statements).split()).encode()).hexdigest()[:12]
 
 
-def _row(name: str) -> tuple[str, ...]:
+def _build_row(name: str) -> tuple[str, ...]:
     from zoo.registry import model_info
 
-    return _cells(model_info(name))
+    return _format_cells(model_info(name))
 
 
 def _row_as_far_as_possible(name: str) -> tuple[str, ...]:
     """The row of a preset; sizes and tokens are left open where building it needs a package that is not installed."""
-    from zoo.presets import find
+    from zoo.presets import find_preset
 
     try:
-        return _row(name)
+        return _build_row(name)
     except ModuleNotFoundError:
-        preset = find(name)
+        preset = find_preset(name)
         return name, preset.cls.__name__, "-", "-", "-", _tags(preset.weights), preset.recipe or "-", preset.paper
 
 
@@ -143,7 +143,7 @@ def _tags(weights: "dict[str, Weights]") -> str:
     return ", ".join(tag if w.file else f"{tag} (to download)" for tag, w in weights.items()) or "-"
 
 
-def _cells(info: "ModelInfo") -> tuple[str, ...]:
+def _format_cells(info: "ModelInfo") -> tuple[str, ...]:
     spec = info.spec
     tokens = "-" if spec is None else f"{spec.num_tokens} x {spec.vocab_size or 'continuous'}"
     decodes = "-" if spec is None or spec.decodes is None else spec.decodes

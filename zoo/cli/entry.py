@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import zoo
 from zoo.cli import catalog
-from zoo.cli.recipes import copy
+from zoo.cli.recipes import copy_recipe
 from zoo.runs.table import terminal_width
 
 #: commands of ours that are no methods of the Trainer, and how many arguments they take
@@ -48,14 +48,14 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.path.append(os.getcwd())  # last, so that a file here never shadows an installed package
     of_ours = bool(arguments) and arguments[0] in EXTRA_COMMANDS
     if arguments in (["--help"], ["-h"], ["help"]) or (of_ours and {"--help", "-h"} & set(arguments)):
-        _show(HELP)
+        _print_quietly(HELP)
     elif not arguments:
         sys.stderr.write(HELP)
         sys.exit(2)
     elif arguments == ["--version"]:
-        _show(f"tokenzoo {zoo.__version__}\n")
+        _print_quietly(f"tokenzoo {zoo.__version__}\n")
     elif of_ours:
-        _extra_command(*arguments)
+        _run_extra_command(*arguments)
     else:
         if foreign := next((a for a in arguments if any("\ud800" <= letter <= "\udfff" for letter in a)), None):
             sys.stderr.write(
@@ -77,35 +77,35 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _only_asks(arguments: list[str]) -> bool:
-    """Whether a command prints help or a configuration, beside which a line about the start would be noise."""
+    """Tell whether a command prints help or a configuration, beside which a line about the start would be noise."""
     asks = ("--print_config", "--version", "--help", "-h")
     return any(a.partition("=")[0] in asks or a.partition("=")[0].endswith(".help") for a in arguments)
 
 
-def _extra_command(command: str, *arguments: str) -> None:
+def _run_extra_command(command: str, *arguments: str) -> None:
     if not EXTRA_COMMANDS[command][0] <= len(arguments) <= EXTRA_COMMANDS[command][1]:
         sys.stderr.write("error: the commands are: list [PATTERN], recipes, copy RECIPE [TARGET]\n")
         sys.exit(2)
     width = terminal_width()
     try:
         if command == "copy":
-            said, left_out = f"copied to {copy(*arguments)}", ""
+            said, left_out = f"copied to {copy_recipe(*arguments)}", ""
         else:
             pattern = arguments[0] if arguments else "*"
-            said = catalog.recipes_table(width) if command == "recipes" else catalog.models_table(pattern, width)
-            left_out = catalog.left_out(said, command)
+            said = catalog.format_recipes(width) if command == "recipes" else catalog.format_models(pattern, width)
+            left_out = catalog.describe_left_out(said, command)
     except (ValueError, OSError) as error:
         if os.environ.get(TRACEBACK):
             raise
         reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
         sys.stderr.write(f"error: {reason}\n")
         sys.exit(1)
-    _show(f"{said}\n")
+    _print_quietly(f"{said}\n")
     sys.stderr.write(left_out)
 
 
-def _show(text: str) -> None:
-    """Print text; where nobody reads on, as behind ``| head``, end as quietly as other programs do."""
+def _print_quietly(text: str) -> None:
+    """Print text; where the reader has gone, as behind ``| head``, end as quietly as other programs do."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Parser messages in one line: the key that is wrong and the nearest one that exists."""
+"""The parser of the command line, whose messages are one line: the wrong key, and the nearest one that exists."""
 
 import difflib
 import importlib
@@ -28,12 +28,12 @@ class ZooParser(LightningArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
-        sys.stderr.write(f"error: {one_line(message, parser)}\n")
+        sys.stderr.write(f"error: {shorten_message(message, parser)}\n")
         sys.exit(2)
 
 
-def one_line(message: str, parser: ArgumentParser, where: str = "", owner: str = "") -> str:
-    """The one thing that matters in a message of the parser.
+def shorten_message(message: str, parser: ArgumentParser, where: str = "", owner: str = "") -> str:
+    """Shorten a message of the parser to the one thing that matters.
 
     Args:
         message: with all its alternatives and the values given.
@@ -42,22 +42,24 @@ def one_line(message: str, parser: ArgumentParser, where: str = "", owner: str =
         owner: class whose argument it is.
     """
     if match := re.match(r'\s*Parser key "([^"]+)":\s*', message):
-        return one_line(message[match.end() :], parser, f"{where}.{match[1]}".lstrip("."), owner)
+        return shorten_message(message[match.end() :], parser, f"{where}.{match[1]}".lstrip("."), owner)
     # Unions report every alternative; the first that got as far as a class says what is wrong.
     if match := re.search(r"^( *)(?:- )?Problem with given class_path '([^']+)':\n(.*?)(?=^\1- |\Z)", message, _BLOCK):
-        return one_line(match[3], parser, where, match[2])
-    cls = _class_of(owner) if owner else None
-    if unknown := _unknown_keys(message):
-        known = _keys_of_class(cls) if cls else _keys_of(parser)
+        return shorten_message(match[3], parser, where, match[2])
+    cls = _find_class(owner) if owner else None
+    if unknown := _find_unknown_keys(message):
+        known = _list_keys_of_class(cls) if cls else _list_keys(parser)
         command = f"lightning {getattr(parser, 'subcommand', '')}".strip()
-        if not owner and (early := [key for key in unknown if key.partition(".")[0] in _parts_of_commands(parser)]):
+        of_commands = set() if owner else _first_parts_of_options(parser)
+        if early := [key for key in unknown if key.partition(".")[0] in of_commands]:
             return (
                 f"{command!r} takes no {early[0]!r} before the command: write --config and every other option after "
                 "fit, as in lightning fit --config recipes/beit.yaml"
             )
-        return "; ".join(f"{owner or repr(command)} takes no {key!r}{nearest(key, known, cls)}" for key in unknown)
+        return "; ".join(f"{owner or repr(command)} takes no {key!r}{suggest_key(key, known, cls)}" for key in unknown)
     if match := re.search(r"argument subcommand: invalid choice: '([^']*)'", message):
-        return f"there is no command {match[1]!r}{nearest(match[1], [*_subcommands(parser), *EXTRA_COMMANDS], True)}"
+        commands = [*_find_subcommands(parser), *EXTRA_COMMANDS]
+        return f"there is no command {match[1]!r}{suggest_key(match[1], commands, True)}"
     if match := re.search(r"following arguments are required: (.+)", message):
         names = sorted(name.strip().rpartition(".")[2] for name in match[1].split(", "))
         missing = " and ".join(names)
@@ -66,26 +68,26 @@ def one_line(message: str, parser: ArgumentParser, where: str = "", owner: str =
         return f"{missing} missing: name a recipe, e.g. lightning fit --config recipes/beit.yaml"
     if named := re.search(r"Expected a dot import path string: (\S+)", message):
         owner, cls = named[1], None
-    if owner and cls is None and where == "model" and (how := _preset(owner)):
+    if owner and cls is None and where == "model" and (how := _explain_preset(owner)):
         return f"{where}: {owner!r} is a preset, not a class: {how}"
-    if owner and cls is None and owner in (known := _class_names(where, owner)):
+    if owner and cls is None and owner in (known := _list_class_names(where, owner)):
         return f"{where}: {owner} needs a package that is not installed, see its page in Lightning's documentation"
     if owner and cls is None:
-        return f"{where}: there is no class {owner!r}{nearest(owner, known)}"
+        return f"{where}: there is no class {owner!r}{suggest_key(owner, known)}"
     if message.startswith("Unexpected config"):
         return (
             "the file after --config holds no settings of the form 'key: value': lightning recipes lists those that do"
         )
     if match := re.search(r"Expected an? (.+?)\. Got value: (.+)", message):
-        return f"{where}: expected {_type_name(match[1])}, got {match[2].strip()!r}"
+        return f"{where}: expected {_format_type(match[1])}, got {match[2].strip()!r}"
     if (types := re.findall(r"- Expected an? (.+)", message)) and (value := re.search(r"Given value: (.*)", message)):
-        return f"{where}: expected {' or '.join(map(_type_name, types))}, got {value[1].strip()!r}"
+        return f"{where}: expected {' or '.join(map(_format_type, types))}, got {value[1].strip()!r}"
     where = f"{where}: " if where else ""
     return (where + re.sub(r"\s+", " ", message.partition("Given value type")[0]).strip())[:400]
 
 
-def nearest(name: str, known: Iterable[str], always: Any = False) -> str:
-    """``; did you mean X?``, or, with ``always``, the whole list where nothing is near."""
+def suggest_key(name: str, known: Iterable[str], always: Any = False) -> str:
+    """Say ``; did you mean X?``, or, with ``always``, list all keys where none is near."""
     known = sorted(set(known))
     close = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
     if not close:  # right name, wrong place: compare the last parts
@@ -97,7 +99,7 @@ def nearest(name: str, known: Iterable[str], always: Any = False) -> str:
     return f"; it takes {', '.join(k for k in known if '.' not in k)}" if always and known else ""
 
 
-def _unknown_keys(message: str) -> list[str]:
+def _find_unknown_keys(message: str) -> list[str]:
     if match := re.search(r"unrecognized arguments: (.+)", message):
         flags = [word for word in match[1].split() if word.startswith("-")] or match[1].split()
         return [flag.lstrip("-").partition("=")[0] for flag in flags]
@@ -108,20 +110,20 @@ def _unknown_keys(message: str) -> list[str]:
     return []
 
 
-def _subcommands(parser: ArgumentParser) -> dict[str, ArgumentParser]:
+def _find_subcommands(parser: ArgumentParser) -> dict[str, ArgumentParser]:
     groups = [action for action in parser._actions if isinstance(action, _SubParsersAction)]
     return {name: sub for group in groups for name, sub in group._name_parser_map.items()}
 
 
-def _parts_of_commands(parser: ArgumentParser) -> set[str]:
-    """First parts of the options that only commands take, such as ``model`` and ``data``."""
-    commands = [key for sub in _subcommands(parser).values() for key in _keys_of(sub)]
+def _first_parts_of_options(parser: ArgumentParser) -> set[str]:
+    """Collect the first parts of options that only commands take, such as ``model`` and ``data``."""
+    commands = [key for sub in _find_subcommands(parser).values() for key in _list_keys(sub)]
     own = [action.option_strings[-1].lstrip("-") for action in parser._actions if action.option_strings]
     return {key.partition(".")[0] for key in commands} - set(own)
 
 
-def _preset(name: str) -> str | None:
-    """How to train the preset of that name from the command line."""
+def _explain_preset(name: str) -> str | None:
+    """Say how the preset of a name is trained from the command line; None where there is none."""
     from zoo.presets import presets
 
     if (preset := presets().get(name)) is None:
@@ -132,22 +134,22 @@ def _preset(name: str) -> str | None:
     )
 
 
-def _keys_of(parser: ArgumentParser) -> list[str]:
-    parsers = [parser, *_subcommands(parser).values()]
+def _list_keys(parser: ArgumentParser) -> list[str]:
+    parsers = [parser, *_find_subcommands(parser).values()]
     actions: list[Action] = [action for p in parsers for action in p._actions if action.option_strings]
     return [action.option_strings[-1].lstrip("-") for action in actions]
 
 
-def _keys_of_class(cls: type) -> list[str]:
+def _list_keys_of_class(cls: type) -> list[str]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, None, fail_untyped=False)
-    return [key for key in _keys_of(parser) if key not in ("help", "print_config", "print_shtab")]
+    return [key for key in _list_keys(parser) if key not in ("help", "print_config", "print_shtab")]
 
 
-def _class_of(class_path: str) -> type | None:
+def _find_class(class_path: str) -> type | None:
     module, _, name = class_path.rpartition(".")
     if not module:
-        return next((cls for path, cls in _classes("").items() if path.rpartition(".")[2] == name), None)
+        return next((cls for path, cls in _list_classes("").items() if path.rpartition(".")[2] == name), None)
     try:
         cls = getattr(importlib.import_module(module), name, None)
     except ImportError:
@@ -155,8 +157,8 @@ def _class_of(class_path: str) -> type | None:
     return cls if isinstance(cls, type) else None
 
 
-def _classes(where: str) -> dict[str, type]:
-    """Classes that a key may hold: models, data modules, or anything Lightning has for the Trainer."""
+def _list_classes(where: str) -> dict[str, type]:
+    """List the classes that a key may hold: models, data modules, or anything Lightning has for the Trainer."""
     import lightning.pytorch as pl
 
     import datamodules
@@ -169,23 +171,24 @@ def _classes(where: str) -> dict[str, type]:
         found |= {f"datamodules.{name}": getattr(datamodules, name) for name in datamodules.__all__}
     if "callbacks" in where or not where:
         found |= {f"lightning.pytorch.callbacks.{n}": getattr(pl.callbacks, n) for n in pl.callbacks.__all__}
-        found |= {f"{c.__module__}.{c.__name__}": c for c in _subclasses(pl.Callback) if c.__module__[:4] == "zoo."}
+        ours = [cls for cls in _list_subclasses(pl.Callback) if cls.__module__.startswith("zoo.")]
+        found |= {f"{cls.__module__}.{cls.__name__}": cls for cls in ours}
     if "logger" in where or not where:
         found |= {f"lightning.pytorch.loggers.{n}": getattr(pl.loggers, n) for n in pl.loggers.__all__}
     return found
 
 
-def _subclasses(cls: type[Any]) -> list[type[Any]]:
-    return [c for child in cls.__subclasses__() for c in (child, *_subclasses(child))]
+def _list_subclasses(cls: type[Any]) -> list[type[Any]]:
+    return [c for child in cls.__subclasses__() for c in (child, *_list_subclasses(child))]
 
 
-def _class_names(where: str, wanted: str) -> list[str]:
-    names = [name for path in _classes(where) for name in (path, path.rpartition(".")[2])]
+def _list_class_names(where: str, wanted: str) -> list[str]:
+    names = [name for path in _list_classes(where) for name in (path, path.rpartition(".")[2])]
     module = sys.modules.get(wanted.rpartition(".")[0])
     return (
         names + [f"{module.__name__}.{n}" for n, c in vars(module).items() if isinstance(c, type)] if module else names
     )
 
 
-def _type_name(text: str) -> str:
+def _format_type(text: str) -> str:
     return re.sub(r"<class '([\w.]+)'>", r"\1", text).replace("NoneType", "null").replace("typing.", "").strip()

@@ -1,4 +1,4 @@
-"""Which precision is fast here: half-width numbers pay off only where the hardware computes with them.
+"""The fastest precision on this hardware: half-width numbers pay off only where it computes with them.
 
 Recipes write ``precision: ${fast_precision:${trainer.accelerator}}``, and for the weights of a language model
 ``language_dtype: ${fast_dtype:${trainer.accelerator}}``.
@@ -14,7 +14,7 @@ RECIPES_SAY, DTYPES_SAY = "${fast_precision:", "${fast_dtype:"
 
 
 def fast_precision(accelerator: str = "auto") -> str:
-    """``bf16-mixed`` where the hardware that will train computes with bfloat16, else ``32-true``.
+    """Choose ``bf16-mixed`` where the hardware that will train computes with bfloat16, else ``32-true``.
 
     Args:
         accelerator: the Trainer's setting.
@@ -23,7 +23,7 @@ def fast_precision(accelerator: str = "auto") -> str:
 
 
 def fast_dtype(accelerator: str = "auto") -> str:
-    """``bfloat16`` where the hardware that will train computes with it, else ``float32``.
+    """Choose ``bfloat16`` where the hardware that will train computes with it, else ``float32``.
 
     Args:
         accelerator: the Trainer's setting.
@@ -32,7 +32,7 @@ def fast_dtype(accelerator: str = "auto") -> str:
 
 
 def computes_in_bfloat16(accelerator: str = "auto") -> bool:
-    """Whether the hardware that will train has instructions for bfloat16.
+    """Tell whether the hardware that will train has instructions for bfloat16.
 
     Args:
         accelerator: the Trainer's setting.
@@ -59,8 +59,8 @@ def _cpu_capabilities() -> Mapping[str, Any]:
     return {"avx2": torch.cpu._is_avx2_supported(), "avx512_bf16": torch.cpu._is_avx512_bf16_supported()}
 
 
-def remark(precision: str, accelerator: str, chosen: bool) -> str | None:
-    """What to say of a precision before training, or None.
+def explain_precision(precision: str, accelerator: str, chosen: bool) -> str | None:
+    """Explain a precision before training, where that is worth a line.
 
     Args:
         precision: the Trainer's setting.
@@ -75,8 +75,8 @@ def remark(precision: str, accelerator: str, chosen: bool) -> str | None:
     return None
 
 
-def remark_on_language(dtype: str | None, accelerator: str, chosen: bool) -> str | None:
-    """What to say of the weights of a language model before training, or None.
+def explain_language_dtype(dtype: str | None, accelerator: str, chosen: bool) -> str | None:
+    """Explain the type of a language model's weights before training, where that is worth a line.
 
     Args:
         dtype: of them; None where there are none.

@@ -22,19 +22,19 @@ def resolve_arguments(arguments: list[str], recipes: dict[str, Path]) -> list[st
     resolved = []
     path_follows = False
     for i, argument in enumerate(arguments):
-        _check_place(arguments, i)
+        _refuse_misplaced_recipe(arguments, i)
         flag, equals, path = argument.partition("=")
         if path_follows:
-            resolved.append(_recipe(argument, recipes))
+            resolved.append(_resolve_recipe(argument, recipes))
         elif equals and flag in ("--config", "-c"):
-            resolved.append(f"{flag}={_recipe(path, recipes)}")
+            resolved.append(f"{flag}={_resolve_recipe(path, recipes)}")
         else:
             resolved.append(argument)
         path_follows = not path_follows and argument in ("--config", "-c")
     return resolved
 
 
-def _check_place(arguments: list[str], i: int) -> None:
+def _refuse_misplaced_recipe(arguments: list[str], i: int) -> None:
     """Refuse a recipe that stands alone, where the parser would speak of an unknown option."""
     argument, before = arguments[i], arguments[i - 1] if i else ""
     option = argument.startswith("-") or (before.startswith("-") and "=" not in before)  # or the value of one
@@ -50,7 +50,7 @@ def _check_place(arguments: list[str], i: int) -> None:
     sys.exit(2)
 
 
-def _recipe(path: str, recipes: dict[str, Path]) -> str:
+def _resolve_recipe(path: str, recipes: dict[str, Path]) -> str:
     if "\n" in path or path.lstrip().startswith("{"):  # a configuration given in place
         return path
     try:
@@ -70,7 +70,7 @@ def _recipe(path: str, recipes: dict[str, Path]) -> str:
     return str(recipes[path])
 
 
-def copy(name: str, target: str | None = None) -> Path:
+def copy_recipe(name: str, target: str | None = None) -> Path:
     """Copy a packaged recipe for editing; never overwrites.
 
     Args:

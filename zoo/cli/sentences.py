@@ -1,4 +1,4 @@
-"""Which errors are for the user, and their sentences; bugs keep their tracebacks.
+"""Errors that are for the user become one sentence; bugs keep their tracebacks.
 
 Three kinds of errors are for the user: those that a ``raise`` of the zoo made, those that Lightning raises by itself
 about settings, and those of the machine, such as a full disk.
@@ -37,7 +37,7 @@ PLACES = {
     errno.EMFILE: "raise the limit of open files (ulimit -n), or lower --data.num_workers",
 }
 CPU = "leave --trainer.accelerator and --trainer.devices out, which takes what is there, or --trainer.accelerator=cpu"
-#: what Lightning says -> our sentence
+#: message of Lightning's -> our sentence
 REMEDIES = (
     (r"No supported gpu backend found|GPUs? requested but none", f"there is no GPU here that torch can use: {CPU}"),
     (r"`(\w+)Accelerator` can ?not run on your system", f"there is no \\1 device here that torch can use: {CPU}"),
@@ -51,35 +51,35 @@ REMEDIES = (
 
 def end_with_sentence(error: Exception) -> NoReturn:
     """End the program with one line where the user can help it; otherwise raise the error as it is."""
-    said = None if os.environ.get(TRACEBACK) else sentence(error)
+    said = None if os.environ.get(TRACEBACK) else find_sentence(error)
     if said is None:
         raise error
     sys.stderr.write(f"error: {said}\n")
     sys.exit(1)
 
 
-def sentence(error: BaseException | None) -> str | None:
-    """What to tell the user; None for bugs.
+def find_sentence(error: BaseException | None) -> str | None:
+    """Find the sentence for the user; None for bugs.
 
     The parser wraps what constructors raise, so causes are looked at as well.
     """
     while error is not None:
-        if (said := _sentence(error)) is not None:
+        if (said := _sentence_of_one(error)) is not None:
             return said
         error = error.__cause__
     return None
 
 
-def _sentence(error: BaseException) -> str | None:
+def _sentence_of_one(error: BaseException) -> str | None:
     message = str(error)
     if isinstance(error, RuntimeError) and (
         other := re.match(r"Error\(s\) in loading (\w+) for (\w+):\s+(.+)", message)
     ):
         keys = textwrap.shorten(other[3], 240, placeholder=" ...")
         return f"the checkpoint is not of this {other[2]}: {keys}; use the recipe and flags that made it"
-    if said := _of_worker(message):
+    if said := _find_worker_sentence(message):
         return said
-    frames = list(_frames(error))
+    frames = list(_iterate_frames(error))
     module, line, function = frames[-1] if frames else ("", "", "")
     if module.partition(".")[0] in OURS and line.startswith("raise ") and isinstance(error, FOR_THE_USER):
         return message
@@ -92,29 +92,29 @@ def _sentence(error: BaseException) -> str | None:
         r"PytorchStreamWriter|inline_container\.cc.*unexpected pos", message
     ):
         return f"a file could not be written in full: {PLACES[errno.ENOSPC]}"
-    if said := _of_negative_number(error):
+    if said := _explain_negative_number(error):
         return said
     if of_list := re.search(r"Problem with given class_path '((?!zoo\.|datamodules\.)[^']+)':\n +(.+)", message):
         return f"{of_list[1]} cannot be built: {of_list[2]}"  # one of several loggers; other lists come as causes
-    if isinstance(error, MisconfigurationException) or _of_lightning_alone(frames):
+    if isinstance(error, MisconfigurationException) or _is_lightnings_own(frames):
         return _with_remedy(message)
     return None
 
 
-def _of_negative_number(error: BaseException) -> str | None:
-    """What torch says of a class that the parser could not build, where a negative number explains it."""
+def _explain_negative_number(error: BaseException) -> str | None:
+    """Explain a class that the parser could not build by a negative number among its settings; None without one."""
     message = str(error)
     given = message.rpartition("Given value: ")[2]
     owner = re.match(r"Namespace\(class_path='([^']+)'", given)
     numbers = re.findall(r"(\w+)=(-[\d.]+)\b", given)
-    if owner is None or not numbers or error.__cause__ is None or sentence(error.__cause__) is not None:
+    if owner is None or not numbers or error.__cause__ is None or find_sentence(error.__cause__) is not None:
         return None
     reason = textwrap.shorten(str(error.__cause__), 160, placeholder=" ...")
     return f"{owner[1]} cannot be built with {', '.join('='.join(pair) for pair in numbers)}: {reason}"
 
 
-def _of_lightning_alone(frames: list[tuple[str, str, str]]) -> bool:
-    """Whether Lightning, or a logger of it, raised this by itself on the way from the command line: about a setting."""
+def _is_lightnings_own(frames: list[tuple[str, str, str]]) -> bool:
+    """Tell whether Lightning, or a logger of it, raised this by itself on the way from the command line."""
     above = [module for module, _, _ in frames if module not in CLI]
     called = {module.partition(".")[0] for module in above} <= {"lightning", "jsonargparse", "jaxtyping", "contextlib"}
     return bool(above) and called and above[-1].startswith("lightning.") and frames[-1][1].startswith("raise ")
@@ -128,8 +128,8 @@ def _with_remedy(message: str) -> str:
     return message
 
 
-def _frames(error: BaseException) -> Iterator[tuple[str, str, str]]:
-    """Module, source line and function of every call on the way to an error."""
+def _iterate_frames(error: BaseException) -> Iterator[tuple[str, str, str]]:
+    """Yield module, source line and function of every call on the way to an error."""
     trace = error.__traceback__
     while trace is not None:
         frame: FrameType = trace.tb_frame
@@ -138,8 +138,8 @@ def _frames(error: BaseException) -> Iterator[tuple[str, str, str]]:
         trace = trace.tb_next
 
 
-def _of_worker(message: str) -> str | None:
-    """The sentence inside the traceback that torch makes the message of an error in a data worker, if it is ours."""
+def _find_worker_sentence(message: str) -> str | None:
+    """Find our sentence inside the traceback that torch makes the message of an error in a data worker."""
     if not re.match(r"Caught \w+ in DataLoader worker", message):
         return None
     *_, (file, line) = re.findall(r'^ +File "(.+?)", line \d+, in .+\n +(.+)$', message, re.MULTILINE) or [("", "")]

@@ -15,16 +15,16 @@ class _Dumper(yaml.SafeDumper):
     """PyYAML's, with more quotes."""
 
 
-def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
     style = "'" if LOOKS_OTHERWISE.fullmatch(value) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
-_Dumper.add_representer(str, _text)
+_Dumper.add_representer(str, _represent_text)
 
 
 def dump_yaml(data: Any) -> str:
-    """The text of a configuration.
+    """Write the text of a configuration.
 
     The parser, OmegaConf behind it and other programs differ in what is a number without quotes: ``1e-4`` is a word for
     PyYAML and a number for the other two.

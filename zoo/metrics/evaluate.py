@@ -8,7 +8,7 @@ from lightning.pytorch.core.mixins import HyperparametersMixin
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler
 
-from zoo.init_args import plain
+from zoo.init_args import to_plain_data
 from zoo.metrics.entries import first_entries
 from zoo.metrics.reconstruction import ReconstructionReport, reconstruct_batch
 from zoo.tokens import NotInvertible
@@ -89,7 +89,7 @@ def evaluate(
 def data_facts(datamodule: Any) -> dict[str, Any]:
     """Class and settings of a data module, for the protocol."""
     settings = datamodule.hparams if isinstance(datamodule, HyperparametersMixin) else {}
-    return {"class": type(datamodule).__name__, **plain(dict(settings))}
+    return {"class": type(datamodule).__name__, **to_plain_data(dict(settings))}
 
 
 def set_up(datamodule: Any, split: str, name: str) -> None:

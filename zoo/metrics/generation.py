@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.distributed import rank, world_size
-from zoo.init_args import plain
+from zoo.init_args import to_plain_data
 from zoo.metrics.evaluate import DTYPES, data_facts, set_up
 from zoo.metrics.extractors import Extractor
 from zoo.metrics.generation_report import Batches, GenerationReport
@@ -134,7 +134,7 @@ def measure_samples(
             report, "model", generated_images(model, chosen, count, batch_size, seed, sampling)
         )
     return metrics, facts | {
-        "sampler": plain(settings),
+        "sampler": to_plain_data(settings),
         "labels": "none" if chosen is None else "in the proportions of the reference",
         "seed": seed,
         "batch_size": batch_size,
