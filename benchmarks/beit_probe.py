@@ -114,7 +114,7 @@ def frequency_baselines(train_ids: Tensor, ids: Tensor, hidden: Tensor) -> dict[
 def masked_token_accuracy(beit: BEiT, train: Iterable[dict], test: Iterable[dict], masks: int) -> dict[str, float]:
     """Accuracy and cross entropy of what is hidden, over several fixed masks per image, and the baselines."""
     train_ids = torch.cat([beit.tokenize(batch) for batch in train])
-    right = count = 0
+    count, right = 0, 0.0
     nats, ids, hidden = 0.0, [], []
     for batch in test:
         ids.append(beit.tokenize(batch))
@@ -181,7 +181,8 @@ def probe(x: tuple[Tensor, ...], y: tuple[Tensor, ...], num_classes: int, steps:
     depth, count, width = x[0].shape
     weight = (0.01 * torch.randn(depth, width, num_classes, generator=generator)).requires_grad_()
     bias = torch.zeros(depth, 1, num_classes, requires_grad=True)
-    optimizer = torch.optim.AdamW([{"params": [weight]}, {"params": [bias], "weight_decay": 0.0}], weight_decay=1e-4)
+    groups: list[dict[str, Any]] = [{"params": [weight]}, {"params": [bias], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = cosine(step, 4e-3, 0.0, steps)

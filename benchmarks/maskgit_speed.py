@@ -13,6 +13,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +107,11 @@ def curve(path: Path, batch: int, repeats: int, sizes: dict[str, int]) -> dict[s
             points = series.setdefault(f"{side}/seconds by {axis}", [])
             points.append((at, record["metrics"][f"seconds_{side}"]))
     maskgit, _ = models(256, CODES, **sizes)
-    sides: dict[str, Make] = {
-        str(steps): lambda s=steps: maskgit.generate(0, batch, steps=s, as_tokens=True, seed=0) for steps in STEPS
-    }
+
+    def generate(steps: int) -> Any:
+        return maskgit.generate(0, batch, steps=steps, as_tokens=True, seed=0)
+
+    sides: dict[str, Make] = {str(steps): partial(generate, steps) for steps in STEPS}
     for steps, values in alternate(sides, repeats).items():
         points = series.setdefault("maskgit/seconds by steps", [])
         points.append((int(steps), statistics.median(values)))

@@ -106,9 +106,10 @@ def measure(
 
     pixels = as_pixels(images)
     parts = [tokenizer.encode(part) for part in pixels.split(32)]
-    tokens = Tokens(torch.cat([part.ids for part in parts]), None, tokenizer.spec)
     target = torch.cat([teacher_vectors(tokenizer, part) for part in pixels.split(32)])
-    counts = torch.bincount(tokens.ids.flatten(), minlength=tokenizer.spec.vocab_size).double()
+    ids = torch.cat([part.ids for part in parts])
+    tokens = Tokens(ids, None, tokenizer.spec)
+    counts = torch.bincount(ids.flatten(), minlength=tokenizer.spec.vocab_size).double()
     p = counts / counts.sum()
     own = torch.eye(len(images), dtype=torch.bool)
     metrics = {

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -153,7 +154,7 @@ def blip2_reference(size: int, batch: int) -> Step:
     config = Blip2QFormerConfig(
         vocab_size=30523, use_qformer_text_input=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
     )
-    model = torch.nn.ModuleDict({
+    model: Any = torch.nn.ModuleDict({
         "qformer": Blip2QFormerModel(config), "words": Blip2TextEmbeddings(config), "norm": torch.nn.LayerNorm(1408),
         "image": torch.nn.Linear(768, 256), "text": torch.nn.Linear(768, 256), "match": torch.nn.Linear(768, 2),
         "dense": torch.nn.Linear(768, 768), "head_norm": torch.nn.LayerNorm(768),
@@ -204,7 +205,8 @@ def caption_batch(size: int, batch: int) -> dict[str, Tensor]:
     }
 
 
-CASES = {
+#: case -> our side, the reference, the package of the reference, sizes
+CASES: dict[str, tuple[Callable[..., Any], Callable[..., Any], str, dict[str, int]]] = {
     "blip2": (blip2_ours, blip2_reference, "transformers", {"size": 224, "batch": 4}),
     "dvae": (dvae_ours, dvae_reference, "DALL-E", {"size": 256, "batch": 4}),
     "beit": (beit_ours, beit_reference, "transformers", {"size": 224, "batch": 8}),
@@ -272,7 +274,8 @@ def main() -> None:
     size = args.size or CASES[args.case][3]["size"]
     batch = args.batch or CASES[args.case][3]["batch"]
     if args.only:
-        step = CASES[args.case][0 if args.only == "ours" else 1](size, batch)
+        ours, reference, *_ = CASES[args.case]
+        step = (ours if args.only == "ours" else reference)(size, batch)
         step()
         step()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)

@@ -59,7 +59,7 @@ def make(side: str, codes: int, mode: str, shape: tuple[int, int, int]) -> Step:
 def ours(codebook: Tensor, mode: str) -> Callable:
     from zoo.quantizers.ema import EMAQuantizer
 
-    quantizer = EMAQuantizer(*codebook.shape, decay=0.99).train(mode == "train")
+    quantizer = EMAQuantizer(codebook.shape[0], codebook.shape[1], decay=0.99).train(mode == "train")
     quantizer.codebook.copy_(codebook)
     quantizer.embed_avg.copy_(codebook.t())
 

@@ -73,14 +73,13 @@ class CollapseGuard(pl.Callback):
             )
 
     def _watch(self, name: str, module: nn.Module, codes: int, ids_of: Callable[[Any], Tensor], step: int) -> None:
-        @torch.compiler.disable
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             if module.training:
                 counts = count_codes(ids_of(output), codes)
                 self._counts[name] = self._counts[name] + counts if name in self._counts else counts
 
         self._started[name] = step
-        self._hooks.append(module.register_forward_hook(hook))
+        self._hooks.append(module.register_forward_hook(torch.compiler.disable(hook)))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

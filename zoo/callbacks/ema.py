@@ -55,14 +55,18 @@ class EMA(EMAWeightAveraging):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        frozen = pl_module.frozen if isinstance(pl_module, ZooModule) else FrozenNetworks()
-        pl_module.frozen = FrozenNetworks()
+        model: Any = pl_module
+        frozen = model.frozen if isinstance(model, ZooModule) else FrozenNetworks()
+        model.frozen = FrozenNetworks()
         try:
             # The model itself moves to its device only after this hook.
-            self._average_model = _AveragedParameters(pl_module, trainer.strategy.root_device, self.decay, self.warmup)
+            self._average_model: _AveragedParameters | None = _AveragedParameters(
+                pl_module, trainer.strategy.root_device, self.decay, self.warmup
+            )
         finally:
-            pl_module.frozen = frozen
-        self._average_model.module.frozen = frozen
+            model.frozen = frozen
+        average: Any = self._average_model.module
+        average.frozen = frozen
         self._steps, self._latest_update_step = 0, trainer.global_step
 
     def on_train_batch_end(

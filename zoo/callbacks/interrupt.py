@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
@@ -23,6 +23,15 @@ NOTHING, REQUEUE, STOP = 0, 1, 2
 
 class Interrupted(SystemExit):
     """A signal ended the run; the exit code is 128 and its number, as of a program that has died of it."""
+
+
+@runtime_checkable
+class EndsProcesses(Protocol):
+    """A launcher of Lightning that can end the processes that it started."""
+
+    def kill(self, signum: Any) -> None:
+        """Send a signal to all of them."""
+        ...
 
 
 class StopOnSignal(Callback):
@@ -86,7 +95,7 @@ class StopOnSignal(Callback):
         again, self._received = self._received is not None, number
         if again or not self._training:
             launcher = None if self._trainer is None else self._trainer.strategy.launcher
-            if hasattr(launcher, "kill"):
+            if isinstance(launcher, EndsProcesses):
                 launcher.kill(signal.SIGKILL if again else signal.SIGTERM)
             if again:
                 os._exit(128 + number)

@@ -42,7 +42,7 @@ class LastCheckpoint(ModelCheckpoint):
         self._first_step = self._look = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.dirpath is None:
+        if self.dirpath is None:  # type: ignore[has-type] # set by Lightning, in a method that it types not
             self.dirpath = os.path.realpath(trainer.default_root_dir)
         super().setup(trainer, pl_module, stage)
 

@@ -75,10 +75,10 @@ class RunRecord(SaveConfigCallback):
 
         def save_and_write(*args: Any, **options: Any) -> None:
             save(*args, **options)
-            strategy.save_checkpoint = save  # type: ignore[method-assign]
+            strategy.save_checkpoint = save
             self._write(folder)
 
-        strategy.save_checkpoint = save_and_write  # type: ignore[method-assign]
+        strategy.save_checkpoint = save_and_write
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING:

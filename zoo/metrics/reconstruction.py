@@ -63,7 +63,8 @@ class ReconstructionReport:
                 self.usage |= {s.name: CodebookUsage(s.size, s.offset) for s in spec.segments}
         if full:
             self._add_full(inception_weights, lite0, lpips_backbones or {})
-        self.num_images, self.image_shape, self._digest = 0, None, hashlib.sha256()
+        self.num_images, self._digest = 0, hashlib.sha256()
+        self.image_shape: tuple[int, ...] | None = None
 
     def _add_full(self, inception_weights: str | None, lite0: bool, lpips_backbones: dict[str, str]) -> None:
         from torchmetrics.image import StructuralSimilarityIndexMeasure
@@ -74,7 +75,7 @@ class ReconstructionReport:
         for net, backbone in lpips_backbones.items():
             metric = lpips(net, backbone)
             self.pairwise[metric.name] = metric
-            self._lpips[metric.name] = Path(metric.network.backbone_path)
+            self._lpips[metric.name] = Path(str(metric.network.backbone_path))
         if inception_weights is not None or has_inception_weights():
             self.frechet = FrechetDistance(InceptionFeatures(inception_weights))
         elif lite0:
