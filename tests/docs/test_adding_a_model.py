@@ -73,18 +73,21 @@ def run_in(folder, *command):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_four_files_pasted_as_written_pass_the_tests_of_every_model(copy, name):
+def test_four_files_pasted_as_written_pass_the_tests_of_every_model(copy):
     tests = [
-        f"tests/models/test_{name}.py",
+        *(f"tests/models/test_{name}.py" for name in NAMES),
         "tests/style/test_style.py",
         "tests/docs/test_snippets.py",
         "tests/recipes/test_recipes.py",
         *(f"tests/contract/test_{kind}.py" for kind in ("models", "learning", "empty_batches", "missing_entries")),
     ]
-    done = run_in(copy, "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", *tests, "-k", f"{name} and not two_steps")
+    chosen = f"({' or '.join(NAMES)}) and not two_steps"
+    done = run_in(copy, "pytest", "-q", "-rA", "-n", "0", "-p", "no:cacheprovider", *tests, "-k", chosen)
     assert done.returncode == 0, done.stdout[-3000:]
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) >= 50
+    for name in NAMES:
+        passed = re.findall(rf"^PASSED (tests/\w+)/.*{name}", done.stdout, re.MULTILINE)
+        assert set(passed) == {"tests/models", "tests/style", "tests/docs", "tests/recipes", "tests/contract"}, name
+        assert len(passed) >= 50, name
 
 
 @pytest.mark.slow
