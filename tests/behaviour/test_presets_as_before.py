@@ -4,6 +4,7 @@ import observed
 import pytest
 
 import zoo
+from zoo.presets import class_named
 
 BEFORE = observed.read("presets.json.gz")
 
@@ -13,7 +14,8 @@ def test_preset_is_the_same_model(name):
     found, before = observed.preset(name), BEFORE[name]
     cls = zoo.model_info(name).cls
     lines = observed.argument_differences(cls, found["init_args"], before["init_args"])
-    for key in ("class", "paper", "recipe", "weights", "spec", "num_parameters"):
+    assert class_named(before["class"]) is cls  # by the name of before, wherever the class is defined now
+    for key in ("paper", "recipe", "weights", "spec", "num_parameters"):
         lines += observed.differences({key: found[key]}, {key: before[key]})
     assert not lines, observed.said(name, lines)
     assert list(found["state"]) == list(before["state"]), f"{name} has other parts than before"
