@@ -24,10 +24,6 @@ def images(count=3, size=32):
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(2))
 
 
-def spec(count=4, size=32):
-    return zoo.TokenSpec(segments=(zoo.Segment("tokens", (count,), size=size),), dim=8, order="causal")
-
-
 # ---------------------------------------------------------------- words
 
 
