@@ -88,8 +88,9 @@ class ARTransformer(SecondStage):
         #: ids of the condition, of which there are so many in front of the tokens
         self.condition_size, self.condition_tokens = num_classes, condition_tokens
         if condition_tokenizer is not None:
-            self.add_frozen("condition_tokenizer", discrete_tokenizer(condition_tokenizer), role="ids")
-            found = self.frozen["condition_tokenizer"].spec
+            tower = discrete_tokenizer(condition_tokenizer)
+            self.add_frozen("condition_tokenizer", tower, role="ids")
+            found = tower.spec
             if condition_tokens not in (0, found.num_tokens):
                 raise ValueError(
                     f"condition_tokens is {condition_tokens}, but {condition_tokenizer!r} makes {found.num_tokens}: "
@@ -250,7 +251,7 @@ class ARTransformer(SecondStage):
         return ids.long() + self.offset
 
     def _known(self, known: Any, count: int) -> Int[Tensor, "b n"] | None:
-        """What ``generate`` keeps, in the order of reading."""
+        """Ids that ``generate`` keeps, in the order of reading, and -1 where one is drawn; None for none."""
         if known is None:
             return None
         known = torch.as_tensor(known.ids if isinstance(known, Tokens) else known, device=self.device)

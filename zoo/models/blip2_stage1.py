@@ -128,7 +128,7 @@ class BLIP2Stage1(ZooModule):
         return Tokens(None, self._queries(self._read(features)).queries, self.spec)
 
     def decode(self, tokens: Tokens) -> Tensor:
-        """Not possible.
+        """Refuse: BLIP-2 has no decoder.
 
         Raises:
             NotInvertible: always.

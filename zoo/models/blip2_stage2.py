@@ -120,7 +120,7 @@ class BLIP2Stage2(ZooModule):
         return Tokens(None, self.bridge(self.ln_vision(features)), self.spec)
 
     def decode(self, tokens: Tokens) -> Tensor:
-        """Not possible.
+        """Refuse: BLIP-2 has no decoder.
 
         Raises:
             NotInvertible: always.
@@ -180,6 +180,7 @@ class BLIP2Stage2(ZooModule):
         text = self.language.text
         with evaluating(self):
             tokens = self.language_inputs(images)
+            samples: list[list[Piece]]
             if self.language.encoder_decoder:
                 samples = [[Image(i), Text((*text.ids(p), text.end))] for i, p in enumerate(prompts)]
                 return self.language.write(splice(samples, tokens, self.language.embed), **writing)
@@ -216,10 +217,15 @@ class BLIP2Stage2(ZooModule):
         return self.language.log_likelihood(batch, targets, "max_text_tokens")
 
     def _texts(self, batch: Batch, count: int | None = None, split: bool = True) -> list[tuple[str, str]]:
-        """What is given and what is learned of each text.
+        """Pairs of the words that are given and those that are learned, one per image.
+
+        Args:
+            batch: with ``text_input`` and ``text_output``, or ``question`` and ``answer``, or ``caption``.
+            count: of the images; None does not compare.
+            split: divide captions at random where an encoder reads the first part.
 
         Raises:
-            ValueError: for a batch without texts, or an empty one.
+            ValueError: for a batch without texts, or a text without words.
         """
         if batch.get("text_output") is not None:
             given, learned = (texts_of(batch, name, self, count) for name in ("text_input", "text_output"))
@@ -234,8 +240,8 @@ class BLIP2Stage2(ZooModule):
                 pairs = [_split(caption) for caption in captions]
             else:
                 pairs = [(self.prompt, caption) for caption in captions]
-        for i, (_, learned) in enumerate(pairs):
-            if not learned.strip():
+        for i, (_, text) in enumerate(pairs):
+            if not text.strip():
                 raise ValueError(f"text {i} of the batch has no words: remove such images")
         return pairs
 

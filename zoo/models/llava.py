@@ -145,11 +145,11 @@ class LLaVA(ZooModule):
     # ------------------------------------------------------------------ tokens
 
     def encode(self, images: Shaped[Tensor, "b 3 h w"]) -> Tokens:
-        """What the language model reads."""
+        """Features of the patches, projected to the width of the language model's words."""
         return Tokens(None, self.language_inputs(images), self.spec)
 
     def decode(self, tokens: Tokens) -> Tensor:
-        """Not possible.
+        """Refuse: LLaVA has no decoder.
 
         Raises:
             NotInvertible: always.
@@ -234,7 +234,7 @@ class LLaVA(ZooModule):
         return self.language.log_likelihood(batch)
 
     def _turns(self, batch: Batch, count: int) -> list[list[Turn]]:
-        """What is said about each image."""
+        """Turns about each image: its ``conversation``, or ``question`` with its ``caption`` as the answer."""
         if batch.get("conversation") is not None:
             return turns_of(batch, self, count)
         if batch.get("caption") is None:
@@ -268,7 +268,7 @@ class LLaVA(ZooModule):
 LLaVA.formats = (llava.ORIGINAL, llava.LORA, llava.HUGGING_FACE)
 
 PAPER = "arXiv:2310.03744"
-TINY = {
+TINY: dict[str, Any] = {
     "image_size": 32,
     "vision": "tiny_clip",
     "language_model": "tiny_llama",
@@ -279,8 +279,10 @@ register("llava_tiny", LLaVA, paper=PAPER, **TINY)
 register("llava_lora_tiny", LLaVA, paper=PAPER, **TINY | {
     "conversation": "v1", "system": "", "tuning": "lora", "lora": LoRA(rank=4, alpha=8, dropout=0.0),
 })  # fmt: skip
-EMOJI = {"image_size": 128, "vision": "lite0", "language_model": "smollm2_135m", "language_dtype": "bfloat16",
-         "question": "Which emoji is this?", "max_length": 128}  # fmt: skip
+EMOJI: dict[str, Any] = {
+    "image_size": 128, "vision": "lite0", "language_model": "smollm2_135m", "language_dtype": "bfloat16",
+    "question": "Which emoji is this?", "max_length": 128,
+}  # fmt: skip
 register(
     "llava_emoji", LLaVA, paper=PAPER, recipe="llava.yaml", **EMOJI,
     optim=Optim(lr=1e-3, weight_decay=0.0, warmup_steps=20),

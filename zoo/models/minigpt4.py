@@ -132,11 +132,11 @@ class MiniGPT4(ZooModule):
     # ------------------------------------------------------------------ tokens
 
     def encode(self, images: Shaped[Tensor, "b 3 h w"]) -> Tokens:
-        """What the language model reads."""
+        """Frozen image tokens, projected to the width of the language model's words."""
         return Tokens(None, self.language_inputs(images), self.spec)
 
     def decode(self, tokens: Tokens) -> Tensor:
-        """Not possible.
+        """Refuse: MiniGPT-4 has no decoder.
 
         Raises:
             NotInvertible: always.
@@ -150,11 +150,11 @@ class MiniGPT4(ZooModule):
         """Frozen image tokens, projected to the width of the language model's words."""
         images = as_pixels(images, size=self.image_size)
         with torch.no_grad():
-            if "tokenizer" in self.frozen:
-                features = self.frozen["tokenizer"].encode(images).embeddings
+            frozen: dict[str, Any] = self.frozen
+            if "tokenizer" in frozen:
+                features = frozen["tokenizer"].encode(images).embeddings
             else:
-                tower = self.frozen["vision"]
-                features = self.frozen["ln_vision"](tower(images)[:, int(tower.class_token) :])
+                features = frozen["ln_vision"](frozen["vision"](images)[:, int(frozen["vision"].class_token) :])
             features = merge_tokens(features, self.merge)
         return self.llama_proj(features)
 

@@ -323,6 +323,7 @@ class SEEDLLM(SecondStage):
 
     def _ids(self, tokens: Tokens) -> list[list[int]]:
         check_tokens(tokens, self)
+        assert tokens.ids is not None
         return tokens.ids.tolist()
 
     def _splice(self, samples: list[list[Piece]], side: Literal["right", "left"] = "right") -> Spliced:
@@ -330,7 +331,7 @@ class SEEDLLM(SecondStage):
 
 
 PAPER = "arXiv:2310.01218"
-TINY = {
+TINY: dict[str, Any] = {
     "tokenizer": "seed_stage2_tiny:random", "language_model": "tiny_llama", "max_text_tokens": 16,
     "lora": LoRA(rank=4, alpha=8, dropout=0.0), "optim": Optim(lr=1e-2),
 }  # fmt: skip

@@ -13,7 +13,7 @@ Equations: Section 3.2.2, pixels of a generation embedding -> `SEEDPixels.images
 """
 
 import inspect
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -75,11 +75,12 @@ class SEEDPixels(ZooModule):
                 "give one width per doubling from 4 pixels on"
             )
         self.image_size, self.noise, self.perceptual_weight = image_size, noise, perceptual_weight
-        self.add_frozen("teacher", image_embedder(teacher, image_size, vision_cache))
-        width = self.frozen["teacher"].width
+        embedder = image_embedder(teacher, image_size, vision_cache)
+        self.add_frozen("teacher", embedder)
+        width = embedder.width
         if tokenizer is not None:
-            self._add_tokenizer(tokenizer, vision_cache, vision)
-            if (found := self.frozen["tokenizer"].hparams["embedding_width"]) != width:
+            found = self._add_tokenizer(tokenizer, vision_cache, vision)
+            if found != width:
                 raise ValueError(
                     f"{tokenizer!r} decodes to vectors of width {found}, those of the teacher {teacher!r} have "
                     f"{width}: set teacher to what the tokenizer learned from"
@@ -96,7 +97,8 @@ class SEEDPixels(ZooModule):
         )
         self.load_weights(weights)
 
-    def _add_tokenizer(self, reference: str, cache: int, vision: str | None) -> None:
+    def _add_tokenizer(self, reference: str, cache: int, vision: str | None) -> int:
+        """Hold the tokenizer whose embeddings are drawn, and return their width."""
         takes = inspect.signature(class_of(reference)).parameters
         given = {"vision_cache": cache} | ({"vision": vision} if vision else {})
         tokenizer = model_from(reference, **{name: value for name, value in given.items() if name in takes})
@@ -106,6 +108,7 @@ class SEEDPixels(ZooModule):
             raise ValueError(f"{reference!r} decodes to {count} vectors per image, and this decoder draws one")
         refuse_newly_initialised(tokenizer, reference)
         self.add_frozen("tokenizer", tokenizer, role="ids")
+        return tokenizer.hparams["embedding_width"]
 
     # ------------------------------------------------------------------ tokens
 
@@ -134,11 +137,12 @@ class SEEDPixels(ZooModule):
 
     @torch.no_grad()
     def _embedding(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        if "tokenizer" in self.frozen:
-            tokenizer = self.frozen["tokenizer"]
+        frozen: dict[str, Any] = self.frozen
+        if "tokenizer" in frozen:
+            tokenizer = frozen["tokenizer"]
             with torch.autocast(images.device.type, enabled=False):  # what decodes them is exact like the ids
                 return tokenizer.decode(tokenizer.encode(images))
-        return self.frozen["teacher"].embed(images)
+        return frozen["teacher"].embed(images)
 
     # ------------------------------------------------------------------ training
 
@@ -158,7 +162,7 @@ class SEEDPixels(ZooModule):
         return {"loss": loss, **terms}
 
     @torch.no_grad()
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _measure(self, embedding: Float[Tensor, "b d"], batches: int = 20) -> None:
         """Running mean and deviation over the first batches, then fixed; the ranks' batches are pooled."""
         if self.measured >= batches or len(embedding) < 2:

@@ -43,7 +43,7 @@ from zoo.vision.encoders import LN_VISION_EPS, vision_tower
 
 
 def query_overlap(embeddings: Float[Tensor, "b q d"]) -> Float[Tensor, ""]:
-    """How much the queries repeat each other: mean squared cosine of two queries of an image, each less its mean.
+    """Mean squared cosine of two queries of an image, each less its mean: 0 where no query repeats another.
 
     1 where all queries say the same of an image, whose tokens are then copies of one; 0 where no two have a direction
     in common. Ours, not of the paper.
@@ -133,7 +133,7 @@ class SEEDStage1(ZooModule):
         return Tokens(None, self.causal_embeddings(as_pixels(images, size=self.image_size)), self.spec)
 
     def decode(self, tokens: Tokens) -> Tensor:
-        """Not possible.
+        """Refuse: SEED's first stage has no decoder.
 
         Raises:
             NotInvertible: always.
@@ -176,7 +176,7 @@ class SEEDStage1(ZooModule):
         }
 
     def image_vectors(self, embeddings: Float[Tensor, "b q d"]) -> Float[Tensor, "b p"]:
-        """What is compared with texts: the last query, projected, of length 1.
+        """Unit vectors that are compared with those of texts: the last query, projected.
 
         Args:
             embeddings: of :meth:`causal_embeddings`, or reconstructed from codes.
@@ -185,7 +185,7 @@ class SEEDStage1(ZooModule):
             return F.normalize(self.vision_proj(embeddings[:, -1].float()), dim=-1)
 
     def text_vectors(self, ids: Int[Tensor, "b t"], mask: Int[Tensor, "b t"]) -> Float[Tensor, "b p"]:
-        """What is compared with images: the first token, projected, of length 1."""
+        """Unit vectors that are compared with those of images: the first token, projected."""
         queries = self.spec.num_tokens
         hidden = self.Qformer(text=ids, mask=itc_mask(mask, queries)[:, :, queries:, queries:]).text
         with torch.autocast(hidden.device.type, enabled=False):

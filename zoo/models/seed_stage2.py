@@ -184,7 +184,7 @@ class SEEDTokenizer(ZooModule):
         return self.quantize.embed(ids)
 
     def causal_embeddings(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b q d"]:
-        """What the codes are made of: the first stage's embeddings, without gradient."""
+        """Embeddings of the first stage that the codes quantize, without gradient."""
         return self._causal(self.frozen["vision"](images))
 
     @torch.no_grad()

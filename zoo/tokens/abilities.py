@@ -176,7 +176,7 @@ class Generator(Protocol):
 
     @property
     def has_null(self) -> bool:
-        """Whether it knows images without a class as well, which is what classifier-free guidance needs."""
+        """True where it knows images without a class as well, which is what classifier-free guidance needs."""
         ...
 
     def generate(

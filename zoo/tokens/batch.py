@@ -1,4 +1,4 @@
-"""What a batch holds: one reader for each entry, and one sentence where it is missing.
+"""Batches: one reader for each entry, and one sentence where it is missing.
 
 A batch is a dictionary of ``image`` (``b 3 h w``), ``token_image`` (the tokenizer's own view), ``ids`` (``b n``),
 ``label`` (``b``), ``caption`` (a list of texts) or ``captions`` (a list of lists), ``conversation`` (lists of turns),
