@@ -21,10 +21,10 @@ ABILITIES = {
 #: what may be looked for by name, and why
 ALLOWED = {
     # of the operating system and of Python
-    "sched_getaffinity", "sigwaitinfo", "errno", "strerror", "__dict__", "name",
+    "get_capabilities", "sched_getaffinity", "sigwaitinfo", "errno", "strerror", "__dict__", "name",
     # of Lightning, of its loggers, callbacks, strategies and of hydra-like settings, which need not have them
-    "datamodule", "hparams", "lightning_module", "sampler", "monitor", "kill", "open", "items", "num_workers",
-    "subcommand", "subcommand_parser", "seen_batch_indices", "ops", "asked",
+    "_trainer", "datamodule", "hparams", "lightning_module", "sampler", "monitor", "kill", "open", "items",
+    "num_workers", "subcommand", "subcommand_parser", "seen_batch_indices", "ops", "asked",
     # of other libraries, by their version
     "activation_checkpointing_enable", "config", "decoder_start_token_id", "generation_config",
     "max_position_embeddings", "register_resolver", "text_config", "vision_model", "word_embed_proj_dim",

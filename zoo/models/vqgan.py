@@ -244,7 +244,7 @@ class VQGAN(ZooModule):
         assert self.discriminator is not None
         return adversarial_terms(
             self.adversarial, self.discriminator, target, output, distance, self.decoder.conv_out.weight,
-            current_step(self), getattr(self, "lecam_means", None),
+            current_step(self), dict(self.named_buffers(recurse=False)).get("lecam_means"),
         )  # fmt: skip
 
     def perceptual_distance(

@@ -183,7 +183,7 @@ def save_diffusers(model: nn.Module, folder: str | Path) -> Path:
     """
     args = dict(model.hparams)  # type: ignore[arg-type]
     codebook = args.get("codebook")
-    quantizer = getattr(codebook, "quantizer", None)
+    quantizer = None if codebook is None else codebook.quantizer
     if args.get("architecture") != "taming" or codebook is None or quantizer != "vq":
         raise ValueError(
             f"diffusers' VQModel holds taming's networks with quantizer vq, not {args.get('architecture')} with "
