@@ -105,11 +105,11 @@ def test_a_foreign_tokenizer_is_refused(shards, tokenizer):
 
 def test_a_discriminator_that_starts_anew_changes_no_tokens(tmp_path):
     """Published files and our small ones hold none; shards belong to the tokenizer that they make, each time."""
-    model = zoo.create_model("vqgan_tiny", lecam=0.1)
+    model = zoo.create_model("vqgan_tiny", discriminator={"lecam": 0.1})
     model.drop_discriminator()
     save_weights(model, tmp_path / "small.safetensors")
     name = f"ckpt:{tmp_path / 'small.safetensors'}"
-    one, two = zoo.create_model(name), zoo.create_model(name, lecam=0.0)
+    one, two = zoo.create_model(name), zoo.create_model(name, discriminator={"lecam": 0.0})
     assert not torch.equal(one.discriminator.main[0].weight, two.discriminator.main[0].weight)
     check_header(make_header(one, split="train", count=1), two)
     with torch.no_grad():
