@@ -189,7 +189,7 @@ class ZooModule(RunModule):
 
     @property
     def hparams_initial(self) -> Any:
-        """What loggers write down: plain data, because they refuse frozen dataclasses."""
+        """Settings that loggers write down: plain data, because they refuse frozen dataclasses."""
         return AttributeDict(to_plain_data(dict(super().hparams_initial)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

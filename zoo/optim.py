@@ -139,7 +139,7 @@ def parameter_groups(
 
 
 def settings_of(group: dict[str, Any]) -> dict[str, Any]:
-    """What an optimizer's group says besides its parameters."""
+    """The settings of an optimizer's group, without its parameters."""
     return {name: value for name, value in group.items() if name != "params"}
 
 

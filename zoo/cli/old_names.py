@@ -112,7 +112,7 @@ def _class_named(line: _Words, contents: Mapping[int, Any]) -> type | None:
         elif contents.get(i):
             name = contents[i]["model"].get("class_path", name)
     last = str(name).rpartition(".")[2]
-    return next((preset.cls for preset in presets().values() if preset.cls.__name__ == last), None)
+    return {preset.cls.__name__: preset.cls for preset in presets().values()}.get(last)
 
 
 def _model_of(configuration: str) -> dict[str, Any] | None:

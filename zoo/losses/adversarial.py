@@ -19,7 +19,7 @@ MAX_WEIGHT = 1e4
 def discriminator_loss(
     kind: str, real: Float[Tensor, "b *patches"], fake: Float[Tensor, "b *patches"]
 ) -> Float[Tensor, ""]:
-    """What the discriminator minimises.
+    """The objective of the discriminator, to be minimised.
 
     Args:
         kind: ``hinge``: (mean relu(1 - D(x)) + mean relu(1 + D(y))) / 2; ``vanilla``: the same with softplus(-D(x))
@@ -35,7 +35,7 @@ def discriminator_loss(
 
 
 def generator_loss(kind: str, fake: Float[Tensor, "b *patches"]) -> Float[Tensor, ""]:
-    """What the generator minimises: -mean D(y), or mean softplus(-D(y)) with ``non_saturating``."""
+    """The objective of the generator, to be minimised: -mean D(y), or mean softplus(-D(y)) with ``non_saturating``."""
     return F.softplus(-fake.float()).mean() if kind == "non_saturating" else -fake.float().mean()
 
 

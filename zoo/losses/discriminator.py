@@ -115,7 +115,7 @@ def adversarial_terms(
     step: int,
     lecam_means: Float[Tensor, "2"] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """What generator and discriminator add to the objective, and what to look at; in eval mode nothing is added.
+    """Terms of generator and discriminator in the objective, and values to look at; in eval mode nothing is added.
 
     As in taming ``generator_weight`` is without ``factor``, and ``discriminator`` with it.
 

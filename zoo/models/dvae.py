@@ -203,7 +203,7 @@ class DVAE(ZooModule):
         }
 
     def code_sources(self) -> dict[str, tuple[int, Callable[[Tensor], Tensor]]]:
-        """What :class:`zoo.callbacks.CollapseGuard` counts: the most likely codes of the encoder's logits."""
+        """Codes that :class:`zoo.callbacks.CollapseGuard` counts: the most likely ones of the encoder's logits."""
         return {"encoder": (self.spec.vocab_size, lambda logits: logits.detach().argmax(1))}
 
     def on_train_start(self) -> None:

@@ -192,7 +192,7 @@ class VQGAN(ZooModule):
         return self.quantize.embed(ids)
 
     def features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b gh gw d"]:
-        """What is quantized, of images in [0, 1] that are checked already."""
+        """Vectors that are quantized, of images in [0, 1] that are checked already."""
         x = self.to_network_range(images).contiguous(memory_format=torch.channels_last)
         return rearrange(self.quant_conv(self.encoder(x)), "b d gh gw -> b gh gw d")
 
@@ -239,7 +239,7 @@ class VQGAN(ZooModule):
     def adversarial_terms(
         self, target: Float[Tensor, "b c h w"], output: Float[Tensor, "b c h w"], distance: Float[Tensor, ""]
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-        """What both networks add to the objective; see :func:`zoo.losses.discriminator.adversarial_terms`."""
+        """Terms of both networks in the objective; see :func:`zoo.losses.discriminator.adversarial_terms`."""
         assert self.adversarial is not None
         assert self.discriminator is not None
         return adversarial_terms(
