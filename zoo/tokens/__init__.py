@@ -6,12 +6,11 @@ from zoo.tokens.interface import (
     Tokenizer,
     Tokens,
     TokenSpec,
-    as_pixels,
     evaluating,
     id_range,
     reconstruct,
-    sides_of,
 )
+from zoo.tokens.pixels import as_pixels, sides_of
 from zoo.tokens.vocabulary import Vocabulary
 
 __all__ = [

@@ -17,7 +17,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from zoo.tokens.abilities import KnowsClasses
-from zoo.tokens.interface import Tokens, TokenSpec, as_pixels, id_range
+from zoo.tokens.interface import Tokens, TokenSpec, id_range
+from zoo.tokens.pixels import as_pixels
 
 Batch = dict[str, Any]
 SOMEONE = "this model"  # who reads, where nobody says
