@@ -51,7 +51,5 @@ def test_a_checkpoint_of_another_step_than_the_record_says_is_refused(trained):
 
 
 def test_weights_without_a_record_are_named():
-    with pytest.raises(
-        ValueError, match="dvae_new: one record in benchmarks/results/runs must have it"
-    ):
+    with pytest.raises(ValueError, match="dvae_new: one record in benchmarks/results/runs must have it"):
         facts_of_card("dvae_new", read_by_name())
