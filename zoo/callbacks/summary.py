@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from zoo.runs.folder import display_path, log_folder
 
@@ -56,7 +57,7 @@ class RunSummary(Callback):
             command = shlex.join(["lightning", "test", *options, "--ckpt_path", str(display_path(checkpoint))])
             parts.append(f"next: {command}")
         elif own := trainer.checkpoint_callback:
-            monitor = getattr(own, "monitor", None)
+            monitor = own.monitor if isinstance(own, ModelCheckpoint) else None
             parts.append("no checkpoint was saved" + (f": the recipe's own waits for {monitor!r}" if monitor else ""))
         return "; ".join(parts)
 
@@ -73,5 +74,5 @@ def written_config(trainer: Any, folder: Path) -> Path | None:
 def last_checkpoint(trainer: Any) -> str:
     """The best checkpoint where a metric is monitored, otherwise the last one; empty where none is there."""
     callback = trainer.checkpoint_callback
-    paths = (getattr(callback, name, "") for name in ("best_model_path", "last_model_path"))
+    paths = (callback.best_model_path, callback.last_model_path) if isinstance(callback, ModelCheckpoint) else ()
     return next((str(path) for path in paths if path and ("://" in str(path) or Path(path).exists())), "")

@@ -156,7 +156,7 @@ class TokenDump(BasePredictionWriter):
 
 def _source(model: Any) -> Any:
     """The model whose ids are written: the tokenizer of a second stage that passes on its ids, else the model."""
-    return model.frozen["tokenizer"] if getattr(model, "encodes_by_tokenizer", False) else model
+    return model.frozen["tokenizer"] if isinstance(model, ZooModule) and model.encodes_by_tokenizer else model
 
 
 def _listed(texts: Any) -> list[Any]:
