@@ -5,8 +5,7 @@ import json
 import pytest
 import torch
 import yaml
-from tiny_tokenizer import quiet_trainer
-from toys import ToyData
+from toys import ToyData, quiet_trainer
 
 import zoo
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_tokenizer import RandomImageData, TinyTokenizer, quiet_trainer
+from toys import BlurredImageData, TinyTokenizer, quiet_trainer
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -20,7 +20,7 @@ def rfid(script, monkeypatch):
     module = script("rfid")
     zoo.presets.presets()  # a module that is imported while the name is replaced would keep the other one for ever
     monkeypatch.setattr(zoo.registry, "model_from", lambda reference: TinyTokenizer())
-    monkeypatch.setattr(datamodules, "RandomImageData", RandomImageData, raising=False)
+    monkeypatch.setattr(datamodules, "BlurredImageData", BlurredImageData, raising=False)
     return module
 
 
@@ -40,15 +40,17 @@ def test_benchmark_and_trainer_agree_to_the_last_digit(rfid, tmp_path, capsys):
     from zoo.callbacks.evaluation import Evaluation
 
     out = tmp_path / "results" / "tiny.json"
-    data_arguments = ["--data.num_images", "21", "--data.image_size=16"]
-    rfid.main(["--model", "tiny", "--data", "RandomImageData", *data_arguments, "--batch-size", "8", "--out", str(out)])
+    data_arguments = ["--data.num_images", "21", "--data.image_size=16", "--batch-size", "8"]
+    rfid.main(
+        ["--model", "tiny", "--data", "BlurredImageData", *data_arguments, "--batch-size", "8", "--out", str(out)]
+    )
     written = json.loads(out.read_text())
-    data = RandomImageData(num_images=21, image_size=16, batch_size=8)
+    data = BlurredImageData(num_images=21, image_size=16, batch_size=8)
     logged = quiet_trainer(tmp_path, callbacks=[Evaluation()]).test(TinyTokenizer(), data, verbose=False)[0]
     assert {k: logged[f"test/{k}"] for k in written["metrics"]} == written["metrics"]
     assert {"psnr", "ssim", "lpips_lite0", "fd_lite0", "codebook_usage", "perplexity"} <= set(written["metrics"])
     assert written["n"] == 21
-    assert written["data"] == "RandomImageData test, 16x16 px"
+    assert written["data"] == "BlurredImageData test, 16x16 px"
     assert written["protocol"]["data"]["num_images"] == 21
     assert written["protocol"]["fd_lite0"]["sha256"]
     shown = capsys.readouterr().out
@@ -59,7 +61,7 @@ def test_benchmark_and_trainer_agree_to_the_last_digit(rfid, tmp_path, capsys):
 
 def test_missing_weights_end_with_one_sentence(rfid, capsys):
     with pytest.raises(SystemExit) as stop:
-        rfid.main(["--model", "tiny", "--data", "RandomImageData", "--inception-weights", "nowhere.pth"])
+        rfid.main(["--model", "tiny", "--data", "BlurredImageData", "--inception-weights", "nowhere.pth"])
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: rFID needs the Inception weights, and nowhere.pth does not exist: get https://")
@@ -70,21 +72,21 @@ def test_missing_weights_end_with_one_sentence(rfid, capsys):
     ("arguments", "message"),
     [
         ("--data Nothing", "no data module 'Nothing'"),
-        ("--data RandomImageData --data.size 3", "size"),
-        ("--data RandomImageData --num-images 99", "has 22 images, not 99"),
-        ("--data RandomImageData stray", "--data.KEY VALUE"),
-        ("--data RandomImageData --num-images 0", "error: num_images must be at least 2, got 0: leave it out"),
-        ("--data RandomImageData --num-images 1", "error: num_images must be at least 2, got 1"),
+        ("--data BlurredImageData --data.size 3", "size"),
+        ("--data BlurredImageData --num-images 99", "has 22 images, not 99"),
+        ("--data BlurredImageData stray", "--data.KEY VALUE"),
+        ("--data BlurredImageData --num-images 0", "error: num_images must be at least 2, got 0: leave it out"),
+        ("--data BlurredImageData --num-images 1", "error: num_images must be at least 2, got 1"),
         (
-            "--data RandomImageData --data.imagesize 16",
+            "--data BlurredImageData --data.imagesize 16",
             "takes no 'imagesize': did you mean image_size?",
         ),
         (
-            "--data RandomImageData --lpips vgg",
+            "--data BlurredImageData --lpips vgg",
             "error: --lpips takes vgg=PATH or alex=PATH",
         ),
-        ("--data RandomImageData --lpips vgg16=x", "--lpips takes vgg=PATH or alex=PATH"),
-        ("--data RandomImageData --lpips vgg=nowhere.pth", "error: LPIPS needs the backbone file nowhere.pth"),
+        ("--data BlurredImageData --lpips vgg16=x", "--lpips takes vgg=PATH or alex=PATH"),
+        ("--data BlurredImageData --lpips vgg=nowhere.pth", "error: LPIPS needs the backbone file nowhere.pth"),
     ],
 )
 def test_bad_arguments(rfid, capsys, arguments, message):
@@ -102,7 +104,7 @@ def test_published_lpips_with_its_protocol(rfid, tmp_path, monkeypatch):
     path = tmp_path / "alex.pth"
     torch.save(alexnet(weights=None).state_dict(), path)
     arguments = ["--data.image_size=64", "--num-images=4", f"--lpips=alex={path}"]
-    record = rfid.main(["--model", "tiny", "--data", "RandomImageData", *arguments])
+    record = rfid.main(["--model", "tiny", "--data", "BlurredImageData", *arguments])
     assert record["metrics"]["lpips_alex"] > 0
     assert record["protocol"]["lpips_alex"]["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -180,7 +182,7 @@ def test_a_loader_that_shuffles_is_refused():
 
     from zoo.metrics.evaluate import evaluate
 
-    class Shuffled(RandomImageData):
+    class Shuffled(BlurredImageData):
         def train_dataloader(self):
             return DataLoader(super().train_dataloader().dataset, batch_size=8, shuffle=True)
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_tokenizer import quiet_trainer
-from toys import Toy, ToyData
+from toys import Toy, ToyData, quiet_trainer
 
 import zoo
 from zoo.callbacks import EMA, Captions, Retrieval

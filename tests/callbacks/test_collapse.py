@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from tiny_tokenizer import quiet_trainer
-from toys import RandomImages, ToyData
+from toys import RandomImages, ToyData, quiet_trainer
 
 import zoo
 from zoo import Optim, ZooModule

@@ -3,8 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from tiny_tokenizer import quiet_trainer
-from toys import Toy, ToyData
+from toys import Toy, ToyData, quiet_trainer
 
 import zoo
 from zoo.callbacks import DivergenceGuard

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from tiny_tokenizer import RandomImageData, TinyTokenizer, quiet_trainer
 from torch import nn
+from toys import BlurredImageData, TinyTokenizer, quiet_trainer
 
 from zoo.callbacks.ema import EMA
 
@@ -44,7 +44,7 @@ def test_average_over_optimizer_steps(tmp_path, every, accumulate, warmup):
     trainer = quiet_trainer(
         tmp_path, max_steps=9, accumulate_grad_batches=accumulate, callbacks=[ema], limit_val_batches=0
     )
-    trainer.fit(model, RandomImageData(num_images=16, batch_size=4))
+    trainer.fit(model, BlurredImageData(num_images=16, batch_size=4))
     assert len(history) == trainer.global_step == 9  # once per optimizer step, not once per batch
     assert not torch.allclose(history[-1], history[0], atol=1e-3)
     torch.testing.assert_close(model.codes.detach(), average(history, 0.7, warmup, every))
@@ -54,13 +54,13 @@ def test_before_the_first_update_the_model_itself_counts(tmp_path):
     """Training must not end on the initial weights because the average was to start later."""
     model = TinyTokenizer()
     ema = Recorder(0.7, update_starting_at_step=100)
-    quiet_trainer(tmp_path, max_steps=3, callbacks=[ema]).fit(model, RandomImageData(num_images=16))
+    quiet_trainer(tmp_path, max_steps=3, callbacks=[ema]).fit(model, BlurredImageData(num_images=16))
     assert torch.equal(model.codes, history[-1])
 
 
 def test_late_start(tmp_path):
     model, ema = TinyTokenizer(), Recorder(0.7, warmup=False, update_starting_at_step=3)
-    quiet_trainer(tmp_path, max_steps=7, callbacks=[ema]).fit(model, RandomImageData(num_images=16))
+    quiet_trainer(tmp_path, max_steps=7, callbacks=[ema]).fit(model, BlurredImageData(num_images=16))
     torch.testing.assert_close(model.codes.detach(), average(history, 0.7, False, start=3))
 
 
@@ -86,7 +86,7 @@ def test_only_trained_parameters_are_averaged(tmp_path):
             seen.append((self._average_model.module.frozen["tower"] is tower, pl_module.calls.item()))
 
     ema = Look(0.9, warmup=False)
-    quiet_trainer(tmp_path, max_steps=8, callbacks=[ema]).fit(model, RandomImageData(num_images=16, batch_size=8))
+    quiet_trainer(tmp_path, max_steps=8, callbacks=[ema]).fit(model, BlurredImageData(num_images=16, batch_size=8))
     assert model.frozen["tower"] is tower
     assert seen[0] == (True, 2)
     assert seen[-1] == (True, 8)
@@ -119,7 +119,7 @@ def test_resume_is_exact(tmp_path, every):
     file = tmp_path / "middle.ckpt"
     options = {"decay": 0.8, "update_every_n_steps": every}
     model, ema = Wavering(), SaveAt(4, file, **options)
-    data = RandomImageData(num_images=16, batch_size=8)
+    data = BlurredImageData(num_images=16, batch_size=8)
     quiet_trainer(tmp_path, max_steps=10, callbacks=[ema], limit_val_batches=0).fit(model, data)
     checkpoint = torch.load(file, weights_only=True)
     torch.testing.assert_close(checkpoint["state_dict"]["codes"], average(history[:4], 0.8, True, every))
@@ -141,14 +141,14 @@ def test_an_interrupted_validation_leaves_the_raw_weights(tmp_path):
     model = Interrupting()
     trainer = quiet_trainer(tmp_path, max_steps=4, callbacks=[Recorder(0.9, warmup=False)])
     with pytest.raises(RuntimeError, match="stop"):
-        trainer.fit(model, RandomImageData(num_images=32, batch_size=8))
+        trainer.fit(model, BlurredImageData(num_images=32, batch_size=8))
     assert torch.equal(model.codes, history[-1])
 
 
 def test_a_later_validation_uses_the_weights_it_is_given(tmp_path):
     model = TinyTokenizer()
     trainer = quiet_trainer(tmp_path, max_steps=3, callbacks=[Recorder(0.9)])
-    data = RandomImageData(num_images=16)
+    data = BlurredImageData(num_images=16)
     trainer.fit(model, data)
     with torch.no_grad():
         model.codes.fill_(0.25)

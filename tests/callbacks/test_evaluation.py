@@ -4,7 +4,7 @@ import json
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from tiny_tokenizer import RandomImageData, TinyTokenizer, quiet_trainer
+from toys import BlurredImageData, TinyTokenizer, quiet_trainer
 
 from zoo.callbacks.ema import EMA
 from zoo.callbacks.evaluation import Evaluation
@@ -15,7 +15,7 @@ CHEAP = {"psnr", "codebook_usage", "perplexity", "dead_codes"}
 
 
 def test_test_run_and_benchmark_agree_to_the_last_digit(tmp_path):
-    model, data = TinyTokenizer(), RandomImageData(num_images=21, batch_size=8)
+    model, data = TinyTokenizer(), BlurredImageData(num_images=21, batch_size=8)
     callback = Evaluation(foreground=True)
     logged = quiet_trainer(tmp_path, callbacks=[callback]).test(model, data, verbose=False)[0]
     measured = evaluate(model, data, "test", foreground=True)
@@ -27,7 +27,7 @@ def test_test_run_and_benchmark_agree_to_the_last_digit(tmp_path):
 
 
 def test_validation_has_the_cheap_metrics(tmp_path):
-    model, data = TinyTokenizer(), RandomImageData()
+    model, data = TinyTokenizer(), BlurredImageData()
     trainer = quiet_trainer(tmp_path, callbacks=[Evaluation(lite0=False)])
     first = trainer.validate(model, data, verbose=False)[0]
     assert {k.removeprefix("val/") for k in first} == CHEAP | {"loss"}
@@ -40,7 +40,7 @@ def test_validation_has_the_cheap_metrics(tmp_path):
 
 @pytest.mark.parametrize("ema_first", [True, False])
 def test_averaged_weights_are_measured_in_either_order(tmp_path, ema_first):
-    model, data = TinyTokenizer(), RandomImageData(num_images=16)
+    model, data = TinyTokenizer(), BlurredImageData(num_images=16)
     callbacks = [EMA(0.9, warmup=False), Evaluation()]
     trainer = quiet_trainer(tmp_path, max_steps=4, callbacks=callbacks if ema_first else callbacks[::-1])
     trainer.fit(model, data)
@@ -59,7 +59,7 @@ def test_metrics_can_be_monitored_and_stay_out_of_checkpoints(tmp_path):
     checkpoint = ModelCheckpoint(tmp_path, monitor="val/psnr", mode="max", filename="best")
     callbacks = [checkpoint, Evaluation(full_validation=True)]
     trainer = quiet_trainer(tmp_path, max_steps=4, callbacks=callbacks, enable_checkpointing=True)
-    trainer.fit(model, RandomImageData(num_images=16))
+    trainer.fit(model, BlurredImageData(num_images=16))
     assert set(model.state_dict()) == {"codes", "calls"}
     assert set(torch.load(checkpoint.best_model_path, weights_only=True)["state_dict"]) == {"codes", "calls"}
     assert checkpoint.best_model_score == trainer.callback_metrics["val/psnr"]
@@ -74,17 +74,17 @@ def test_models_that_do_not_decode_are_left_alone(tmp_path):
         def losses(self, batch):
             return {"loss": self.codes.sum()}
 
-    logged = quiet_trainer(tmp_path, callbacks=[Evaluation()]).test(Blind(), RandomImageData(), verbose=False)[0]
+    logged = quiet_trainer(tmp_path, callbacks=[Evaluation()]).test(Blind(), BlurredImageData(), verbose=False)[0]
     assert set(logged) == {"test/loss"}
     with pytest.raises(NotInvertible):
-        evaluate(Blind(), RandomImageData())
+        evaluate(Blind(), BlurredImageData())
 
 
 def test_missing_weights_are_reported_before_training(tmp_path):
     callback = Evaluation(inception_weights=str(tmp_path / "nowhere.pth"), full_validation=True)
     trainer = quiet_trainer(tmp_path, max_steps=1, callbacks=[callback])
     with pytest.raises(FileNotFoundError, match="--inception-weights PATH"):
-        trainer.fit(TinyTokenizer(), RandomImageData())
+        trainer.fit(TinyTokenizer(), BlurredImageData())
     assert trainer.global_step == 0
 
 
@@ -98,7 +98,7 @@ def test_two_views_are_compared_with_the_one_of_the_right_size(tmp_path):
         def losses(self, batch):
             return {"loss": self.codes.sum()}
 
-    class TwoViews(RandomImageData):
+    class TwoViews(BlurredImageData):
         def on_after_batch_transfer(self, batch, dataloader_idx):
             return batch | {"token_image": batch["image"][..., ::2, ::2]}
 
@@ -120,16 +120,16 @@ def test_bf16_applies_to_the_decoder_and_not_to_ids_and_metrics(tmp_path):
             return super().decode(tokens)
 
     trainer = quiet_trainer(tmp_path, callbacks=[Evaluation(lite0=False)], precision="bf16-mixed")
-    logged = trainer.validate(Watched(), RandomImageData(), verbose=False)[0]
+    logged = trainer.validate(Watched(), BlurredImageData(), verbose=False)[0]
     # once in the validation step and once in the callback, for three batches
     assert seen == {"encode": [False] * 6, "decode": [True] * 6}
-    assert logged["val/psnr"] == evaluate(TinyTokenizer(), RandomImageData(), "val", precision="bf16", full=False)[
+    assert logged["val/psnr"] == evaluate(TinyTokenizer(), BlurredImageData(), "val", precision="bf16", full=False)[
         "metrics"
     ]["psnr"]  # fmt: skip
 
 
 def test_number_of_images():
-    model, data = TinyTokenizer(), RandomImageData(num_images=20, batch_size=8)
+    model, data = TinyTokenizer(), BlurredImageData(num_images=20, batch_size=8)
     ten = evaluate(model, data, num_images=10, full=False)
     assert ten["protocol"]["num_images"] == 10
     assert ten["metrics"] != evaluate(model, data, full=False)["metrics"]
@@ -138,7 +138,7 @@ def test_number_of_images():
 
 
 def test_test_leaves_its_protocol_in_the_log_folder(tmp_path):
-    data = RandomImageData(num_images=11)
+    data = BlurredImageData(num_images=11)
     trainer = quiet_trainer(
         tmp_path, callbacks=[Evaluation()], logger=CSVLogger(tmp_path / "logs", name="", version="")
     )
@@ -147,7 +147,7 @@ def test_test_leaves_its_protocol_in_the_log_folder(tmp_path):
     assert written["num_images"] == 11
     assert written["split"] == "test"
     assert written["ranks"] == 1
-    assert written["data"] == {"class": "RandomImageData", "num_images": 11, "image_size": 16, "batch_size": 8}
+    assert written["data"] == {"class": "BlurredImageData", "num_images": 11, "image_size": 16, "batch_size": 8}
     assert written["fd_lite0"]["sha256"]
     assert written["packages"]["torch"]
     assert "ssim" in written
@@ -158,7 +158,7 @@ def test_test_leaves_its_protocol_in_the_log_folder(tmp_path):
 
 def test_no_protocol_without_values_to_explain(tmp_path):
     model = TinyTokenizer()
-    quiet_trainer(tmp_path, callbacks=[Evaluation()]).validate(model, RandomImageData(), verbose=False)
+    quiet_trainer(tmp_path, callbacks=[Evaluation()]).validate(model, BlurredImageData(), verbose=False)
     model.spec = dataclasses.replace(model.spec, decodes=None)
-    quiet_trainer(tmp_path, callbacks=[Evaluation()]).test(model, RandomImageData(), verbose=False)
+    quiet_trainer(tmp_path, callbacks=[Evaluation()]).test(model, BlurredImageData(), verbose=False)
     assert not list(tmp_path.rglob("protocol.json"))

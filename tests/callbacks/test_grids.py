@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from PIL import Image
-from tiny_tokenizer import RandomImageData, TinyTokenizer, quiet_trainer
+from toys import BlurredImageData, TinyTokenizer, quiet_trainer
 
 from zoo.callbacks.grids import ImageGrids, read_metrics
 from zoo.callbacks.pictures import LABEL_HEIGHT, image_rows, line_plots
@@ -34,7 +34,7 @@ def test_rows_of_different_sizes():
 def test_pictures_on_disk_and_in_tensorboard(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    model, data = TinyTokenizer(), RandomImageData(num_images=16, batch_size=4)
+    model, data = TinyTokenizer(), BlurredImageData(num_images=16, batch_size=4)
     loggers = [CSVLogger(tmp_path, name="csv"), TensorBoardLogger(tmp_path, name="tb", version="")]
     trainer = quiet_trainer(
         tmp_path, max_epochs=3, logger=loggers, callbacks=[ImageGrids(6, every_n_validations=2)], log_every_n_steps=1,
@@ -66,7 +66,7 @@ def test_model_draws_its_own_rows(tmp_path):
             return {"masked": images * 0, "prediction": images, "third": 1 - images}
 
     trainer = quiet_trainer(tmp_path, callbacks=[ImageGrids(2)])
-    trainer.validate(Painter(), RandomImageData(), verbose=False)
+    trainer.validate(Painter(), BlurredImageData(), verbose=False)
     picture = read(tmp_path / "images" / "step_000000.png")
     assert picture.shape == (3 * (LABEL_HEIGHT + 20), 2 * 18 + 2, 3)
 
@@ -80,7 +80,7 @@ def test_models_without_pictures_are_left_alone(tmp_path):
         def losses(self, batch):
             return {"loss": self.codes.sum()}
 
-    quiet_trainer(tmp_path, max_steps=2, callbacks=[ImageGrids()]).fit(Blind(), RandomImageData())
+    quiet_trainer(tmp_path, max_steps=2, callbacks=[ImageGrids()]).fit(Blind(), BlurredImageData())
     assert not (tmp_path / "images").exists()
 
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichModelSummary, TQDMProgressBar
-from tiny_tokenizer import RandomImageData, TinyTokenizer, quiet_trainer
-from toys import Toy, ToyData
+from toys import BlurredImageData, TinyTokenizer, Toy, ToyData, quiet_trainer
 
 import zoo
 from zoo.callbacks import progress
@@ -70,7 +69,7 @@ def test_steps_are_those_of_the_optimizer(tmp_path, capsys):
 def test_other_commands_count_batches(tmp_path, monkeypatch, command):
     monkeypatch.setattr(sys, "stdout", Terminal())
     trainer = quiet_trainer(tmp_path, enable_progress_bar=True, callbacks=[RunProgress()])
-    getattr(trainer, command)(TinyTokenizer(), RandomImageData())
+    getattr(trainer, command)(TinyTokenizer(), BlurredImageData())
     assert re.search(rf"{command} +(\d+)/\1 ", sys.stdout.getvalue())
 
 

@@ -12,8 +12,7 @@ COUNT = 11  # one of them is seen twice, so that both ranks have as many
 
 def measure(folder, **options):
     import torch
-    from tiny_tokenizer import quiet_trainer
-    from toys import ToyData
+    from toys import ToyData, quiet_trainer
 
     import zoo
     from zoo.callbacks import Captions, Samples

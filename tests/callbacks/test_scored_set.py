@@ -4,8 +4,7 @@ import json
 
 import pytest
 import torch
-from tiny_tokenizer import quiet_trainer
-from toys import Toy, ToyData
+from toys import Toy, ToyData, quiet_trainer
 
 import zoo
 from zoo.callbacks import EMA, Samples

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_tokenizer import RandomImageData, RandomImages, TinyTokenizer, quiet_trainer
 from torch.utils.data import DataLoader
+from toys import BlurredImageData, BlurredImages, TinyTokenizer, quiet_trainer
 
 import zoo
 from datamodules import EmojiData
@@ -19,7 +19,7 @@ from zoo.tokens.shards import check_header, read_header, read_shards, read_text,
 
 
 def dump(folder, model_, split="train", **options):
-    data = RandomImageData(num_images=22, batch_size=8)
+    data = BlurredImageData(num_images=22, batch_size=8)
     trainer = quiet_trainer(folder, callbacks=[TokenDump(str(folder), split, **options)])
     return trainer.predict(model_, data)
 
@@ -32,7 +32,7 @@ def test_round_trip(tmp_path):
     assert files == ["header.json", *(f"tokens-0-0000{i}.safetensors" for i in range(3))]
     shards = read_shards(tmp_path / "train")
     assert [len(s["ids"]) for s in shards] == [10, 10, 2]
-    images = RandomImages(22, 16, 0).images
+    images = BlurredImages(22, 16, 0).images
     assert torch.equal(torch.cat([s["ids"] for s in shards]).long(), model.encode(images).ids)
     assert torch.equal(torch.cat([s["image"] for s in shards]), images)
     assert torch.cat([s["index"] for s in shards]).tolist() == list(range(22))
@@ -43,7 +43,7 @@ def test_round_trip(tmp_path):
     data = TokenData(str(tmp_path), batch_size=5)
     data.setup("fit")
     batch = next(iter(data.val_dataloader()))
-    assert torch.equal(batch["ids"], model.encode(RandomImages(22, 16, 1).images[:5]).ids)
+    assert torch.equal(batch["ids"], model.encode(BlurredImages(22, 16, 1).images[:5]).ids)
     assert batch["index"].tolist() == [0, 1, 2, 3, 4]
 
 
@@ -78,7 +78,7 @@ def test_a_dump_that_fails_before_it_predicts_keeps_the_shards_that_it_was_to_re
     def broken(self):
         raise ValueError("no images")
 
-    monkeypatch.setattr(RandomImageData, "predict_dataloader", broken)
+    monkeypatch.setattr(BlurredImageData, "predict_dataloader", broken)
     with pytest.raises(ValueError, match="no images"):
         dump(tmp_path, TinyTokenizer(), overwrite=True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "train").iterdir()} == before
@@ -207,12 +207,12 @@ def test_the_documented_commands_train_second_stages_on_shards(run_cli, name, fi
     assert read_header(folders[0] / "train")["count"] == read_header(folders[0] / "val")["count"] > 0
 
 
-class Captioned(RandomImages):
+class Captioned(BlurredImages):
     def __getitem__(self, i):
         return super().__getitem__(i) | {"caption": f"Bär no. {i}" * (i % 3)}  # some are empty, some of many bytes
 
 
-class CaptionedData(RandomImageData):
+class CaptionedData(BlurredImageData):
     def predict_dataloader(self):
         return DataLoader(Captioned(22, 16, 0), batch_size=8)
 
@@ -311,4 +311,4 @@ def test_captions_come_back(tmp_path):
     tokens.setup("fit")
     batch = next(iter(tokens.val_dataloader()))
     assert batch["caption"] == [f"Bär no. {i}" * (i % 3) for i in range(22)]
-    assert torch.equal(batch["ids"], model.encode(RandomImages(22, 16, 0).images).ids)
+    assert torch.equal(batch["ids"], model.encode(BlurredImages(22, 16, 0).images).ids)

@@ -3,8 +3,7 @@
 import lightning.pytorch as pl
 import pytest
 import torch
-from tiny_tokenizer import quiet_trainer
-from toys import ToyData
+from toys import ToyData, quiet_trainer
 
 import zoo
 from datamodules.tokens import TokenData

@@ -325,7 +325,7 @@ def test_images_that_are_validated_on_and_trained_on_are_told(images, caplog):
 
 def test_text_alone_is_not_trained_on_as_a_caption_of_grey(images):
     """The first stage's layout leaves the questions out and always shows an image."""
-    from tiny_tokenizer import quiet_trainer
+    from toys import quiet_trainer
 
     import zoo
 

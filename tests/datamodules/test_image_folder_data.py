@@ -261,7 +261,7 @@ def test_a_few_broken_images_at_the_beginning_do_not_end_a_fine_run(tmp_path):
 @pytest.mark.filterwarnings("ignore:skipping")
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
 def test_a_broken_image_alone_in_its_batch_does_not_end_a_run(classes, command, tmp_path_factory):
-    from tiny_tokenizer import quiet_trainer
+    from toys import quiet_trainer
 
     import zoo
     from zoo.callbacks import Evaluation, ImageGrids, TokenDump

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_tokenizer import RandomImageData, TinyTokenizer, quiet_trainer
+from toys import BlurredImageData, TinyTokenizer, quiet_trainer
 
 from zoo.callbacks.evaluation import Evaluation
 from zoo.files.strict_json import dump_json, find_non_finite
@@ -63,7 +63,7 @@ class Perfect(TinyTokenizer):
 
 def test_the_protocol_of_a_test_is_json_though_a_value_is_infinite(tmp_path):
     trainer = quiet_trainer(tmp_path, callbacks=[Evaluation(lite0=False)])
-    data = RandomImageData(8)
+    data = BlurredImageData(8)
     data.save_hyperparameters({"scale": math.nan}, logger=False)
     trainer.test(Perfect(), data, verbose=False)
     written = strictly((tmp_path / "protocol.json").read_text())

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from tiny_tokenizer import TinyTokenizer
 from torch import nn
-from toys import ToyData
+from toys import TinyTokenizer, ToyData
 
 import zoo
 from zoo.metrics.extractors import InceptionFeatures, quantise

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from tiny_tokenizer import RandomImages, TinyTokenizer
 from torchmetrics.functional.image import structural_similarity_index_measure
+from toys import BlurredImages, TinyTokenizer
 
 from zoo.metrics.reconstruction import ReconstructionReport, reconstruct_batch, reference_view
 from zoo.tokens import Segment, TokenSpec
@@ -9,7 +9,7 @@ from zoo.tokens import Segment, TokenSpec
 
 @pytest.fixture
 def pair():
-    images = RandomImages(6, 16, 0).images
+    images = BlurredImages(6, 16, 0).images
     model = TinyTokenizer()
     with torch.no_grad():
         tokens = model.encode(images)

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_tokenizer import RandomImageData, quiet_trainer
+from toys import BlurredImageData, quiet_trainer
 
 import zoo
 from zoo.callbacks.evaluation import Evaluation
@@ -214,7 +214,7 @@ def test_trains_on_the_ids_of_an_encoder_alone(tmp_path):
     model = zoo.create_model("beit_tiny", tokenizer=f"dvae_tiny:{tmp_path / 'encoder.pt'}")
     assert model.spec.decodes is None
     trainer = quiet_trainer(tmp_path, max_steps=3, callbacks=[Evaluation(), ImageGrids()])
-    trainer.fit(model, RandomImageData(image_size=32))
+    trainer.fit(model, BlurredImageData(image_size=32))
     assert model.global_step == 3
     assert "val/accuracy" in trainer.callback_metrics
     assert "val/psnr" not in trainer.callback_metrics

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_tokenizer import RandomImageData, quiet_trainer
+from toys import BlurredImageData, quiet_trainer
 
 import zoo
 from zoo.losses.mixing import mix_images
@@ -197,7 +197,7 @@ def test_the_place_that_older_checkpoints_and_configurations_name_is_this_class(
 def test_a_checkpoint_that_names_either_place_loads_in_all_ways(place, tmp_path, monkeypatch):
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of Lightning's own call
     model = zoo.create_model("beit_classifier_tiny")
-    quiet_trainer(tmp_path, max_steps=1).fit(model, RandomImageData(image_size=32))
+    quiet_trainer(tmp_path, max_steps=1).fit(model, BlurredImageData(image_size=32))
     trainer = model.trainer
     trainer.save_checkpoint(path := tmp_path / "model.ckpt")
     content = torch.load(path, weights_only=True)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from published_folders import randomised
-from tiny_tokenizer import RandomImageData, quiet_trainer
+from toys import BlurredImageData, quiet_trainer
 
 import zoo
 from zoo.checkpoints.export import save_weights
@@ -134,7 +134,7 @@ def test_files_of_ours_keep_both_sides(name, kind, tmp_path):
         path = save_weights(model, tmp_path / "model.safetensors")
     else:
         trainer = quiet_trainer(tmp_path, max_steps=0)
-        trainer.fit(model, RandomImageData(image_size=32))
+        trainer.fit(model, BlurredImageData(image_size=32))
         trainer.save_checkpoint(path := tmp_path / "model.ckpt")
         again = type(model).load_from_checkpoint(path)
         assert again.vit.grid == (4, 6)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_tokenizer import quiet_trainer
+from toys import quiet_trainer
 
 import zoo
 from datamodules import TokenData

@@ -4,7 +4,7 @@ import pytest
 import torch
 from published_folders import google_maskgit
 from safetensors.torch import save_file
-from tiny_tokenizer import RandomImageData, quiet_trainer
+from toys import BlurredImageData, quiet_trainer
 
 import zoo
 from zoo.checkpoints.export import save_weights
@@ -35,7 +35,7 @@ def written(model, kind, folder):
         return str(save_weights(model, path))
     else:
         trainer = quiet_trainer(folder, max_steps=0)
-        trainer.fit(model, RandomImageData(image_size=32))
+        trainer.fit(model, BlurredImageData(image_size=32))
         trainer.save_checkpoint(path := folder / "last.ckpt")
         model.eval()
     return str(path)

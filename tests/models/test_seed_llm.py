@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from tiny_tokenizer import quiet_trainer
+from toys import quiet_trainer
 
 import zoo
 from zoo.callbacks.captions import Captions

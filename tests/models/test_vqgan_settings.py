@@ -214,7 +214,7 @@ def test_before_its_start_nothing_adversarial_is_logged_and_in_the_warm_up_the_d
 
 
 def test_validation_before_the_start_says_nothing_of_an_untrained_discriminator(tmp_path):
-    from tiny_tokenizer import RandomImageData, quiet_trainer
+    from toys import BlurredImageData, quiet_trainer
 
     seen = {}
 
@@ -224,7 +224,7 @@ def test_validation_before_the_start_says_nothing_of_an_untrained_discriminator(
 
     model = Watched(**vqgan.TINY | {"discriminator": replace(vqgan.TINY["discriminator"], start=2)})
     trainer = quiet_trainer(tmp_path, max_steps=3, val_check_interval=1, check_val_every_n_epoch=None)
-    trainer.fit(model, RandomImageData(24, 32, 8))
+    trainer.fit(model, BlurredImageData(24, 32, 8))
     assert ["discriminator" in seen[step] for step in (1, 2, 3)] == [False, True, True]
     assert "discriminator" in model.eval().losses({"image": torch.rand(2, 3, 32, 32)})
 

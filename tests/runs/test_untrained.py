@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import message
-from tiny_tokenizer import quiet_trainer
-from toys import ToyData
+from toys import ToyData, quiet_trainer
 
 import zoo
 from zoo.callbacks import Evaluation, TokenDump
