@@ -115,7 +115,7 @@ def test_second_stage(tmp_path, language):
 
 
 def test_what_transformers_has_no_class_for(tmp_path):
-    for settings in ({"mixing": "joint"}, {"vision": "tiny_random"}):
+    for settings in ({"qformer": {"mixing": "joint"}}, {"vision": "tiny_random"}):
         model = zoo.create_model("blip2_stage2_tiny", **({"vision": "tiny_eva"} | settings))
         with pytest.raises(ValueError, match="cannot be written") as caught:
             save_blip2(model, tmp_path)
