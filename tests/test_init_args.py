@@ -154,13 +154,29 @@ def of_a_run(model, folder):
     return folder / "run.ckpt"
 
 
-@pytest.mark.parametrize("name", ["llava_lora_tiny", "seed_llm_tiny"])
+#: one preset of each class with a settings group
+ONE_OF_EACH = [
+    "llava_lora_tiny", "seed_llm_tiny", "vqgan_tiny", "vqvae_tiny", "seed_stage1_tiny", "seed_stage2_tiny",
+    "blip2_stage1_tiny", "blip2_stage2_tiny",
+]  # fmt: skip
+
+
+def test_every_class_with_a_settings_group_is_tried():
+    assert {presets()[name].cls for name in ONE_OF_EACH} == set(WITH_GROUPS)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_files_hold_plain_data_and_make_the_groups_again(name, tmp_path):
     model = zoo.create_model(name)
+    groups = [group for group in settings_groups(type(model)) if group != "optim"]
     path = of_a_run(model, tmp_path)
     stored = torch.load(path, weights_only=True)
-    described = to_plain_data(model.hparams["lora"])
-    assert stored["hyper_parameters"]["lora"] == described == stored["zoo"]["init_args"]["lora"]
+    for group in groups:
+        assert (
+            stored["hyper_parameters"][group]
+            == to_plain_data(model.hparams[group])
+            == stored["zoo"]["init_args"][group]
+        )
     exported = save_weights(model, tmp_path / "a.safetensors")
     for again in (
         zoo.create_model(f"ckpt:{path}"),
@@ -168,6 +184,40 @@ def test_files_hold_plain_data_and_make_the_groups_again(name, tmp_path):
         type(model).load_from_checkpoint(path),
     ):
         assert dict(again.hparams) == dict(model.hparams)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_flat_arguments_of_a_file_are_read_as_the_groups_of_today(name, tmp_path):
+    """Hyper-parameters, and the description beside the weights, as they were written before there were groups."""
+    model = zoo.create_model(name)
+    path = of_a_run(model, tmp_path)
+    stored = torch.load(path, weights_only=True)
+    cls = type(model)
+    for args in (stored["hyper_parameters"], stored["zoo"]["init_args"]):
+        for old, new in moved_names(cls).items():
+            args[old] = value_at(args, new)
+        for group in settings_groups(cls):
+            if group != "optim":
+                args.pop(group)
+    torch.save(stored, tmp_path / "flat.ckpt")
+    for again in (zoo.create_model(f"ckpt:{tmp_path / 'flat.ckpt'}"), cls.load_from_checkpoint(tmp_path / "flat.ckpt")):
+        assert again.init_args() == model.init_args()
+
+
+def test_a_quantizer_of_a_vq_vae_has_its_name_of_today():
+    assert zoo.VQVAE.migrate({"quantizer": "gradient", "decay": 0.9}) == {"codebook": {"quantizer": "vq", "decay": 0.9}}
+    assert zoo.VQVAE.migrate({"quantizer": "ema"}) == {"codebook": {"quantizer": "ema"}}
+
+
+def test_a_discriminator_that_was_none_is_no_group():
+    assert zoo.VQGAN.migrate({"disc": "none", "disc_width": 8, "beta": 1.0}) == {
+        "discriminator": None,
+        "codebook": {"beta": 1.0},
+    }
+
+
+def test_vqgan_has_few_arguments():
+    assert len(inspect.signature(zoo.VQGAN).parameters) <= 20
 
 
 def test_a_dictionary_changes_fields_of_a_checkpoint(tmp_path):

@@ -10,15 +10,23 @@ from typing import TYPE_CHECKING
 from zoo.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from zoo.language.lora import LoRA
+    from zoo.losses.discriminator import Discriminator
     from zoo.module import ZooModule
+    from zoo.nn.qformer_sizes import QFormerSizes
     from zoo.optim import Optim
     from zoo.presets import Weights, list_models, register
+    from zoo.quantizers.codebook import Codebook
     from zoo.registry import create_model, model_info
     from zoo.tokens import NotInvertible, Segment, Tokenizer, Tokens, TokenSpec, Vocabulary, reconstruct
 
 __all__ = [
+    "Codebook",
+    "Discriminator",
+    "LoRA",
     "NotInvertible",
     "Optim",
+    "QFormerSizes",
     "Segment",
     "TokenSpec",
     "Tokenizer",
@@ -39,6 +47,8 @@ _HOME = dict.fromkeys(
 )
 _HOME |= dict.fromkeys(("Weights", "create_model", "list_models", "model_info", "register"), "registry")
 _HOME |= {"Optim": "optim", "ZooModule": "module"}
+_HOME |= {"Codebook": "quantizers.codebook", "Discriminator": "losses.discriminator"}
+_HOME |= {"LoRA": "language.lora", "QFormerSizes": "nn.qformer_sizes"}
 
 
 def __getattr__(name: str) -> object:

@@ -1,11 +1,14 @@
 """Settings groups on the command line, in YAML and as options, under the names of today and of older versions."""
 
+import inspect
 from pathlib import Path
 
 import pytest
 import yaml
 from command_line import message
 
+import zoo
+from zoo.init_args import to_plain_data
 from zoo.language.lora import LoRA
 
 
@@ -53,6 +56,57 @@ def test_an_optional_group_can_be_null(model):
     assert model("--model.lora=null", cls="zoo.SEEDLLM", lora={"rank": 2})[0]["lora"] is None
     assert model(cls="zoo.SEEDLLM", lora=None)[0]["lora"] is None
     assert model("--model.lora.rank=4", cls="zoo.SEEDLLM", lora=None)[0]["lora"] == LORA | {"rank": 4}
+
+
+#: class, group, a field, its text, its value
+FIELDS = [
+    ("VQGAN", "codebook", "vocab_size", "512", 512),
+    ("VQGAN", "codebook", "tau", "[0.9,0.1,5]", [0.9, 0.1, 5]),
+    ("VQGAN", "discriminator", "start", "7", 7),
+    ("VQVAE", "codebook", "init", "kmeans", "kmeans"),
+    ("SEEDTokenizer", "codebook", "entropy_temperature", "0.5", 0.5),
+    ("SEEDTokenizer", "qformer", "queries", "8", 8),
+    ("SEEDStage1", "qformer", "query_mlp_width", "8", 8),
+    ("BLIP2Stage1", "qformer", "norm", "pre", "pre"),
+    ("BLIP2Stage2", "qformer", "mixing", "joint", "joint"),
+]
+
+
+@pytest.mark.parametrize(("cls", "group", "name", "text", "value"), FIELDS)
+def test_a_field_of_every_group_can_be_given_in_every_way(model, cls, group, name, text, value):
+    """As an option of both spellings, and in a recipe; the other fields are those of the constructor."""
+    default = to_plain_data(inspect.signature(getattr(zoo, cls)).parameters[group].default)
+    for option in (f"--model.{group}.{name}={text}", f"--model.init_args.{group}.{name}={text}"):
+        assert model(f"--model={cls}", option)[0][group] == default | {name: value}
+    assert model(cls=f"zoo.{cls}", **{group: {name: value}})[0][group] == default | {name: value}
+
+
+def test_a_discriminator_can_be_null_in_every_way(model):
+    assert model("--model=VQGAN", "--model.discriminator=null")[0]["discriminator"] is None
+    assert model("--model=VQGAN", "--model.disc=none", "--model.disc_width=8")[0]["discriminator"] is None
+    assert model(cls="zoo.VQGAN", discriminator=None)[0]["discriminator"] is None
+    assert model(cls="zoo.VQGAN", disc="none", disc_width=8)[0]["discriminator"] is None
+
+
+def test_a_value_with_another_name_of_today_is_changed_too(model):
+    args, err = model("--model=VQVAE", "--model.quantizer=gradient")
+    assert args["codebook"]["quantizer"] == "vq"
+    assert err == "VQVAE has settings under other names now: quantizer is codebook.quantizer\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--model.codebook.vocab_sise=3", "takes no 'codebook.vocab_sise'; did you mean 'codebook.vocab_size'"),
+        ("--model.codebook.quantizer=emma", "codebook.quantizer"),
+        ("--model.discriminator.strat=3", "takes no 'strat'; did you mean 'start'"),
+        ("--model.discriminator.r1=1", "set discriminator.kind to stylegan, or r1 to 0"),
+        ("--model.codebook.restart_threshold=-1", "codebook.restart_threshold must be a number of at least 0, got -1"),
+    ],
+)
+def test_mistakes_in_the_groups_of_vqgan_are_named_in_one_line(run_cli, in_tmp, option, said):
+    code = 1 if " to 0" in said or "must be" in said else 2
+    assert said in message(run_cli, "fit", "--model=VQGAN", "--data=EmojiData", option, code=code)
 
 
 @pytest.mark.parametrize(
