@@ -172,11 +172,8 @@ def test_files_hold_plain_data_and_make_the_groups_again(name, tmp_path):
     path = of_a_run(model, tmp_path)
     stored = torch.load(path, weights_only=True)
     for group in groups:
-        assert (
-            stored["hyper_parameters"][group]
-            == to_plain_data(model.hparams[group])
-            == stored["zoo"]["init_args"][group]
-        )
+        described = to_plain_data(model.hparams[group])
+        assert stored["hyper_parameters"][group] == described == stored["zoo"]["init_args"][group]
     exported = save_weights(model, tmp_path / "a.safetensors")
     for again in (
         zoo.create_model(f"ckpt:{path}"),

@@ -6,7 +6,7 @@ one backward pass; StyleGAN2's discriminator, non-saturating losses and R1 as in
 
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -80,7 +80,7 @@ class Discriminator:
         return PatchGAN(self.width, self.layers, channels)
 
 
-def add_discriminator(model: nn.Module, settings: Discriminator | None, image_size: int, channels: int = 3) -> None:
+def add_discriminator(model: Any, settings: Discriminator | None, image_size: int, channels: int = 3) -> None:
     """Give a model the attribute ``discriminator``, and with LeCam the buffer ``lecam_means``.
 
     Args:
@@ -94,7 +94,7 @@ def add_discriminator(model: nn.Module, settings: Discriminator | None, image_si
         model.register_buffer("lecam_means", torch.zeros(2))  # of the logits of images and of reconstructions
 
 
-def current_step(model: "nn.Module") -> int:
+def current_step(model: Any) -> int:
     """The optimizer step of a fit, which its validation sees as well; elsewhere the step at which all has begun.
 
     Args:
@@ -102,7 +102,7 @@ def current_step(model: "nn.Module") -> int:
     """
     trainer = getattr(model, "_trainer", None)
     fitting = trainer is not None and trainer.state.fn == "fit"
-    return int(model.global_step) if model.training or fitting else sys.maxsize  # type: ignore[arg-type]
+    return int(model.global_step) if model.training or fitting else sys.maxsize
 
 
 def adversarial_terms(

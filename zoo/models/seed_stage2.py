@@ -117,10 +117,11 @@ class SEEDTokenizer(ZooModule):
         self.loss_weights = dict(zip(("vq", "reconstruction", "generation"), weights_of_losses, strict=True))
         tower = vision_tower(vision, image_size, vision_cache)
         self.add_frozen("vision", tower, role="vectors")
-        self.teacher, width_of_target = teacher, tower.width
+        self.teacher, width_of_target = teacher, int(tower.width)
         if teacher not in (None, "vision"):
-            self.add_frozen("teacher", image_embedder(teacher, image_size, vision_cache))
-            width_of_target = self.frozen["teacher"].width
+            embedder = image_embedder(teacher, image_size, vision_cache)
+            self.add_frozen("teacher", embedder)
+            width_of_target = embedder.width
         if teacher is not None and width_of_target != embedding_width:
             raise ValueError(f"the vectors of {teacher!r} have width {width_of_target}: set embedding_width to that")
         self.ln_vision = nn.LayerNorm(tower.width, LN_VISION_EPS)
@@ -128,7 +129,7 @@ class SEEDTokenizer(ZooModule):
         self.query_tokens = nn.Parameter(torch.randn(1, queries, width) * 0.02)
         self.Qformer = QFormer.of(qformer, tower.width)
         self.encode_task_layer = task_layer(width, codebook.width)
-        self.quantize = make_quantizer(codebook)
+        self.quantize: Any = make_quantizer(codebook)  # of the three kinds with a table of codes
         self.decode_task_layer = task_layer(codebook.width, width)
         self.pos_embed = nn.Parameter(torch.zeros(1, queries, width))
         self.blocks = codec_blocks(width, codec_depth, codec_heads, codec_mlp_ratio)
@@ -265,7 +266,8 @@ class SEEDTokenizer(ZooModule):
             raise ValueError("SEED's second stage learns from a teacher: set teacher to vision or clip_vit_h14:PATH")
         images = as_pixels(images_of(batch, self), size=self.image_size)
         features = self.frozen["vision"](images)
-        target = self.frozen["teacher"].embed(images) if "teacher" in self.frozen else features.mean(1)
+        teacher: Any = self.frozen.get("teacher")
+        target = features.mean(1) if teacher is None else teacher.embed(images)
         return self.objectives(self._causal(features), target)
 
     def objectives(self, causal: Float[Tensor, "b q d"], target: Float[Tensor, "b ..."]) -> dict[str, Tensor]:

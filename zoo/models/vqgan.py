@@ -96,6 +96,8 @@ class VQGAN(ZooModule):
             "adaptive": "adaptive", "lecam": "lecam", "r1": "r1",
         }, none=("kind", "none")),
     )  # fmt: skip
+    encoder: TamingEncoder | MaskGITEncoder
+    decoder: TamingDecoder | MaskGITDecoder
     discriminator: nn.Module | None
     spec: TokenSpec
 
@@ -391,7 +393,8 @@ for size in (256, 512):
             "Apache-2.0", f"ImageNet, {size} px", "google",
         ),
     )  # fmt: skip
-for name, sizes in {"16": {}, "8": {"multipliers": (1, 2, 2, 4), "attention": (32,)}}.items():
+LLAMAGEN_PRESETS: dict[str, dict[str, Any]] = {"16": {}, "8": {"multipliers": (1, 2, 2, 4), "attention": (32,)}}
+for name, sizes in LLAMAGEN_PRESETS.items():
     register(
         f"llamagen_vq{name}", VQGAN, paper=LLAMAGEN, **sizes, pixel_loss="l2",
         codebook=replace(TAMING_CODEBOOK, vocab_size=16384, width=8, quantizer="l2", legacy=False),
