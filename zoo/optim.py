@@ -80,7 +80,7 @@ def cosine(step: float, start: float, end: float, steps: float) -> float:
 
 
 def lr_factor(optim: Optim, total_steps: int) -> Callable[[int], float]:
-    """The learning rate at a step, as a factor of ``optim.lr``."""
+    """Make the schedule: a function of the step that returns the learning rate as a factor of ``optim.lr``."""
     floor = min(optim.min_lr / optim.lr, 1.0) if optim.lr else 0.0
 
     def factor(step: int) -> float:
@@ -94,7 +94,7 @@ def lr_factor(optim: Optim, total_steps: int) -> Callable[[int], float]:
 
 
 def can_fuse(parameters: Iterable[Tensor]) -> bool:
-    """Whether AdamW can update all of these in one pass over the memory, which is exact and several times faster."""
+    """Tell whether AdamW can update all parameters in one pass over the memory, exactly and several times faster."""
     return all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
 
 
@@ -144,13 +144,13 @@ def settings_of(group: dict[str, Any]) -> dict[str, Any]:
 
 
 def names_by_group(module: nn.Module, groups: Iterable[dict[str, Any]]) -> list[list[str]]:
-    """Names of the parameters of each group, in its order."""
+    """List the names of the parameters of each group, in its order."""
     name_of = {id(parameter): name for name, parameter in module.named_parameters()}
     return [[name_of[id(parameter)] for parameter in group["params"]] for group in groups]
 
 
 def regroup_state(state: dict[str, Any], was: list[list[str]], groups: list[list[str]]) -> dict[str, Any]:
-    """An optimizer's state for other groups of parameters; each keeps its moments, by its name.
+    """Rearrange an optimizer's state for other groups of parameters; each keeps its moments, by its name.
 
     Args:
         state: of ``Optimizer.state_dict``, which counts parameters through all groups.

@@ -1,4 +1,4 @@
-"""Where a checkpoint is: a path of this machine, or an address, whose file is downloaded only when asked for."""
+"""Paths and addresses of checkpoints; the file behind an address is downloaded only when asked for."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ PIECE = 2**20  # bytes
 
 
 def is_address(source: str | Path) -> bool:
-    """Whether it names something elsewhere: ``http://``, ``s3://``, a chain of ``fsspec``, Lightning's registry.
+    """Tell whether a source is elsewhere: ``http://``, ``s3://``, a chain of ``fsspec``, Lightning's registry.
 
     ``file://`` is a path.
     """
@@ -30,7 +30,7 @@ def is_address(source: str | Path) -> bool:
 
 
 def local_path(source: str | Path) -> Path:
-    """The path that is meant.
+    """Turn a path or ``file://`` address into a path of this machine; ``~`` is the home folder.
 
     Raises:
         ValueError: for an address, saying how to get the file.

@@ -164,7 +164,7 @@ def _report(checkpoint: Checkpoint, layout: str, converted: Converted) -> None:
 
 
 def _is_of(model: Any, checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint of ours says that it is of this class."""
+    """Tell whether a checkpoint of ours says that it is of this class."""
     return class_by_path(str((checkpoint.zoo or {}).get("class")), [type(model)]) is not None
 
 

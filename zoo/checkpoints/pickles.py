@@ -154,7 +154,7 @@ def tensors(module: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def is_module(value: Any) -> bool:
-    """Whether something read from a file is a pickled module."""
+    """Tell whether a value that was read is a pickled module."""
     return isinstance(value, PickledObject | nn.Module) and "_modules" in vars(value)
 
 
@@ -213,7 +213,7 @@ def _data(archive: zipfile.ZipFile) -> str:
 
 
 def _is_tar(path: Path) -> bool:
-    """Whether it is torch's first format; torch refuses it by advising to run it."""
+    """Tell whether a file is in torch's first format, which torch refuses by advising to run it."""
     try:
         with tarfile.open(path, "r:") as archive:  # without decompressing anything
             return "pickle" in archive.getnames()

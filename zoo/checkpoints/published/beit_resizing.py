@@ -85,7 +85,7 @@ def fit_to_model(state: dict[str, Tensor], model: Any, said: Mapping[str, Any] =
 
 
 def rearranges(state: Mapping[str, Tensor], model: Any, said: Mapping[str, Any]) -> bool:
-    """Whether positions stand in another order than the model's, though there are as many: 4x6 patches, not 6x4."""
+    """Tell whether as many positions stand in another order than the model's: 4x6 patches, not 6x4."""
     theirs = grid_of_file({name.removeprefix(PREFIX): value for name, value in state.items()}, said)
     return theirs not in (None, model.vit.grid)
 

@@ -11,8 +11,8 @@ def compare_pixel_statistics(config: Mapping[str, Any], normalisation: str) -> t
     """Note where the pixels of these weights were normalised otherwise than the model does.
 
     Args:
-        config: of :func:`config_beside`: transformers writes means into ``preprocessor_config.json``, timm into
-            ``pretrained_cfg``.
+        config: read by :func:`zoo.checkpoints.config_files.read_config_beside`; transformers writes means into
+            ``preprocessor_config.json``, timm into ``pretrained_cfg``.
         normalisation: of the model.
     """
     theirs = config.get(f"_{PREPROCESSOR}", {}).get("image_mean") or config.get("pretrained_cfg", {}).get("mean")

@@ -12,7 +12,7 @@ import torch
 
 from datamodules import emoji_drawings
 from datamodules.emoji_drawings import load_rgba
-from zoo import assets as cache
+from zoo import assets
 from zoo.checkpoints.published import gguf_llama
 
 FILES = ("1f427", "1f355")
@@ -52,11 +52,11 @@ def block(tmp_path, monkeypatch, where):
 
 @pytest.mark.parametrize("where", BLOCKED)
 def test_the_problem_names_the_folder_and_the_variable(tmp_path, monkeypatch, where):
-    assert cache.find_cache_problem() is None
+    assert assets.find_cache_problem() is None
     assert list((tmp_path / "cache").iterdir()) == []
     block(tmp_path, monkeypatch, where)
-    assert str(tmp_path / where) in cache.find_cache_problem()
-    assert "set TOKENZOO_CACHE" in cache.find_cache_problem()
+    assert str(tmp_path / where) in assets.find_cache_problem()
+    assert "set TOKENZOO_CACHE" in assets.find_cache_problem()
 
 
 @pytest.mark.parametrize("where", BLOCKED)
