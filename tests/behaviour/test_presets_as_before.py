@@ -4,7 +4,7 @@ import observed
 import pytest
 
 import zoo
-from zoo.presets import class_named
+from zoo.presets import find_class
 
 BEFORE = observed.read("presets.json.gz")
 
@@ -14,7 +14,7 @@ def test_preset_is_the_same_model(name):
     found, before = observed.preset(name), BEFORE[name]
     cls = zoo.model_info(name).cls
     lines = observed.argument_differences(cls, found["init_args"], before["init_args"])
-    assert class_named(before["class"]) is cls  # by the name of before, wherever the class is defined now
+    assert find_class(before["class"]) is cls  # by the name of before, wherever the class is defined now
     for key in ("paper", "recipe", "weights", "spec", "num_parameters"):
         lines += observed.differences({key: found[key]}, {key: before[key]})
     assert not lines, observed.said(name, lines)
