@@ -10,12 +10,7 @@ from toys import quiet_trainer
 import zoo
 from datamodules import TokenData
 from zoo.models.maskgit import MaskGIT
-from zoo.nn.maskgit_transformer import MaskGITTransformer
-from zoo.nn.prenorm_maskgit import PreNormMaskGIT
-from zoo.sampling.halton import halton_order, spread_order
 from zoo.sampling.image_masks import box_mask, token_mask
-from zoo.sampling.mask_schedule import mask_ratio
-from zoo.sampling.parallel_decoding import least_confident, parallel_decode, places_in
 from zoo.tokens.shards import make_header, write_header, write_shard
 
 SIZE = 32
@@ -47,24 +42,6 @@ def images():
 # ---------------------------------------------------------------- network
 
 
-def test_published_sizes():
-    with torch.device("meta"):
-        google, valeoai = MaskGITTransformer(1024, 256, 1000), PreNormMaskGIT(1024, 256, 1000)
-    assert google.word_embeddings.num_embeddings == 2025
-    assert google.mask_id == 2024
-    assert google.position_embeddings.num_embeddings == 257
-    assert sum(p.numel() for p in google.parameters()) == 172_457_193
-    assert valeoai.tok_emb.num_embeddings == 2026
-    assert (valeoai.mask_id, valeoai.null_id) == (1024, 2025)
-    assert sum(p.numel() for p in valeoai.parameters()) == 174_160_874
-
-
-def test_initialisation_is_truncated_at_two_deviations():
-    weight = MaskGITTransformer(500, 16, 10, width=64, depth=1, heads=4).word_embeddings.weight
-    assert 0.039 < weight.abs().max() <= 0.04
-    assert weight.std().item() == pytest.approx(0.02 * 0.8796, rel=0.02)  # of a normal cut off there
-
-
 def test_class_token_stands_first_and_matters(model):
     ids = torch.randint(64, (2, 64))
     with torch.no_grad():
@@ -74,23 +51,6 @@ def test_class_token_stands_first_and_matters(model):
         other = model.network(ids, torch.tensor([4, -1]))
     assert not torch.allclose(logits[0], other[0])
     assert torch.equal(logits[1], other[1])
-
-
-def test_network_of_valeoai_by_pytorchs_own_layers():
-    torch.manual_seed(0)
-    net = PreNormMaskGIT(20, 6, 4, width=16, depth=2, heads=4, mlp_width=24).eval()
-    with torch.no_grad():
-        for parameter in net.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-        ids, labels = torch.randint(21, (3, 6)), torch.tensor([0, 3, -1])
-        x = net.tok_emb(torch.cat([ids, torch.tensor([[21], [24], [25]])], 1)) + net.pos_emb
-        x = net.first_layer(x)
-        for attention, mlp in net.transformer["layers"]:
-            normed = attention.norm(x)
-            x = x + attention.fn["mha"](normed, normed, normed, need_weights=False)[0]
-            x = x + mlp.fn["net"](mlp.norm(x))
-        expected = (net.last_layer(x) @ net.tok_emb.weight.T + net.bias)[:, :6, :21]
-        torch.testing.assert_close(net(ids, labels), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_weights_of_valeoai_round_trip(tmp_path):
@@ -156,27 +116,6 @@ def test_masks_follow_the_schedule_and_belong_to_the_image():
     assert masks[1].sum() == math.ceil(64 * math.cos(math.pi / 2 * r))
 
 
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [
-        ("linear", lambda t, n: 1 - t),
-        ("square", lambda t, n: 1 - t**2),
-        ("cubic", lambda t, n: 1 - t**3),
-        ("sqrt", lambda t, n: 1 - t**0.5),
-        ("cosine", lambda t, n: math.cos(math.pi * t / 2)),
-        ("log", lambda t, n: -math.log2(t) / math.log2(n)),
-        ("exp", lambda t, n: 1 - 2 ** (-math.log2(n) * (1 - t))),
-        ("arccos", lambda t, n: math.acos(t) / (math.pi / 2)),
-    ],
-)
-def test_schedules(schedule, expected):
-    t = torch.tensor([0.01, 0.25, 0.5, 0.9, 1.0])
-    found = mask_ratio(schedule, t, torch.full((5,), 256))
-    assert found.tolist() == pytest.approx(
-        [min(1.0, max(1e-6, expected(float(x), 256))) for x in t], rel=1e-4, abs=2e-6
-    )
-
-
 def test_class_dropout_only_in_training(monkeypatch):
     model, seen = tiny(class_dropout=0.5), []
     network = model.network.forward
@@ -207,57 +146,6 @@ def test_token_shards_give_the_loss_of_encoding_on_the_fly(model, images, tmp_pa
 
 
 # ---------------------------------------------------------------- decoding
-
-
-def test_the_cut_off_is_strict():
-    confidence = torch.tensor([[1.0, 2.0, 2.0, 3.0], [4.0, 3.0, 2.0, torch.inf]])
-    assert least_confident(confidence, torch.tensor([2, 1])).tolist() == [
-        [True, False, False, False], [False, False, True, False],
-    ]  # fmt: skip
-
-
-def test_known_tokens_stay_and_counts_are_per_image():
-    ids = torch.randint(8, (2, 16))
-    ids[0, :4] = ids[1, 2:] = 8
-    logits = torch.randn(2, 16, 8)
-    decoding = parallel_decode(ids, lambda ids, step: logits, 8, steps=4)
-    assert torch.equal(decoding.ids[ids != 8], ids[ids != 8])
-    assert decoding.ids.max() < 8
-    hidden = (decoding.after == 8).sum(-1)
-    assert hidden[0].tolist() == [3, 2, 1, 1]
-    assert hidden[1].tolist() == [12, 9, 5, 1]
-    whole = parallel_decode(decoding.ids, lambda ids, step: logits, 8, steps=4)  # nothing to do
-    assert torch.equal(whole.ids, decoding.ids)
-
-
-def test_one_step_samples_the_distribution():
-    logits = torch.tensor([0.5, 0.3, 0.2]).log().expand(1, 20_000, 3)
-    ids = torch.full((1, 20_000), 3)
-    found = parallel_decode(ids, lambda ids, step: logits, 3, steps=1).ids
-    assert (found.bincount(minlength=3) if found.ndim == 1 else found[0].bincount(minlength=3)).div(
-        20_000
-    ).tolist() == pytest.approx([0.5, 0.3, 0.2], abs=0.02)
-    cold = parallel_decode(ids, lambda ids, step: logits, 3, steps=1, sampling_temperature=0.5).ids[0]
-    assert (cold == 0).float().mean().item() == pytest.approx(0.25 / 0.38, abs=0.02)
-
-
-def test_halton_order_visits_all_cells_and_keeps_in_order():
-    order = halton_order((4, 6))
-    assert sorted(order.tolist()) == list(range(24))
-    assert order[:2].tolist() == [2 * 6 + 2, 1 * 6 + 4]
-    hidden = torch.ones(1, 24, dtype=torch.bool)
-    hidden[0, order[0]] = False
-    assert places_in(order, hidden)[0, order[1]] == 0
-    assert places_in(order, hidden)[0, order[23]] == 22
-    decoding = parallel_decode(
-        torch.where(hidden, 9, 1), lambda ids, step: torch.randn(1, 24, 9), 9, 5, "arccos", order=order
-    )
-    kept_first = (decoding.after[0, 0] != 9).nonzero().flatten()
-    assert set(kept_first.tolist()) == set(order[: len(kept_first)].tolist())
-    assert len(kept_first) > 1
-    for before, after in zip(decoding.inputs[0], decoding.after[0], strict=True):
-        assert torch.equal(after[before != 9], before[before != 9])
-    assert sorted(spread_order([(2, 2), (8,)]).tolist()) == list(range(12))
 
 
 def test_guidance(model):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from zoo.sampling.mask_schedule import kept_after
+from zoo.sampling.mask_schedule import kept_after, mask_ratio
 
 
 @pytest.mark.parametrize("steps", [1, 8, 16, 20])
@@ -34,3 +34,24 @@ def test_published_counts():
     )
     found = [int(kept_after("arccos", step, 32, torch.tensor([256]))) for step in range(32)]
     assert found == [int(x) for x in expected.split()]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("linear", lambda t, n: 1 - t),
+        ("square", lambda t, n: 1 - t**2),
+        ("cubic", lambda t, n: 1 - t**3),
+        ("sqrt", lambda t, n: 1 - t**0.5),
+        ("cosine", lambda t, n: math.cos(math.pi * t / 2)),
+        ("log", lambda t, n: -math.log2(t) / math.log2(n)),
+        ("exp", lambda t, n: 1 - 2 ** (-math.log2(n) * (1 - t))),
+        ("arccos", lambda t, n: math.acos(t) / (math.pi / 2)),
+    ],
+)
+def test_schedules(schedule, expected):
+    t = torch.tensor([0.01, 0.25, 0.5, 0.9, 1.0])
+    found = mask_ratio(schedule, t, torch.full((5,), 256))
+    assert found.tolist() == pytest.approx(
+        [min(1.0, max(1e-6, expected(float(x), 256))) for x in t], rel=1e-4, abs=2e-6
+    )

@@ -4,6 +4,7 @@ import math
 import random
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -70,7 +71,8 @@ class BlockwiseMask:
             count += added
         return torch.tensor(hidden, device="cpu")
 
-    def _paint_block(self, hidden: list[list[bool]], budget: int, rng: Random) -> int:
+    # rows are Any: to look into a list, type checks at run time draw a place of it from Python's global generator
+    def _paint_block(self, hidden: list[Any], budget: int, rng: Random) -> int:
         """Hide one block that adds between 1 and ``budget`` patches; returns how many it added, 0 after ten misfits."""
         rows, columns = self.grid
         for _ in range(ATTEMPTS):

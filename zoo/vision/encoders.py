@@ -133,7 +133,7 @@ def vision_tower(reference: str, image_size: int, cache: int = 0, layer: int | N
         image_size: side of the images in pixels.
         cache: images whose tokens are kept, see :class:`VisionTower`.
         layer: of CLIP, the hidden state that is taken: 0 goes into the first block, -1 comes out of the last. None
-            takes what the ``config.json`` of a LLaVA says, else -2.
+            takes what the ``config.json`` of a LLaVA in that folder says, else -2.
 
     Raises:
         ValueError: for an unknown name, an image size that does not fit, or a folder whose configuration says what is
