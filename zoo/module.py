@@ -41,6 +41,7 @@ class ZooModule(RunModule):
     must_match: ClassVar[tuple[str, ...]] = ()
     #: flat arguments of older versions, and the settings groups that hold them now
     moved: ClassVar[tuple[Moved, ...]] = ()
+    migrate = classmethod(migrate)
     #: whether ``encode`` is that of the frozen tokenizer, and needs none of the model's own weights
     encodes_by_tokenizer: ClassVar[bool] = False
     spec: TokenSpec | None = None
@@ -176,11 +177,6 @@ class ZooModule(RunModule):
     def set_not_in_file(self, parts: dict[str, str]) -> None:
         """Note what the loaded weights do not hold, prefix -> why; a model that then cannot decode changes its spec."""
         self.not_in_file = dict(parts)
-
-    @classmethod
-    def migrate(cls, init_args: dict[str, Any]) -> dict[str, Any]:
-        """Constructor arguments of an older version under their names of today; see :func:`zoo.init_args.migrate`."""
-        return migrate(cls, init_args)
 
     def init_args(self) -> dict[str, Any]:
         """The constructor arguments as plain, JSON-able data."""
