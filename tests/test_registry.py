@@ -247,3 +247,12 @@ def test_importing_the_zoo_stays_light():
 def test_a_model_can_be_made_on_the_meta_device():
     with torch.device("meta"):
         assert next(zoo.create_model("dvae_tiny").parameters()).device.type == "meta"
+
+
+def test_a_source_of_weights_without_a_file_or_tag_says_what_to_write():
+    from zoo.presets import find_weights
+
+    with pytest.raises(ValueError, match="'ckpt:' names no file: write 'ckpt:PATH'"):
+        find_weights("ckpt:")
+    with pytest.raises(ValueError, match="'dvae_emoji:' names no weights: write 'dvae_emoji:PATH'"):
+        find_weights("dvae_emoji:")

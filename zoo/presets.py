@@ -149,6 +149,80 @@ def find_preset(name: str) -> Preset:
     raise ValueError(f"there is no model {name!r}: {hint}")
 
 
+@dataclass(frozen=True)
+class Reference:
+    """A model named by a string, as recipes and checkpoints do it: taken apart here and nowhere else.
+
+    Args:
+        text: as it was written.
+        name: of a preset; None for a checkpoint.
+        source: a tag of its weights, a path or ``random``; None where only the name is given.
+        checkpoint: of one of our runs, or an exported file; None for a preset.
+    """
+
+    text: str
+    name: str | None = None
+    source: str | None = None
+    checkpoint: Path | None = None
+
+    @classmethod
+    def parse(cls, reference: Any) -> "Reference":
+        """Take a reference apart; names of presets are not looked up where there is no colon.
+
+        Raises:
+            TypeError: for a model itself, or nothing, where a name is wanted.
+            ValueError: for nothing behind the colon.
+        """
+        if not isinstance(reference, str):
+            raise TypeError(
+                f"a model is named by a string, not by a {type(reference).__name__}: write 'dvae_emoji', 'NAME:PATH', "
+                "'NAME:random' for an untrained one, or 'ckpt:PATH' for a checkpoint of yours"
+            )
+        name, colon, source = reference.partition(":")
+        if name == "ckpt" and colon:
+            if not source:
+                raise ValueError("'ckpt:' names no file: write 'ckpt:PATH', such as 'ckpt:runs/dvae/last.ckpt'")
+            return cls(reference, checkpoint=Path(source))
+        if not colon or name not in presets():
+            return cls(reference, name=reference)
+        if not source:
+            raise ValueError(
+                f"{reference!r} names no weights: write '{name}:PATH', '{name}:TAG', '{name}:random' or {name!r}"
+            )
+        return cls(reference, name, source)
+
+    @property
+    def preset(self) -> Preset:
+        """The preset that is named.
+
+        Raises:
+            ValueError: for an unknown name.
+        """
+        assert self.name is not None
+        return find_preset(self.name)
+
+    def available_weights(self) -> Literal[True] | str:
+        """Choose the ``weights`` that :func:`create_model` takes for this reference.
+
+        Raises:
+            ValueError: where only the name is given, and the model has no default weights.
+            FileNotFoundError: for weights that nobody has downloaded.
+        """
+        name, available = self.preset.name, self.preset.weights
+        if self.source is None and not available:
+            raise ValueError(
+                f"{name} has no default weights: write '{name}:PATH' for a file, '{name}:random' to use it untrained, "
+                f"or 'ckpt:PATH' for a checkpoint of your own"
+            )
+        missing = available.get(self.source or next(iter(available), ""))
+        if missing is not None and missing.path is None:
+            raise FileNotFoundError(
+                f"the weights of {name} are not in the package and are never downloaded by themselves: get them from "
+                f"{missing.origin} and write '{name}:PATH', for a tokenizer tokenizer=\"{name}:PATH\""
+            )
+        return self.source or True
+
+
 def resolve_weights(preset: Preset, weights: Literal[True] | str | Path) -> Path:
     """Resolve True, a tag or a path to a file or folder that exists.
 
@@ -194,13 +268,13 @@ def find_weights(source: str) -> Path:
         FileNotFoundError: for anything else.
         ValueError: for an address.
     """
-    name, _, tag = source.partition(":")
-    if name in presets() and not split_set_name(source)[0].exists():
-        return resolve_weights(find_preset(name), tag or True)
+    reference = Reference.parse(source)
+    if reference.name in presets() and not split_set_name(source)[0].exists():
+        return resolve_weights(reference.preset, reference.source or True)
     path = local_path(source.removeprefix("ckpt:"))
     if split_set_name(path)[0].exists():
         return path
-    if name == "ckpt":
+    if reference.checkpoint is not None:
         raise FileNotFoundError(f"there is no checkpoint {path}{suggest_recipe(path)}")
     raise FileNotFoundError(
         f"the weights {source!r} are neither a file, a folder nor the name of a model{suggest_recipe(path)}"
