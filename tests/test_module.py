@@ -127,7 +127,7 @@ def test_compiling_in_place_keeps_the_names():
     torch.testing.assert_close(model.losses(batch)["loss"], model.net._call_impl(torch.zeros(2, 192)).square().mean())
 
 
-class Noisy(Toy):
+class FirstDraw(Toy):
     """Records the first random number of each run."""
 
     def losses(self, batch):
@@ -139,7 +139,7 @@ def test_a_resumed_run_has_noise_of_its_own(tmp_path):
     drawn = []
     for ckpt_path in (None, None, tmp_path / "half.ckpt"):
         pl.seed_everything(3, verbose=False)
-        model = Noisy()
+        model = FirstDraw()
         trainer = pl.Trainer(
             max_steps=4 if ckpt_path else 2, accelerator="cpu", logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,

@@ -168,7 +168,7 @@ def get_rng_states() -> dict[str, Any]:
     version, words, next_gauss = random.getstate()
     return {
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],  # type: ignore[no-untyped-call]
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
         "numpy": {
             "key": torch.tensor(np.asarray(key, dtype=np.int64)),
             "position": int(position),

@@ -41,7 +41,7 @@ class FrozenNetworks(dict[str, nn.Module]):
     def move(self, fn: Callable[[Tensor], Tensor], recurse: bool) -> None:
         """Apply to all networks what :meth:`torch.nn.Module._apply` does to the model."""
         for module in self.values():
-            module._apply(fn, recurse)  # type: ignore[no-untyped-call]
+            module._apply(fn, recurse)
 
     def fingerprint_of(self, name: str) -> str:
         """The fingerprint of a network; computed again only after a write, as hashing a large one takes seconds."""
@@ -71,8 +71,8 @@ def hold_partly_frozen(model: nn.Module, name: str, module: nn.Module) -> None:
                 state.setdefault(prefix + parameter, value)
 
     model.add_module(name, module.requires_grad_(False))
-    module.register_state_dict_post_hook(leave_out)  # type: ignore[no-untyped-call]
-    module.register_load_state_dict_pre_hook(fill_in)  # type: ignore[no-untyped-call]
+    module.register_state_dict_post_hook(leave_out)
+    module.register_load_state_dict_pre_hook(fill_in)
 
 
 def describe_frozen(model: Any) -> dict[str, Any]:

@@ -41,9 +41,7 @@ def test_benchmark_and_trainer_agree_to_the_last_digit(rfid, tmp_path, capsys):
 
     out = tmp_path / "results" / "tiny.json"
     data_arguments = ["--data.num_images", "21", "--data.image_size=16", "--batch-size", "8"]
-    rfid.main(
-        ["--model", "tiny", "--data", "BlurredImageData", *data_arguments, "--batch-size", "8", "--out", str(out)]
-    )
+    rfid.main(["--model", "tiny", "--data", "BlurredImageData", *data_arguments, "--out", str(out)])
     written = json.loads(out.read_text())
     data = BlurredImageData(num_images=21, image_size=16, batch_size=8)
     logged = quiet_trainer(tmp_path, callbacks=[Evaluation()]).test(TinyTokenizer(), data, verbose=False)[0]

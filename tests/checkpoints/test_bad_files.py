@@ -34,16 +34,6 @@ def untouched(model, source, error=ValueError):
     return message
 
 
-class Payload:
-    """Creates a file when it is unpickled the ordinary way."""
-
-    def __init__(self, marker):
-        self.marker = str(marker)
-
-    def __reduce__(self):
-        return os.mkdir, (self.marker,)
-
-
 def payload_files(folder, marker):
     from dall_e.encoder import Encoder
 

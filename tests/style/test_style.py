@@ -158,6 +158,18 @@ def test_tests_mirror_the_packages():
     assert found <= allowed
 
 
+def test_shared_toys_have_no_doubles():
+    """A class that stands in a module of ``tests`` itself is imported from there, and not written a second time."""
+    places = {}
+    for path in (p for p in FILES if name(p).startswith("tests/")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(name(path))
+    in_common = [name(p) for p in (ROOT / "tests").glob("*.py") if not p.stem.startswith("test_")]
+    shared = {cls: files for cls, files in places.items() if set(files) & set(in_common)}
+    assert {cls: files for cls, files in shared.items() if len(files) > 1} == {}
+
+
 def test_every_package_travels_in_the_wheel():
     """The list is written by hand, because the recipes are packages without code."""
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]

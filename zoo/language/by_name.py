@@ -63,7 +63,7 @@ def find_language_model(reference: str, dtype: str = "float32") -> LanguageModel
     """
     one_of("language_dtype", dtype, DTYPES)
     name, _, source = reference.partition(":")
-    on_meta = torch.get_default_device().type == "meta"
+    on_meta = torch.empty(0).device.type == "meta"
     if name in TINY and not source:
         text = PretrainedCodec(character_tokenizer(t5=name == "tiny_t5"))
         network = build_tiny_network(name, len(text.tokenizer)).to(getattr(torch, dtype))
@@ -137,7 +137,7 @@ def find_masked_language_model(reference: str, dtype: str = "float32") -> Masked
     """
     one_of("language_dtype", dtype, DTYPES)
     name, _, source = reference.partition(":")
-    on_meta = torch.get_default_device().type == "meta"
+    on_meta = torch.empty(0).device.type == "meta"
     if name in TINY_MASKED and not source:
         text = PretrainedCodec(character_tokenizer(masked=True), name)
         network = build_tiny_network(name, text.vocab_size).to(getattr(torch, dtype)).eval()
@@ -193,7 +193,7 @@ def find_vocabulary(reference: str) -> Vocabulary:
         words = words_of(character_tokenizer())
         vectors = torch.randn(len(words), TINY_WIDTH, generator=torch.Generator("cpu").manual_seed(0), device="cpu")
         return Vocabulary(words, reference, vectors)
-    if reference in VOCABULARIES and torch.get_default_device().type == "meta":
+    if reference in VOCABULARIES and torch.empty(0).device.type == "meta":
         size, width, known = VOCABULARIES[reference]
         return Vocabulary.unread(reference, size, known, torch.empty(size, width))
     if reference == "wordllama":

@@ -89,7 +89,7 @@ def add_discriminator(model: Any, settings: Discriminator | None, image_size: in
         image_size: side of the images in pixels.
         channels: of the images.
     """
-    model.discriminator = None if settings is None else settings.network(image_size, channels)
+    model.register_module("discriminator", None if settings is None else settings.network(image_size, channels))
     if settings is not None and settings.lecam:
         model.register_buffer("lecam_means", torch.zeros(2))  # of the logits of images and of reconstructions
 

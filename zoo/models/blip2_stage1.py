@@ -118,7 +118,7 @@ class BLIP2Stage1(ZooModule):
             segments=(Segment("queries", (qformer.queries,)),), dim=qformer.width, order="set", vocabulary=None,
             decodes=None,
         )  # fmt: skip
-        if text_init is not None and torch.get_default_device().type != "meta":
+        if text_init is not None and torch.empty(0).device.type != "meta":
             start_from_bert(self.Qformer, text_init)
         self.load_weights(weights)
 

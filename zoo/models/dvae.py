@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -224,12 +224,13 @@ class DVAE(ZooModule):
         The last convolution then computes a soft assignment to k-means centres, -|f - c|^2 / T up to a constant, and
         the decoder's embedding of a code is a random projection of its centre, so that near codes look alike.
         """
-        trunk = self.encoder.blocks[:-1]
+        encoder, decoder = cast("Any", self.encoder.blocks), cast("Any", self.decoder.blocks)
+        trunk = encoder[:-1]
         parts = as_pixels(images, multiple_of=self.factor).split(KMEANS_CHUNK)
         features = [rearrange(F.relu(trunk(map_pixels(x))), "b d gh gw -> (b gh gw) d") for x in parts]
         weight, bias, embedding = codebook_from_features(torch.cat(features), self.spec.vocab_size, self.spec.dim)
         tensors = [rearrange(weight, "k d -> k d 1 1"), bias, rearrange(embedding, "k d -> d k 1 1")]
-        targets = [self.encoder.blocks.output.conv.w, self.encoder.blocks.output.conv.b, self.decoder.blocks.input.w]
+        targets = [encoder.output.conv.w, encoder.output.conv.b, decoder.input.w]
         for target, value in zip(targets, tensors, strict=True):
             target.copy_(self.trainer.strategy.broadcast(value.cpu()) if self._trainer is not None else value)
 

@@ -141,7 +141,7 @@ def vision_tower(reference: str, image_size: int, cache: int = 0, layer: int | N
         FileNotFoundError: for weights that are not there.
     """
     name, _, source = reference.partition(":")
-    on_meta = torch.get_default_device().type == "meta"
+    on_meta = torch.empty(0).device.type == "meta"
     if cache < 0:
         raise ValueError(f"vision_cache must not be negative, got {cache}")
     if name in ("eva_vit_g", "tiny_eva") or (name == "eva" and source):
@@ -316,7 +316,7 @@ class _RandomPatches(nn.Module):
         generator = torch.Generator().manual_seed(0)
         size = (width, 3 * TINY_PATCH**2)
         weight = torch.randn(size, generator=generator, device="cpu") / size[1] ** 0.5
-        self.weight = nn.Parameter(weight.to(torch.get_default_device()))
+        self.weight = nn.Parameter(weight.to(torch.empty(0).device))
 
     def forward(self, images: Tensor) -> Tensor:
         patches = rearrange(images, "b c (gh p1) (gw p2) -> b (gh gw) (c p1 p2)", p1=TINY_PATCH, p2=TINY_PATCH)

@@ -51,7 +51,7 @@ def image_embedder(reference: str, image_size: int, cache: int = 0) -> ImageEmbe
         FileNotFoundError: for weights that are not there.
     """
     name, _, source = reference.partition(":")
-    on_meta = torch.get_default_device().type == "meta"
+    on_meta = torch.empty(0).device.type == "meta"
     if name == "clip_vit_h14":
         if image_size % CLIP_H["patch_size"]:
             raise ValueError(f"image_size {image_size} is not divisible by 14, the patch size of CLIP")
@@ -109,7 +109,7 @@ class _RandomEmbeds(nn.Module):
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         weight = torch.randn(width, 3 * TINY_CELLS**2, generator=generator, device="cpu")
-        self.weight = nn.Parameter(weight.to(torch.get_default_device()))
+        self.weight = nn.Parameter(weight.to(torch.empty(0).device))
 
     def forward(self, images: Tensor) -> Tensor:
         small = torch.nn.functional.adaptive_avg_pool2d(images, TINY_CELLS).flatten(1)
