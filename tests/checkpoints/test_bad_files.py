@@ -7,6 +7,7 @@ import zipfile
 
 import pytest
 import torch
+from payloads import Payload
 
 from zoo import create_model
 from zoo.checkpoints.export import save_weights

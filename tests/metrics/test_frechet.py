@@ -96,7 +96,7 @@ def test_weights_in_the_hub_folder_are_found(tmp_path, monkeypatch):
     assert inception_weights_path() == file
 
 
-class Payload:
+class OpensFile:
     def __init__(self, file):
         self.file = file
 
@@ -106,7 +106,7 @@ class Payload:
 
 def test_code_in_a_weights_file_is_refused_and_does_not_run(tmp_path):
     file, trace = tmp_path / "weights.pth", tmp_path / "trace"
-    torch.save({"x": Payload(trace)}, file)
+    torch.save({"x": OpensFile(trace)}, file)
     with pytest.raises(ValueError, match=r"pickle asks for io\.open, which could run code"):
         InceptionFeatures(file)
     assert not trace.exists()
