@@ -217,3 +217,8 @@ def test_bad_captions():
 
 def test_the_class_by_its_name():
     assert zoo.BLIP2Stage1 is BLIP2Stage1
+
+
+def test_a_mixing_without_a_place_for_text_is_refused():
+    with pytest.raises(ValueError, match=r"qformer\.mixing cross_only has no place for text: take self_then_cross"):
+        zoo.create_model("blip2_stage1_tiny", qformer={"mixing": "cross_only", "cross_every": 1})

@@ -380,3 +380,18 @@ def test_refusals():
     with pytest.raises(ValueError, match="ids have 3 tokens per image, but the spec says 4"):
         Tokens(torch.zeros(1, 3, dtype=torch.int64), None, model.spec)
     assert zoo.SEEDTokenizer is SEEDTokenizer
+
+
+@pytest.mark.parametrize("quantizer", ["vq", "l2", "ema"])
+def test_codes_of_every_kind_that_has_a_table_train_and_decode(quantizer):
+    model = stirred(codebook={"quantizer": quantizer}).train()
+    loss = model.losses({"image": images()})["loss"]
+    loss.backward()
+    assert loss.isfinite()
+    tokens = model.eval().encode(images())
+    assert model.decode(tokens).isfinite().all()
+
+
+def test_a_codebook_without_a_table_is_refused():
+    with pytest.raises(ValueError, match=r"codebook\.quantizer of SEED cannot be 'gumbel'"):
+        zoo.create_model("seed_stage2_tiny", codebook={"quantizer": "gumbel"})
