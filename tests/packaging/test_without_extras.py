@@ -38,7 +38,7 @@ from pathlib import Path
 
 import zoo, datamodules
 from zoo.assets import minilm_folder
-from zoo.checkpoints.published.gguf_llama import dequantised
+from zoo.checkpoints.published.gguf_llama import dequantise_gguf
 from zoo.cli import main
 from zoo.language.by_name import find_language_model
 from zoo.language.lora import LoRA, add_lora
@@ -54,7 +54,7 @@ attempts = {
     "lite0": lite0_weights_path,
     "lora": lambda: add_lora(find_language_model("tiny_llama"), LoRA(rank=4)),
     "unclip": lambda: unclip_pipeline("."),
-    "gguf": lambda: dequantised(Path("model.gguf"), "model"),
+    "gguf": lambda: dequantise_gguf(Path("model.gguf"), "model"),
     "minilm": minilm_folder,
     "smollm2": lambda: find_language_model("smollm2_135m"),
     "list": lambda: main(["list"]),
