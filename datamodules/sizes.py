@@ -21,7 +21,7 @@ def square_side(size: Size, who: str) -> int:
     return height
 
 
-def crop_ratios(ratio: tuple[float, float], size: Size) -> list[float]:
+def crop_ratios(ratio: tuple[float, float], size: Size) -> tuple[float, float]:
     """Range of width to height of a crop that is then resized, around the proportions of the result.
 
     Args:
@@ -29,4 +29,4 @@ def crop_ratios(ratio: tuple[float, float], size: Size) -> list[float]:
         size: of the result.
     """
     height, width = sides_of(size)
-    return list(ratio) if height == width else [bound * width / height for bound in ratio]
+    return ratio if height == width else (ratio[0] * width / height, ratio[1] * width / height)

@@ -20,11 +20,12 @@ MULTIPLE = ", a multiple of"  # the published rate is for one image of one GPU
 
 
 def settings_of(name):
-    """Every constructor argument of a preset, those of ``optim`` as ``optim.lr`` and so on."""
+    """Every constructor argument of a preset, fields of settings groups as ``optim.lr`` and so on."""
     preset = registry.find_preset(name)
     defaults = {n: p.default for n, p in inspect.signature(preset.cls).parameters.items()}
     found = defaults | preset.init_args
-    return found | {f"optim.{n}": value for n, value in dataclasses.asdict(found["optim"]).items()}
+    groups = {name: dataclasses.asdict(value) for name, value in found.items() if dataclasses.is_dataclass(value)}
+    return found | {f"{name}.{n}": value for name, fields in groups.items() for n, value in fields.items()}
 
 
 def constants_of(name):

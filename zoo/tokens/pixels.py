@@ -1,18 +1,20 @@
 """Images as every model takes them: ``b 3 h w``, floats in [0, 1] or uint8; each model owns its normalisation."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
-def sides_of(image_size: int | Sequence[int]) -> tuple[int, int]:
+def sides_of(image_size: int | tuple[Any, ...] | list[Any]) -> tuple[int, int]:
     """Height and width of images, of which one number means both.
 
     Raises:
         ValueError: for anything but one or two whole numbers from 1.
     """
+    # annotated without the kind of the elements: to look at one, run-time checks would draw from Python's generator
     sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
         raise ValueError(f"an image size is a side in pixels, or (height, width), got {image_size}")
@@ -42,7 +44,7 @@ def as_pixels(
     height, width = images.shape[-2:]
     if not (height and width):
         raise ValueError(f"images of {height}x{width} have no pixels")
-    if size is not None and (height, width) != (expected := sides_of(size)):
+    if size is not None and (height, width) != (expected := sides_of(size if isinstance(size, int) else tuple(size))):
         raise ValueError(f"images are {height}x{width}, this model needs {expected[0]}x{expected[1]}: resize them")
     if height % multiple_of or width % multiple_of:
         raise ValueError(f"image size {height}x{width} is not divisible by {multiple_of}: resize or crop the images")
