@@ -1,5 +1,6 @@
 """A batch that lacks what a model reads is refused in one sentence that names the entry and whose need it is."""
 
+import jaxtyping
 import pytest
 import torch
 from toys import RandomImages
@@ -96,3 +97,14 @@ def test_what_an_answer_answers_is_needed(entry):
     said = refused(model, {key: value for key, value in batch.items() if key != entry})
     assert said.startswith(f"the batch has no '{entry}', but image, {learned}, and BLIP2Stage2 learns from")
     assert "2 " + learned + "s for 3 images" in refused(model, batch | {learned: ["yes"] * 2})
+
+
+@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("batch", [torch.zeros(2, 3, 32, 32), (torch.zeros(2, 3, 32, 32), torch.zeros(2))])
+def test_a_batch_that_is_no_dictionary_is_refused(name, batch, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # which refuses it before, in tests alone
+    model = zoo.create_model(name)
+    said = f"^the batch is a {type(batch).__name__}, and {type(model).__name__} reads dictionaries: let the data set"
+    for step in (model.losses, lambda given: model.predict_step(given, 0)):
+        with pytest.raises(ValueError, match=said):
+            step(batch)

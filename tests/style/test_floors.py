@@ -1,6 +1,7 @@
 """The rooms of the house stand on floors, and every import goes strictly down."""
 
 import ast
+import graphlib
 from pathlib import Path
 
 import pytest
@@ -47,14 +48,28 @@ def room_of(module):
     return module
 
 
-def imported_modules(text):
-    """(line, module of this project) of every import, those in functions and for type checkers as well."""
+def loaded_name(call):
+    """The name that a call of ``import_module`` or ``__import__`` begins with, or None for other calls."""
+    function = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if function not in ("import_module", "__import__") or not call.args:
+        return None
+    first = call.args[0].values[0] if isinstance(call.args[0], ast.JoinedStr) else call.args[0]
+    return first.value if isinstance(first, ast.Constant) and isinstance(first.value, str) else None
+
+
+def imported_modules(module, text):
+    """(line, module of this project) of every import: in functions, for type checkers, relative and by name as well."""
+    package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(text)):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names = [f"{base}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Call) and (name := loaded_name(node)):
+            names = [name]
         for name in names:
             if name.partition(".")[0] not in PACKAGES:
                 continue
@@ -66,7 +81,7 @@ def imported_modules(text):
 def imports_upwards(module, text):
     """Imports of a module that do not go down, as ``line: room -> room``."""
     own, found = room_of(module), []
-    for line, name in imported_modules(text):
+    for line, name in imported_modules(module, text):
         room = room_of(name)
         if room != own and (module, name) not in EXCEPTIONS and FLOOR_OF[room] >= FLOOR_OF[own]:
             found.append(f"{module}:{line}: {own} (floor {FLOOR_OF[own]}) imports {name} of {room} ({FLOOR_OF[room]})")
@@ -85,11 +100,48 @@ def test_every_import_goes_down(module):
         "from zoo import module",
         "def f():\n    from zoo.models.dvae import DVAE",
         "from zoo.losses import mixing",
+        "import zoo.registry as models",
+        "from zoo.registry import *",
+        "if TYPE_CHECKING:\n    from zoo.module import ZooModule",
+        "importlib.import_module('zoo.models.dvae')",
+        "import_module(f'zoo.models.{name}')",
+        "__import__('zoo.module')",
     ],
 )
 def test_one_line_that_goes_up_is_found(line):
     assert len(imports_upwards("zoo.sampling.labels", line)) == 1
     assert imports_upwards("benchmarks.rfid", line) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("zoo.sampling.labels", "from ..module import ZooModule"),
+        ("zoo.sampling.labels", "from .. import registry"),
+        ("zoo.tokens", "from ..module import ZooModule"),
+        ("zoo.module", "from .models.dvae import DVAE"),
+        ("zoo", "import datamodules"),
+        ("datamodules.base", "from zoo.models import dvae"),
+        ("datamodules.base", "import benchmarks.rfid"),
+        ("zoo.presets", "from zoo.models.dvae import DVAE"),
+    ],
+)
+def test_relative_imports_and_other_packages_are_looked_at(module, line):
+    assert len(imports_upwards(module, line)) == 1
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {
+        module: {
+            name
+            for _, name in imported_modules(module, path.read_text(encoding="utf-8"))
+            if name != module and (module, name) not in EXCEPTIONS
+        }
+        for module, path in MODULES.items()
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # names the circle
+    with pytest.raises(graphlib.CycleError):
+        graphlib.TopologicalSorter(graph | {"zoo.version": {"zoo.cli.app"}, "zoo.choices": {"zoo.version"}}).prepare()
 
 
 def test_every_module_lies_in_a_room():

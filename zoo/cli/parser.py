@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
-from zoo.cli.entry import EXTRA_COMMANDS
+from zoo.cli.commands import EXTRA_COMMANDS
 
 _BLOCK = re.MULTILINE | re.DOTALL
 

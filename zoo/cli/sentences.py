@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from zoo.cli.entry import TRACEBACK
+from zoo.cli.commands import TRACEBACK
 
 FOR_THE_USER = (ValueError, TypeError, RuntimeError, OSError, ImportError, MisconfigurationException)
 OURS = ("zoo", "datamodules")

@@ -7,7 +7,7 @@ told who reads (``reader``: a model, or a name such as "the callback Captions"),
 is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -39,6 +39,20 @@ def missing(batch: Batch, wanted: str, reader: Any, need: str, remedy: str) -> V
     return ValueError(f"the batch has {wanted}, but {held}, and {who} {need}: {remedy}")
 
 
+def check_batch(batch: Any, reader: Any) -> None:
+    """Refuse a batch that is no dictionary, such as the pairs of torchvision's data sets.
+
+    Raises:
+        ValueError: naming what it is.
+    """
+    if not isinstance(batch, Mapping):
+        who = reader if isinstance(reader, str) else type(reader).__name__
+        raise ValueError(
+            f"the batch is a {type(batch).__name__}, and {who} reads dictionaries: let the data set return them, such "
+            "as {'image': image, 'label': label}"
+        )
+
+
 # ---------------------------------------------------------------- pixels and ids
 
 
@@ -55,6 +69,7 @@ def ids_of(batch: Batch, tokenizer: Any, reader: Any = SOMEONE) -> Int[Tensor, "
         ValueError: for a batch without any of the three, ids that are not of this tokenizer, or an image size with
             another layout of tokens.
     """
+    check_batch(batch, reader)
     spec: TokenSpec = tokenizer.spec
     if (ids := batch.get("ids")) is not None:
         return _given(ids, spec)
@@ -116,6 +131,7 @@ def images_of(batch: Batch, reader: Any = SOMEONE) -> Shaped[Tensor, "b c h w"]:
     Raises:
         ValueError: where there is none, as in token shards that were written without images.
     """
+    check_batch(batch, reader)
     if (images := batch.get("image")) is None:
         shards = "write the token shards with --trainer.callbacks.with_images=true"
         remedy = shards if batch.get("ids") is not None else "bring images"
@@ -129,6 +145,7 @@ def token_images_of(batch: Batch, reader: Any = SOMEONE) -> Shaped[Tensor, "b c 
     Raises:
         ValueError: where there are neither.
     """
+    check_batch(batch, reader)
     return images_of(batch, reader) if (view := batch.get("token_image")) is None else view
 
 
@@ -138,6 +155,7 @@ def batch_size_of(batch: Batch) -> int:
     Raises:
         ValueError: where there are neither.
     """
+    check_batch(batch, SOMEONE)
     for name in ("image", "ids"):
         if (values := batch.get(name)) is not None:
             return len(values)
