@@ -70,13 +70,13 @@ def read_by_name(folder: Path = RESULTS) -> Records:
     """All records by their path below the folder without its ending: ``dvae_emoji``, ``runs/dvae``, ``published/dvae``.
 
     Raises:
-        ValueError: a record does not keep the schema of its kind; names the file.
+        ValueError: a record is no JSON, or does not keep the schema of its kind; names the file.
     """
     records = {}
     for path in sorted(folder.rglob("*.json")):
         name = path.relative_to(folder).with_suffix("").as_posix()
-        record = json.loads(path.read_text(encoding="utf-8"))
         try:
+            record = json.loads(path.read_text(encoding="utf-8"))
             if name.startswith("runs/"):
                 check_stored(record)
             elif name.startswith("published/"):

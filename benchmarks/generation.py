@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _options import make_data, parse_data_arguments
 from _record import environment, write
-from rfid import _data, _data_arguments
 
 #: settings of ``generate``; only those that are given are handed on
 SAMPLING: dict[str, Any] = {
@@ -44,14 +44,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     from zoo.registry import model_from
     from zoo.tokens.abilities import image_size_of
 
-    data_arguments = _data_arguments(parser, rest)
+    data_arguments = parse_data_arguments(parser, rest)
     sampling = {name: value for name in SAMPLING if (value := getattr(options, name)) is not None}
     torch.manual_seed(options.seed)
     try:
         model = model_from(options.model)
         result = evaluate_generation(
             model,
-            _data(options.data, data_arguments, batch_size=options.batch_size, image_size=image_size_of(model)),
+            make_data(options.data, data_arguments, batch_size=options.batch_size, image_size=image_size_of(model)),
             reference=options.reference,
             num_images=options.num_images,
             sampling=sampling,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from _options import make_data, parse_data_arguments
 from _record import environment, write
 
 
@@ -45,13 +45,13 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     from zoo.registry import model_from
     from zoo.tokens.abilities import image_size_of
 
-    data_arguments = _data_arguments(parser, rest)
+    data_arguments = parse_data_arguments(parser, rest)
     torch.manual_seed(options.seed)
     try:
         model = model_from(options.model)
         result = evaluate(
             model,
-            _data(options.data, data_arguments, batch_size=options.batch_size, image_size=image_size_of(model)),
+            make_data(options.data, data_arguments, batch_size=options.batch_size, image_size=image_size_of(model)),
             split=options.split,
             num_images=options.num_images,
             device=options.device,
@@ -83,18 +83,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     return record
 
 
-def _data(name: str, arguments: dict[str, Any], **usual: Any) -> Any:
-    """A data module with these arguments, and with the usual ones of those that are not given; None is left out."""
-    import datamodules
-    from zoo.init_args import check_overrides
-
-    if not hasattr(datamodules, name):
-        raise ValueError(f"there is no data module {name!r}: try EmojiData, ImageFolderData or PhotoData")
-    cls = getattr(datamodules, name)
-    check_overrides(cls, arguments)
-    return cls(**{key: value for key, value in usual.items() if value is not None} | arguments)
-
-
 def _lpips_backbones(given: list[str]) -> dict[str, str]:
     """``vgg=PATH`` as network -> file."""
     found = {}
@@ -104,15 +92,6 @@ def _lpips_backbones(given: list[str]) -> dict[str, str]:
             raise ValueError(f"--lpips takes vgg=PATH or alex=PATH, a file of torchvision, got {word!r}")
         found[net] = path
     return found
-
-
-def _data_arguments(parser: argparse.ArgumentParser, rest: list[str]) -> dict[str, Any]:
-    """``--data.KEY VALUE`` and ``--data.KEY=VALUE`` as constructor arguments."""
-    words = [part for word in rest for part in (word.split("=", 1) if word.startswith("--data.") else [word])]
-    keys, values = words[::2], words[1::2]
-    if len(keys) != len(values) or not all(key.startswith("--data.") for key in keys):
-        parser.error(f"cannot read {' '.join(rest)}: arguments of the data module are written --data.KEY VALUE")
-    return {key.removeprefix("--data."): yaml.safe_load(value) for key, value in zip(keys, values, strict=True)}
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from _options import make_data, parse_data_arguments
 from _record import environment, write
-from rfid import _data, _data_arguments
 from torch import Tensor
 
 
@@ -41,12 +41,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
     torch.manual_seed(options.seed)
     start = time.perf_counter()
-    given = _data_arguments(parser, rest)
+    given = parse_data_arguments(parser, rest)
     try:
         tokenizer = model_from(options.tokenizer).eval()
         others = {n: model_from(r).eval() for n in ("first", "llm", "decoder") if (r := getattr(options, n))}
         check_tokenizers(tokenizer, others, options)
-        data = _data(options.data, given, image_size=tokenizer.image_size)
+        data = make_data(options.data, given, image_size=tokenizer.image_size)
         data.prepare_data()
         data.setup("test")
         held_out = chain.from_iterable(data.view(split) for split in ("test", "val"))

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _options import make_data, parse_data_arguments
 from _record import environment, write
-from rfid import _data, _data_arguments
 
 from zoo.files.atomic import write_picture_whole
 
@@ -40,12 +40,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     from zoo.registry import model_from
     from zoo.tokens.abilities import image_size_of
 
-    data_arguments = _data_arguments(parser, rest)
+    data_arguments = parse_data_arguments(parser, rest)
     torch.manual_seed(options.seed)
     start = time.perf_counter()
     try:
         model = model_from(options.model).eval().to(options.device)
-        data = _data(options.data, data_arguments, batch_size=options.batch_size, image_size=image_size_of(model))
+        data = make_data(options.data, data_arguments, batch_size=options.batch_size, image_size=image_size_of(model))
         data.prepare_data()
         data.setup("test")
         images, texts = collect(data.view(options.split), options.num_images)

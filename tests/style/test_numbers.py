@@ -157,6 +157,12 @@ def test_records_of_runs_keep_their_schema(change, sentence):
         check_stored({"metrics": {}}, PUBLISHED)
 
 
+def test_a_record_that_is_no_json_is_named(copy):
+    (copy / "benchmarks" / "results" / "runs" / "vqvae.json").write_text('{"metrics": {', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"results/runs/vqvae\.json: Expecting"):
+        _report.differences(copy)
+
+
 def test_every_record_is_shown_or_repeated_somewhere():
     """All of them stand in RESULTS.md; those of the runs of recipes in their headers besides."""
     records = read_by_name()
