@@ -111,7 +111,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def number(value: float) -> str:
-    """Four significant digits, and whole numbers in full."""
+    """Write a number with four significant digits; one without decimals in full."""
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) >= 10 else f"{value:.4g}"
 
 

@@ -346,7 +346,7 @@ def collate(samples: Sequence[Sample | None]) -> dict[str, Any]:
 
 
 def find_package(module: str, needed_by: str, extra: str = "demo") -> Path:
-    """Where an installed package keeps its files; the package itself is not imported.
+    """Find the folder in which an installed package keeps its files; the package itself is not imported.
 
     Raises:
         ModuleNotFoundError: with the pip line.

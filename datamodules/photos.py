@@ -32,7 +32,7 @@ PHOTOS = {
 
 
 def find_photo(name: str) -> Path:
-    """Where a photograph of ``PHOTOS`` lies inside its package."""
+    """Find the file of a photograph of ``PHOTOS`` inside its package."""
     module, file = name.split("/")
     folder = find_package(module, "PhotoData")
     return folder / "data" / file if module == "skimage" else folder / "datasets" / "images" / file

@@ -38,7 +38,7 @@ class Records:
 
     @property
     def is_table(self) -> bool:
-        """Whether all values are text, and a value that is missing may be so too."""
+        """True for a table, in which all values are text and a missing value is empty text."""
         return self.file.suffix.lower() in TABLES
 
     def where(self, number: int, what: str = "record") -> str:

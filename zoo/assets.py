@@ -48,7 +48,7 @@ WORDLLAMA_PACKAGE = "wordllama"  # holds a vector for each word of LLaMA-2
 
 
 def wordllama_folder() -> Path:
-    """Where a pip package keeps the words of LLaMA-2 with vectors of width 256. Its code is not needed.
+    """Find the folder of a pip package with the words of LLaMA-2 and vectors of width 256; its code is not needed.
 
     Raises:
         ModuleNotFoundError: with the pip line.

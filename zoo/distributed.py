@@ -129,7 +129,7 @@ def _all_gather(rows: Tensor) -> Tensor:
 
 
 class _AllGatherRows(torch.autograd.Function):
-    """Every rank's loss depends on every rank's rows, so the gradients of all ranks are summed."""
+    """Gather whose backward sums the gradients of all ranks, because every rank's loss depends on every rank's rows."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:

@@ -238,7 +238,7 @@ def moved_names(cls: Any) -> dict[str, str]:
 
 
 def migrate_and_say(cls: Any, args: Mapping[str, Any]) -> dict[str, Any]:
-    """As :func:`migrate`, for arguments that somebody wrote: warns of old names, once and with the new ones."""
+    """Migrate arguments that somebody wrote, see :func:`migrate`, and warn once of old names, with the new ones."""
     if said := renamed(cls, args):
         rank_zero_warn(f"{cls.__name__} has settings under other names now: {said}", category=FutureWarning)
     return migrate(cls, args)

@@ -157,7 +157,7 @@ class ZooModule(RunModule):
             self.started_from_weights = True
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As in torch; notes that the weights are no longer random."""
+        """Load a state dict as torch does, and note that the weights are no longer random."""
         found = super().load_state_dict(*args, **kwargs)
         self.weights_loaded, self.newly_initialised = True, {}
         return found

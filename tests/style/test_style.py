@@ -22,7 +22,7 @@ FORBIDDEN_IMPORTS = {
     "benchmarks": ("pytorch_lightning", "tests"),
 }
 #: a docstring says what something does or is, not that it does
-RIDDLES = re.compile(r"^(What|Which|How)\b|\bAnd back\.|\bNot possible\.")
+RIDDLES = re.compile(r"^(What|Which|How|Whether|Where|When|Why|As)\b|\bAnd back\.|\bNot possible\.")
 HEAVY = (
     "timm",
     "transformers",
@@ -90,7 +90,10 @@ def test_docstrings_of_public_classes_and_functions_are_no_riddles(path):
     assert [node.name for node in nodes if RIDDLES.search(ast.get_docstring(node) or "")] == []
 
 
-@pytest.mark.parametrize("riddle", ["What it needs.", "How often.", "From ids to words. And back.", "Not possible."])
+@pytest.mark.parametrize(
+    "riddle",
+    ["What it needs.", "How often.", "Whether it is.", "As in torch.", "From ids to words. And back.", "Not possible."],
+)
 def test_a_riddle_is_found(riddle):
     assert RIDDLES.search(riddle)
 

@@ -89,7 +89,7 @@ class EMA(EMAWeightAveraging):
         super().on_train_end(trainer, pl_module)
 
     def _catch_up(self, pl_module: LightningModule) -> None:
-        """Before the first update the average is the model, not its initial weights."""
+        """Make the average equal to the model before its first update, not to the initial weights."""
         if self._average_model is not None and self._average_model.n_averaged == 0:
             self._average_model.copy_from(pl_module)
 

@@ -24,10 +24,9 @@ class ImageGrids(ScoredSet):
     """Write ``images/step_NNNNNN.png`` into the log folder, and to every logger that shows images.
 
     The images are spread evenly over the validation set (data sets are often sorted) and the same each time, so that
-    pictures line up over a run. The rows are the
-    original and its reconstruction, or what the model's ``picture_rows(images, batch) -> {name: images}`` returns. The
-    weights are those of validation, so the averaged ones with EMA. At the end of ``fit``, ``curves.png`` shows every
-    logged quantity (where a CSV logger is used).
+    pictures line up over a run. The rows are the original and its reconstruction, or what the model's
+    ``picture_rows(images, batch) -> {name: images}`` returns. The weights are those of validation, so the averaged ones
+    with EMA. At the end of ``fit``, ``curves.png`` shows every logged quantity (where a CSV logger is used).
 
     Args:
         num_images: columns of the picture.

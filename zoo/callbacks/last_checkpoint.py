@@ -48,7 +48,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     @property
     def state_key(self) -> str:
-        """That of Lightning's own, so that checkpoints from before go on without a warning."""
+        """The key of Lightning's own callback, so that older checkpoints are resumed without a warning."""
         return super().state_key.replace(type(self).__qualname__, ModelCheckpoint.__qualname__, 1)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

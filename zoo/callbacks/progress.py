@@ -230,7 +230,7 @@ def finite(number: float) -> int | None:
 
 
 def no_validation(trainer: Trainer) -> str | None:
-    """Why a run will never validate, in one sentence; None where it will, or where nobody knows."""
+    """Say in one sentence why a run will never validate; None where it will, or where nobody knows."""
     total = finite(trainer.estimated_stepping_batches)
     if trainer.global_step or trainer.fast_dev_run:
         return None

@@ -69,7 +69,7 @@ class TokenDump(BasePredictionWriter):
         self._parts, self._waiting, self._shards, self._count = [], 0, 0, 0
 
     def _take_folder(self) -> str | None:
-        """Lock the folder against other dumps; why that cannot be, or None."""
+        """Lock the folder against other dumps; return None, or why that cannot be."""
         try:
             self._lock.acquire()
         except FileExistsError as error:

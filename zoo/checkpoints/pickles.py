@@ -170,7 +170,7 @@ def refusal(path: Path, *names: str) -> str:
 
 @contextmanager
 def called(path: Path, name: str) -> Iterator[None]:
-    """Errors about a file that only exists for reading get the name of what is in it."""
+    """Make errors about a temporary file name what is in it instead."""
     try:
         yield
     except ValueError as error:

@@ -170,7 +170,7 @@ def _of_answer(part: Part, number: int, fields: Mapping[str, str]) -> Part:
 
 
 def _fill(text: str, fields: Mapping[str, str]) -> str:
-    """In one pass, so that braces in what is said stay as they are."""
+    """Fill in a template in one pass, so that braces in what is said stay as they are."""
     return re.sub(r"\{(system|end|)\}", lambda found: fields[found[1]], text)
 
 

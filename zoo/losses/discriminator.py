@@ -65,7 +65,7 @@ class Discriminator:
             )
 
     def is_trained_at(self, step: int) -> bool:
-        """Whether the discriminator is run and trained at this step."""
+        """Tell whether the discriminator is run and trained at this step."""
         return step >= self.start - self.warmup
 
     def network(self, image_size: int, channels: int = 3) -> nn.Module:

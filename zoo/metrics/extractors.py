@@ -44,7 +44,7 @@ def quantise(images: Shaped[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
 
 
 def inception_weights_path(path: str | Path | None = None) -> Path:
-    """Where the Inception weights are; they are never downloaded by themselves.
+    """Find the file of the Inception weights; they are never downloaded by themselves.
 
     Args:
         path: of the file, or None to look where torch-fidelity keeps it (``TORCH_HOME``).

@@ -62,7 +62,12 @@ class ReconstructionReport:
             if len(spec.segments) > 1:
                 self.usage |= {s.name: CodebookUsage(s.size, s.offset) for s in spec.segments}
         if full:
-            self._add_full(inception_weights, lite0, lpips_backbones or {})
+            try:
+                self._add_full(inception_weights, lite0, lpips_backbones or {})
+            except ModuleNotFoundError as error:
+                if not lite0:
+                    raise
+                raise ModuleNotFoundError(f"{error}, or do without lpips_lite0 and fd_lite0: lite0=False") from None
         self.num_images, self._digest = 0, hashlib.sha256()
         self.image_shape: tuple[int, ...] | None = None
 

@@ -255,7 +255,7 @@ class SEEDLLM(SecondStage):
             return self.decode(tokens)
 
     def _decoder(self, decoder: Any, decoding: dict[str, Any]) -> Any:
-        """Found before the ids are written, which takes long."""
+        """Find the decoder of images before the ids are written, which takes long."""
         if self.spec.decodes == "embedding":
             blank = torch.zeros(1, self.spec.num_tokens, dtype=torch.long, device=self.device)
             shape = tuple(self.tokenizer.decode(Tokens(blank, None, self.spec)).shape[1:])

