@@ -1,4 +1,4 @@
-"""The list of what each file is for, from the first sentence of its docstring: ``python -m tests.docs.file_list``.
+"""The list of what each file is for, from the first sentence of its docstring: ``python tests/docs/file_list.py``.
 
 It writes the tree in ``README.md``, one line per room, and ``docs/files.md``, one line per file.
 """
@@ -21,7 +21,7 @@ FOLDERS = {
 TREE = re.compile(r"(<!-- tree -->\n).*?(\n<!-- end -->)", re.DOTALL)
 HEAD = """# What each file is for
 
-The first sentence of each file, in the order of the tree. Written by `python -m tests.docs.file_list`.
+The first sentence of each file, in the order of the tree. Written by `python tests/docs/file_list.py`.
 Imports go strictly down between rooms; `tests/style/test_floors.py` lists the floors.
 """
 MODELS = """## zoo/models

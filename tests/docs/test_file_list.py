@@ -1,6 +1,10 @@
 """The list of what each file is for is that of the files."""
 
 import importlib.util
+import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,8 +18,23 @@ SPEC.loader.exec_module(file_list)
 @pytest.mark.parametrize("name", ["README.md", "docs/files.md"])
 def test_the_list_is_that_of_the_docstrings(name):
     assert (ROOT / name).read_text(encoding="utf-8") == file_list.texts()[ROOT / name], (
-        "run python -m tests.docs.file_list"
+        "run python tests/docs/file_list.py"
     )
+
+
+def test_the_command_that_the_page_names_writes_the_list(tmp_path):
+    """As a script: installed packages hold modules called ``tests``, which ``python -m tests`` would find first."""
+    copied = ("README.md", "docs/files.md", "zoo", "datamodules", "benchmarks", "tests/docs")
+    for name in copied:
+        for path in [ROOT / name] if (ROOT / name).is_file() else (ROOT / name).rglob("*.py"):
+            target = tmp_path / path.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    page = (tmp_path / "docs" / "files.md").read_text(encoding="utf-8")
+    (tmp_path / "docs" / "files.md").write_text("", encoding="utf-8")
+    command = re.search(r"Written by `python ([^`]+)`", page)[1]
+    subprocess.run([sys.executable, *command.split()], cwd=tmp_path, check=True)
+    assert (tmp_path / "docs" / "files.md").read_text(encoding="utf-8") == page
 
 
 def test_every_file_stands_in_the_list_once():
