@@ -297,3 +297,24 @@ def test_what_a_tokenizer_is_named_for_is_frozen(name):
 def test_classes_are_a_number(name):
     assert isinstance(MODELS[name].num_classes, int)
     assert MODELS[name].num_classes >= 0
+
+
+@pytest.mark.parametrize("name", of(Scorer))
+def test_a_scorer_refuses_another_number_of_texts_than_images(name):
+    model = MODELS[name]
+    tokens = model.encode(images_for(model))
+    for few in (["a cat"], ["a cat"] * (len(tokens) + 1)):
+        with pytest.raises(ValueError, match=rf"^the batch has {len(few)} captions for {len(tokens)} images: give one"):
+            model.log_likelihood(tokens, few)
+    with pytest.raises(ValueError, match=r"^'caption' must be a list of texts, one per image, got the text 'ab'"):
+        model.log_likelihood(tokens, "ab")
+
+
+@pytest.mark.parametrize("name", of(Answerer))
+def test_one_string_is_the_question_about_one_image(name):
+    model = MODELS[name]
+    images = images_for(model, 2)
+    writing = {"max_new_tokens": 2, "num_beams": 1}
+    assert model.answer(images[:1], "why?", **writing) == model.answer(images[:1], ["why?"], **writing)
+    with pytest.raises(ValueError, match=r"^there are 1 questions for 2 images: give one per image$"):
+        model.answer(images, "ab", **writing)

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 
+import jaxtyping
 import pytest
 import torch
 
@@ -143,3 +144,28 @@ def test_vocabularies_are_put_one_behind_the_other():
     assert (a + b.with_vectors(torch.ones(1, 4))).width is None
     assert (a + Vocabulary(["z"])).name == "few"
     assert b.with_vectors(torch.ones(1, 4), "wide").width == 4
+
+
+def test_ids_without_words_are_named():
+    for outside in (12, -1):
+        tokens = Tokens(torch.tensor([[0, 5, 6, 7, outside]]), None, PYRAMID)
+        with pytest.raises(ValueError, match=r"^the ids lie in -?\d\.\.\d+, and only 0\.\.11 have words$"):
+            tokens.words()
+
+
+def test_what_is_no_word_no_vector_and_no_sequence_is_refused(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as outside of the tests
+    with pytest.raises(TypeError, match=r"^words are strings, got 1 of type int$"):
+        Vocabulary(["a", 1])
+    with pytest.raises(ValueError, match=r"^a vocabulary is a list of at least one word, got None$"):
+        Vocabulary(None)
+    with pytest.raises(ValueError, match=r"^vectors have shape \(2,\): give one row per word$"):
+        Vocabulary(["a", "b"], vectors=torch.zeros(2))
+    with pytest.raises(TypeError, match=r"^words are strings, got 0 of type int$"):
+        Tokens.from_words([[0, 5, 6, 7, 8]], PYRAMID)
+    with pytest.raises(ValueError, match=r"^a spec needs at least one segment"):
+        TokenSpec((), 4)
+    with pytest.raises(ValueError, match=r"^ids have shape \(5,\), and 'b n' is needed: one row per image$"):
+        Tokens(torch.zeros(5, dtype=torch.int64), None, PYRAMID)
+    with pytest.raises(ValueError, match=r"^embeddings have shape \(1, 5\), and 'b n d' is needed"):
+        Tokens(None, torch.zeros(1, 5), PYRAMID)

@@ -69,8 +69,11 @@ class TextCodec(ABC):
             full: pad to that length rather than to the longest text.
 
         Raises:
-            ValueError: for a text of which nothing is left, where :attr:`refuses_empty` says so.
+            ValueError: for one text in place of a list, or a text of which nothing is left, where
+                :attr:`refuses_empty` says so.
         """
+        if isinstance(texts, str):
+            raise ValueError(f"texts are a list, got the text {texts[:20]!r}: make it one")
         rows = []
         for i, text in enumerate(texts):
             found = self.ids(text)

@@ -36,7 +36,7 @@ from zoo.optim import Optim
 from zoo.presets import Weights, register
 from zoo.runs.untrained import warn_if_untrained
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
-from zoo.tokens.batch import Batch, captions_of, images_of, texts_of, vectors_of
+from zoo.tokens.batch import Batch, captions_of, images_of, one_question_each, texts_of, vectors_of
 from zoo.vision.encoders import LN_VISION_EPS, vision_tower
 
 
@@ -168,8 +168,7 @@ class BLIP2Stage2(ZooModule):
         Raises:
             ValueError: for another number of questions than images.
         """
-        if len(questions) != len(images):
-            raise ValueError(f"there are {len(questions)} questions for {len(images)} images: give one per image")
+        questions = one_question_each(questions, len(images))
         prompts = [template.format(clean_question(question)) for question in questions]
         penalty = -1.0 if self.language.encoder_decoder else 0.0
         defaults = {"num_beams": 5, "max_new_tokens": 10, "length_penalty": penalty}
@@ -213,7 +212,7 @@ class BLIP2Stage2(ZooModule):
             ValueError: for tokens without vectors, or captions of which nothing is left to score.
         """
         vectors = self.language_projection(vectors_of(tokens, self))
-        batch, targets = self._read(vectors, self._texts({"caption": texts}, len(vectors), split=False))
+        batch, targets = self._read(vectors, self._texts({"caption": texts}, len(tokens), split=False))
         return self.language.log_likelihood(batch, targets, "max_text_tokens")
 
     def _texts(self, batch: Batch, count: int | None = None, split: bool = True) -> list[tuple[str, str]]:

@@ -37,7 +37,17 @@ from zoo.optim import Optim
 from zoo.presets import register
 from zoo.runs.untrained import warn_if_untrained
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
-from zoo.tokens.batch import Batch, captions_of, check_words, images_of, missing, turns_of, vectors_of
+from zoo.tokens.batch import (
+    Batch,
+    captions_of,
+    check_words,
+    images_of,
+    missing,
+    one_question_each,
+    texts_to_score,
+    turns_of,
+    vectors_of,
+)
 from zoo.vision.encoders import vision_tower
 
 
@@ -192,8 +202,7 @@ class LLaVA(ZooModule):
             ValueError: for another number of questions than images, or more words than the language model has
                 places for.
         """
-        if len(questions) != len(images):
-            raise ValueError(f"there are {len(questions)} questions for {len(images)} images: give one per image")
+        questions = one_question_each(questions, len(images))
         warn_if_untrained(self, "writes")
         turns = [[{"from": "human", "value": f"{IMAGE}\n{q}"}] if isinstance(q, str) else list(q) for q in questions]
         # chatml ends a turn with a token of its own, which is some tokenizers' end; v0 and plain end with text
@@ -230,7 +239,8 @@ class LLaVA(ZooModule):
             ValueError: for tokens without vectors, or captions that ``max_length`` cuts off.
         """
         vectors = vectors_of(tokens, self)
-        batch = self._read(vectors, [self._about(text) for text in check_words(texts)], answers_only=True)
+        turns = [self._about(text) for text in check_words(texts_to_score(texts, tokens, self))]
+        batch = self._read(vectors, turns, answers_only=True)
         return self.language.log_likelihood(batch)
 
     def _turns(self, batch: Batch, count: int) -> list[list[Turn]]:

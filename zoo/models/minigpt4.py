@@ -30,7 +30,7 @@ from zoo.presets import register
 from zoo.runs.untrained import warn_if_untrained
 from zoo.second_stage import continuous_tokenizer
 from zoo.tokens import NotInvertible, Segment, Tokens, TokenSpec, as_pixels, evaluating
-from zoo.tokens.batch import Batch, captions_of, check_words, images_of, vectors_of
+from zoo.tokens.batch import Batch, captions_of, check_words, images_of, one_question_each, texts_to_score, vectors_of
 from zoo.vision.encoders import LN_VISION_EPS, vision_tower
 
 HERE = "<ImageHere>"  # where the image stands in a prompt
@@ -184,8 +184,7 @@ class MiniGPT4(ZooModule):
         Raises:
             ValueError: for another number of questions than images.
         """
-        if len(questions) != len(images):
-            raise ValueError(f"there are {len(questions)} questions for {len(images)} images: give one per image")
+        questions = one_question_each(questions, len(images))
         if any(HERE in question for question in questions):
             raise ValueError(f"a question holds {HERE}, which stands in front of it already: leave it out")
         frame = self.template.replace("{} ###", "{}###")  # no space before the sign, unlike training
@@ -225,7 +224,7 @@ class MiniGPT4(ZooModule):
         Raises:
             ValueError: for tokens without vectors, or captions of which nothing is left to score.
         """
-        batch = self._read(vectors_of(tokens, self), texts, draw=False)
+        batch = self._read(vectors_of(tokens, self), texts_to_score(texts, tokens, self), draw=False)
         return self.language.log_likelihood(batch, limit="max_text_tokens")
 
     def _read(self, tokens: Tensor, captions: Sequence[str], draw: bool = True) -> Spliced:

@@ -34,7 +34,7 @@ from zoo.presets import register
 from zoo.runs.untrained import warn_if_untrained
 from zoo.second_stage import SecondStage
 from zoo.tokens import Tokens, evaluating
-from zoo.tokens.batch import Batch, captions_of, check_tokens, check_words
+from zoo.tokens.batch import Batch, captions_of, check_tokens, check_words, one_question_each, texts_to_score
 from zoo.vision.unclip import find_decoder
 
 FIRST_WORD = "<img_00000>"  # of SEED-LLaMA's published tokenizers
@@ -175,10 +175,7 @@ class SEEDLLM(SecondStage):
         before, _, after = template.rpartition("{image}")
         if template.count("{}") != 1 or "{image}" in before:
             raise ValueError(f"template needs one {{}} for the question and at most one {{image}}, got {template!r}")
-        if isinstance(questions, str):
-            questions = [questions]
-        if len(questions) != len(images):
-            raise ValueError(f"there are {len(questions)} questions for {len(images)} images: give one per image")
+        questions = one_question_each(questions, len(images))
         prompts = [(before.replace("{}", question), after.replace("{}", question)) for question in questions]
         return self._say(self.encode(images), prompts, writing)
 
@@ -307,7 +304,7 @@ class SEEDLLM(SecondStage):
         """
         samples = [
             self._sample(ids, text, writes=False, learn="answer")
-            for ids, text in zip(self._ids(tokens), texts, strict=True)
+            for ids, text in zip(self._ids(tokens), texts_to_score(texts, tokens, self), strict=True)
         ]
         return self.language_model.log_likelihood(self._splice(samples), limit="max_text_tokens")
 

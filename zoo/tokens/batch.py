@@ -311,6 +311,27 @@ def turns_of(batch: Batch, reader: Any = SOMEONE, count: int | None = None) -> l
     return [list(said) for said in turns]
 
 
+def texts_to_score(texts: Sequence[str], tokens: Tokens, reader: Any) -> list[str]:
+    """The texts whose likelihood is asked for, one per row of tokens.
+
+    Raises:
+        ValueError: for another number of them, or no list of texts.
+    """
+    return captions_of({"caption": texts}, reader, len(tokens))
+
+
+def one_question_each(questions: Sequence[Any], count: int) -> list[Any]:
+    """The questions, one per image; a string is the question about one image.
+
+    Raises:
+        ValueError: for another number of questions than images.
+    """
+    asked = [questions] if isinstance(questions, str) else list(questions)
+    if len(asked) != count:
+        raise ValueError(f"there are {len(asked)} questions for {count} images: give one per image")
+    return asked
+
+
 def check_words(texts: Sequence[str], name: str = "caption") -> Sequence[str]:
     """The texts, if each of them says something.
 

@@ -59,7 +59,7 @@ class TokenSpec:
         prefix_of: tokens of the whole sequence, where this is only its beginning, see :meth:`first`.
 
     Raises:
-        ValueError: for fewer words than ids.
+        ValueError: for no segments, or fewer words than ids.
     """
 
     segments: tuple[Segment, ...]
@@ -71,6 +71,8 @@ class TokenSpec:
     prefix_of: int | None = None
 
     def __post_init__(self) -> None:
+        if not self.segments:
+            raise ValueError("a spec needs at least one segment: Segment(name, shape, size=...)")
         if self.word_list is None:
             return
         words = self.word_list if isinstance(self.word_list, Vocabulary) else Vocabulary(self.word_list)
@@ -232,6 +234,9 @@ class Tokens:
 
     def __post_init__(self) -> None:
         for name, values in (("ids", self.ids), ("embeddings", self.embeddings)):
+            if values is not None and values.ndim != (wanted := 2 if name == "ids" else 3):
+                axes = "b n" if wanted == 2 else "b n d"
+                raise ValueError(f"{name} have shape {tuple(values.shape)}, and {axes!r} is needed: one row per image")
             if values is not None and values.shape[1] != self.spec.num_tokens:
                 raise ValueError(
                     f"{name} have {values.shape[1]} tokens per image, but the spec says {self.spec.num_tokens}: "
@@ -278,11 +283,14 @@ class Tokens:
         """The tokens as strings, one list per image.
 
         Raises:
-            ValueError: where the vocabulary is not made of words, or its words are not known.
+            ValueError: where the vocabulary is not made of words, its words are not known, or an id has no word.
         """
         words = self._vocabulary(self.spec)
         if self.ids is None:
             raise ValueError("these tokens have no ids, which words stand behind")
+        low, high = id_range(self.ids)
+        if low < 0 or high >= len(words):
+            raise ValueError(f"the ids lie in {low}..{high}, and only 0..{len(words) - 1} have words")
         return [[words[i] for i in row] for row in self.ids.tolist()]
 
     @classmethod

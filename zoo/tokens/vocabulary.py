@@ -27,11 +27,16 @@ class Vocabulary:
 
     Raises:
         ValueError: for a single string, no words, or another number of vectors than of words.
+        TypeError: for words that are no strings.
     """
 
     def __init__(self, words: Sequence[str], name: str = "", vectors: Float[Tensor, "v d"] | None = None):
-        if isinstance(words, str) or not len(words):
+        if isinstance(words, str) or not isinstance(words, Sequence) or not words:
             raise ValueError(f"a vocabulary is a list of at least one word, got {words!r}")
+        if strange := [word for word in words if not isinstance(word, str)][:1]:
+            raise TypeError(f"words are strings, got {strange[0]!r} of type {type(strange[0]).__name__}")
+        if vectors is not None and vectors.ndim != 2:
+            raise ValueError(f"vectors have shape {tuple(vectors.shape)}: give one row per word")
         if vectors is not None and len(vectors) != len(words):
             raise ValueError(f"there are {len(vectors)} vectors for {len(words)} words: give one vector per word")
         self.name, self.vectors = name, vectors
@@ -87,7 +92,10 @@ class Vocabulary:
 
         Raises:
             ValueError: for a word that none of these ids has, naming the nearest one.
+            TypeError: for what is no string.
         """
+        if not isinstance(word, str):
+            raise TypeError(f"words are strings, got {word!r} of type {type(word).__name__}")
         stop = len(self) if stop is None else stop
         for found in self._ids.get(word, ()):
             if start <= found < stop:
