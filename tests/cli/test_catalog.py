@@ -1,5 +1,6 @@
 """The tables of the command line: quick, true, and no wider than the terminal."""
 
+import json
 import os
 import subprocess
 import sys
@@ -60,6 +61,15 @@ def test_no_line_about_the_start_beside_help_and_configurations(arguments, monke
     with pytest.raises(SystemExit):
         cli.main()
     assert "loading" not in capsys.readouterr().err
+
+
+def test_the_table_that_travels_has_every_paper_with_its_presets():
+    """Without them ``lightning list`` builds models, which takes seconds."""
+    stored = json.loads(catalog.TABLE.read_text(encoding="utf-8"))
+    known = {module: paper["registrations"] for module, paper in stored.items()}
+    assert known == {module: catalog._digest(path) for module, path in catalog._find_papers().items()}, (
+        "registrations changed: run python -c 'import zoo.cli.catalog as c; c.write_table()'"
+    )
 
 
 @pytest.mark.slow

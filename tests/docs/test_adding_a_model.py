@@ -124,6 +124,7 @@ def check_parts(name, folder, monkeypatch):
 def test_nothing_is_named_when_all_four_files_are_there(name, tmp_path, monkeypatch):
     paste(tmp_path, name)
     check_parts(name, tmp_path, monkeypatch)
+    load_for("tests/style/test_numbers.py", tmp_path, monkeypatch).test_recipes_that_promise_a_number_have_a_record()
 
 
 @pytest.mark.parametrize("name", NAMES)
