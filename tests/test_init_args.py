@@ -213,6 +213,19 @@ def test_a_discriminator_that_was_none_is_no_group():
     }
 
 
+@pytest.mark.parametrize(("quantizer", "decay"), [("ema", 0.5), ("vq", 0.99), ("l2", 0.99)])
+def test_a_decay_that_did_nothing_is_left_out(quantizer, decay):
+    """VQGAN gave it to running means alone, and today restarts of codes look at it too."""
+    flat = {"quantizer": quantizer, "codebook_decay": 0.5, "restart_threshold": 0.1}
+    assert typed_arguments(zoo.VQGAN, flat)["codebook"].decay == decay
+
+
+def test_a_rank_of_zero_is_left_out_where_llava_trains_no_lora():
+    assert typed_arguments(LLaVA, {"lora_rank": 0, "tuning": "projector"}) == {"tuning": "projector"}
+    with pytest.raises(ValueError, match=r"lora\.rank must be a whole number of at least 1, got 0"):
+        typed_arguments(LLaVA, {"lora_rank": 0, "tuning": "lora"})
+
+
 def test_vqgan_has_few_arguments():
     assert len(inspect.signature(zoo.VQGAN).parameters) <= 20
 

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import sys
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -24,12 +24,14 @@ class Moved:
         fields: old name of the argument -> field of the group.
         none: a field and its old value that stand for no group at all, such as ``("kind", "none")``.
         values: field -> old value -> today's, where they differ.
+        without_effect: of all arguments as they were given, the old names whose value did nothing; they are left out.
     """
 
     group: str
     fields: Mapping[str, str]
     none: tuple[str, Any] | None = None
     values: Mapping[str, Mapping[Any, Any]] = field(default_factory=dict)
+    without_effect: Callable[[Mapping[str, Any]], Collection[str]] = field(default=lambda args: ())
 
     def value(self, name: str, old: Any) -> Any:
         """Today's value of a field."""
@@ -129,7 +131,7 @@ def as_init_args(cls: type, args: Mapping[str, Any], base: Mapping[str, Any] | N
         if isinstance(given, Mapping):
             start = next((s for s in ((base or {}).get(name), default) if isinstance(s, kind)), None)
             merged[name] = _group(name, kind, given, start)
-        elif not isinstance(given, kind) and not (given is None and _takes_none(cls, name)):
+        elif not isinstance(given, kind) and not (given is None and takes_none(cls, name)):
             raise TypeError(f"{name} is {_a(kind.__name__)} or a dictionary of its fields, got {type(given).__name__}")
     return merged
 
@@ -183,7 +185,8 @@ def _options(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
-def _takes_none(cls: type, name: str) -> bool:
+def takes_none(cls: type, name: str) -> bool:
+    """Tell whether None is a value of this constructor argument."""
     return type(None) in _options(get_type_hints(cls.__init__).get(name))  # type: ignore[misc]
 
 
@@ -217,6 +220,7 @@ def migrate(cls: Any, args: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(args)
     for moved in getattr(cls, "moved", ()):
         old = {name: found.pop(name) for name in moved.fields if name in found}
+        old = {name: value for name, value in old.items() if name not in moved.without_effect(args)}
         if not old:
             continue
         given = {moved.fields[name]: moved.value(moved.fields[name], value) for name, value in old.items()}
@@ -247,4 +251,4 @@ def migrate_and_say(cls: Any, args: Mapping[str, Any]) -> dict[str, Any]:
 def renamed(cls: Any, names: Iterable[str]) -> str:
     """Old names among these with those of today, for a message; empty where there are none."""
     now = moved_names(cls)
-    return ", ".join(f"{name} is {now[name]}" for name in names if name in now)
+    return ", ".join(f"{name} is {now[name]}" for name in dict.fromkeys(names) if name in now)

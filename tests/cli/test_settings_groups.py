@@ -81,6 +81,31 @@ def test_a_field_of_every_group_can_be_given_in_every_way(model, cls, group, nam
     assert model(cls=f"zoo.{cls}", **{group: {name: value}})[0][group] == default | {name: value}
 
 
+@pytest.mark.parametrize(
+    ("cls", "group", "name", "given", "options"),
+    [
+        ("BLIP2Stage1", "qformer", "query_mlp_width", {"query_mlp_width": 8, "depth": 3}, ["--model.{}.{}=null"]),
+        ("SEEDStage1", "qformer", "query_mlp_width", {"query_mlp_width": 8}, ["--model.init_args.{}.{}", "null"]),
+        ("BLIP2Stage1", "qformer", "query_mlp_width", {"query_mlp_width": 8}, ["--model.query_mlp_width=null"]),
+        ("SEEDLLM", "lora", "train_embeddings_and_norms", {"train_embeddings_and_norms": True}, ["--model.{}.{}=~"]),
+    ],
+)
+def test_a_field_can_be_null_as_an_option_and_the_others_stay(model, cls, group, name, given, options):
+    found, _ = model(*(option.format(group, name) for option in options), cls=f"zoo.{cls}", **{group: given})
+    default = to_plain_data(inspect.signature(getattr(zoo, cls)).parameters[group].default)
+    assert found[group] == default | given | {name: None}
+
+
+def test_fields_take_references_into_other_parts_of_a_recipe(run_cli, in_tmp):
+    Path("a.yaml").write_text(
+        "model: {class_path: zoo.VQGAN, init_args: {vocab_size: '${data.init_args.image_size}'}}\n"
+        "data: {class_path: datamodules.EmojiData, init_args: {image_size: 48}}\n"
+    )
+    code, out, err = run_cli("fit", "--config", "a.yaml", "--print_config")
+    assert code == 0, err
+    assert yaml.safe_load(out)["model"]["init_args"]["codebook"]["vocab_size"] == 48
+
+
 def test_a_discriminator_can_be_null_in_every_way(model):
     assert model("--model=VQGAN", "--model.discriminator=null")[0]["discriminator"] is None
     assert model("--model=VQGAN", "--model.disc=none", "--model.disc_width=8")[0]["discriminator"] is None
@@ -100,12 +125,20 @@ def test_a_value_with_another_name_of_today_is_changed_too(model):
         ("--model.codebook.vocab_sise=3", "takes no 'codebook.vocab_sise'; did you mean 'codebook.vocab_size'"),
         ("--model.codebook.quantizer=emma", "codebook.quantizer"),
         ("--model.discriminator.strat=3", "takes no 'strat'; did you mean 'start'"),
+        ("--model.disc_strt=3", "takes no 'disc_strt'; did you mean 'discriminator.start' or 'discriminator.factor'?"),
+        ("--model.vocab_sise=3", "takes no 'vocab_sise'; did you mean 'codebook.vocab_size'?"),
+        (
+            "--model.discriminator=patchgan",
+            "write --model.discriminator.kind=VALUE, in a recipe",
+        ),
+        ("--model.codebook=3", "model.codebook has fields, such as model.codebook.vocab_size: write"),
+        ("--model.codebook=null", "model.codebook cannot be null: leave it out"),
         ("--model.discriminator.r1=1", "set discriminator.kind to stylegan, or r1 to 0"),
         ("--model.codebook.restart_threshold=-1", "codebook.restart_threshold must be a number of at least 0, got -1"),
     ],
 )
 def test_mistakes_in_the_groups_of_vqgan_are_named_in_one_line(run_cli, in_tmp, option, said):
-    code = 1 if " to 0" in said or "must be" in said else 2
+    code = 1 if " to 0" in said or "must be" in said or "cannot" in said else 2
     assert said in message(run_cli, "fit", "--model=VQGAN", "--data=EmojiData", option, code=code)
 
 
@@ -146,6 +179,39 @@ def test_an_option_with_an_older_name_works_and_says_so_in_one_line(model, typed
     args, err = model("--model=LLaVA", *typed)
     assert args["lora"]["rank"] == 7
     assert args["lora"]["alpha"] == 256
+    assert err == "LLaVA has settings under other names now: lora_rank is lora.rank\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "files", "place"),
+    [
+        (["--config", "a.yaml"], {"a.yaml": "model: b.yaml", "b.yaml": "ARGUMENTS"}, "a.yaml"),
+        (['--config={"model": ARGUMENTS}'], {}, "the configuration"),
+        (["--model=ARGUMENTS"], {}, "the configuration"),
+        (["--model=a.yaml"], {"a.yaml": "ARGUMENTS"}, "a.yaml"),
+        (["--model=LLaVA", '--model.init_args={"lora_rank": 7}'], {}, "the configuration"),
+    ],
+)
+def test_older_names_work_wherever_arguments_can_be_given(model, typed, files, place):
+    arguments = '{"class_path": "LLaVA", "init_args": {"lora_rank": 7}}'
+    for name, text in files.items():
+        Path(name).write_text(text.replace("ARGUMENTS", arguments))
+    args, err = model(*(word.replace("ARGUMENTS", arguments) for word in typed))
+    assert args["lora"] == LORA | {"rank": 7, "alpha": 256}
+    assert err == f"{place} has settings of LLaVA under older names: lora_rank is lora.rank\n"
+
+
+def test_older_names_work_in_a_recipe_of_all_commands(run_cli, in_tmp):
+    Path("a.yaml").write_text("fit: {model: {class_path: LLaVA, init_args: {lora_rank: 7}}}\n")
+    code, out, err = run_cli("--config", "a.yaml", "fit", "--data=EmojiData", "--print_config")
+    assert code == 0, err
+    assert yaml.safe_load(out)["model"]["init_args"]["lora"]["rank"] == 7
+
+
+def test_an_option_with_an_older_name_works_where_a_recipe_names_the_class_alone(model):
+    Path("a.yaml").write_text("model: LLaVA\n")
+    args, err = model("--config", "a.yaml", "--model.lora_rank=7", "--model.lora_rank=8")
+    assert args["lora"]["rank"] == 8
     assert err == "LLaVA has settings under other names now: lora_rank is lora.rank\n"
 
 

@@ -26,7 +26,7 @@ from zoo.cli.precision import DTYPES_SAY, RECIPES_SAY, explain_language_dtype, e
 from zoo.cli.recipes import resolve_arguments
 from zoo.cli.resume import find_checkpoint
 from zoo.cli.sentences import end_with_sentence
-from zoo.cli.settings import check_run_folder, check_trainer
+from zoo.cli.settings import check_groups, check_run_folder, check_trainer
 from zoo.cli.yaml_text import dump_yaml
 from zoo.files.lock import FolderLock
 from zoo.files.recipe_header import parse_header
@@ -138,6 +138,7 @@ class ZooCLI(LightningCLI):
         config = self._get(self.config, "trainer")
         check_trainer(config, str(self.subcommand), bool(self._get(self.config, "oversubscribe")))
         check_run_folder(config["default_root_dir"])
+        check_groups(self._get(self.config, "model"))
 
     def after_instantiate_classes(self) -> None:
         """Apply the options that are no constructor arguments."""

@@ -2,16 +2,18 @@
 
 import difflib
 import importlib
+import inspect
 import re
 import sys
 from argparse import Action, _SubParsersAction
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
 from zoo.cli.commands import EXTRA_COMMANDS
+from zoo.init_args import moved_names, settings_groups
 
 _BLOCK = re.MULTILINE | re.DOTALL
 
@@ -46,7 +48,7 @@ def shorten_message(message: str, parser: ArgumentParser, where: str = "", owner
     # Unions report every alternative; the first that got as far as a class says what is wrong.
     if match := re.search(r"^( *)(?:- )?Problem with given class_path '([^']+)':\n(.*?)(?=^\1- |\Z)", message, _BLOCK):
         return shorten_message(match[3], parser, where, match[2])
-    cls = _find_class(owner) if owner else None
+    cls = find_class(owner) if owner else None
     if unknown := _find_unknown_keys(message):
         known = _list_keys_of_class(cls) if cls else _list_keys(parser)
         command = f"lightning {getattr(parser, 'subcommand', '')}".strip()
@@ -56,7 +58,10 @@ def shorten_message(message: str, parser: ArgumentParser, where: str = "", owner
                 f"{command!r} takes no {early[0]!r} before the command: write --config and every other option after "
                 "fit, as in lightning fit --config recipes/beit.yaml"
             )
-        return "; ".join(f"{owner or repr(command)} takes no {key!r}{suggest_key(key, known, cls)}" for key in unknown)
+        return "; ".join(
+            f"{owner or repr(command)} takes no {key!r}{suggest_key(key, known, cls, moved_names(cls))}"
+            for key in unknown
+        )
     if match := re.search(r"argument subcommand: invalid choice: '([^']*)'", message):
         commands = [*_find_subcommands(parser), *EXTRA_COMMANDS]
         return f"there is no command {match[1]!r}{suggest_key(match[1], commands, True)}"
@@ -66,6 +71,10 @@ def shorten_message(message: str, parser: ArgumentParser, where: str = "", owner
         if owner:
             return f"{owner} needs {missing}: add " + " ".join(f"--{where}.{name}=VALUE" for name in names)
         return f"{missing} missing: name a recipe, e.g. lightning fit --config recipes/beit.yaml"
+    group = settings_groups(cls).get(where.rpartition(".")[2]) if cls else None
+    if group and where.count(".") == 1:
+        of = next(iter(inspect.signature(group).parameters))
+        return f"{where} has fields, such as {where}.{of}: write --{where}.{of}=VALUE, in a recipe {{{of}: VALUE}}"
     if named := re.search(r"Expected a dot import path string: (\S+)", message):
         owner, cls = named[1], None
     if owner and cls is None and where == "model" and (how := _explain_preset(owner)):
@@ -86,10 +95,18 @@ def shorten_message(message: str, parser: ArgumentParser, where: str = "", owner
     return (where + re.sub(r"\s+", " ", message.partition("Given value type")[0]).strip())[:400]
 
 
-def suggest_key(name: str, known: Iterable[str], always: Any = False) -> str:
-    """Say ``; did you mean X?``, or, with ``always``, list all keys where none is near."""
+def suggest_key(name: str, known: Iterable[str], always: Any = False, older: Mapping[str, str] = {}) -> str:
+    """Say ``; did you mean X?``, or, with ``always``, list all keys where none is near.
+
+    Args:
+        name: that is not known.
+        known: keys that are.
+        always: whether all are listed.
+        older: key of an older version -> of today, which is suggested for what is near the older one.
+    """
     known = sorted(set(known))
-    close = difflib.get_close_matches(name, known, n=2, cutoff=0.6)
+    found = difflib.get_close_matches(name, [*known, *older], n=2, cutoff=0.6)
+    close = list(dict.fromkeys(older.get(key, key) for key in found))
     if not close:  # right name, wrong place: compare the last parts
         last = name.rpartition(".")[2]
         tails = difflib.get_close_matches(last, {k.rpartition(".")[2] for k in known}, n=1, cutoff=0.75)
@@ -146,7 +163,8 @@ def _list_keys_of_class(cls: type) -> list[str]:
     return [key for key in _list_keys(parser) if key not in ("help", "print_config", "print_shtab")]
 
 
-def _find_class(class_path: str) -> type | None:
+def find_class(class_path: str) -> type | None:
+    """Find the class that a configuration names, by its path or, where it is one of those known, its name alone."""
     module, _, name = class_path.rpartition(".")
     if not module:
         return next((cls for path, cls in _list_classes("").items() if path.rpartition(".")[2] == name), None)

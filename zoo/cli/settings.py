@@ -1,11 +1,15 @@
 """Settings of a run that cannot work, refused before a model is built."""
 
+import inspect
 import math
 import os
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import Timer
+
+from zoo.cli.parser import find_class
+from zoo.init_args import settings_groups, takes_none
 
 
 def check_trainer(config: Any, subcommand: str, oversubscribe: bool = False) -> None:
@@ -72,6 +76,26 @@ def _check_processes(devices: Any, accelerator: Any) -> None:
             f"trainer.devices={devices} would start {devices} processes on {there} CPU{'s'[: there > 1]}: lower it, or "
             "add --oversubscribe if that is meant"
         )
+
+
+def check_groups(model: Any) -> None:
+    """Refuse null for settings groups that a model cannot do without, which the parser takes.
+
+    Args:
+        model: the part ``model`` of the configuration.
+
+    Raises:
+        ValueError: naming the group and what to write instead.
+    """
+    if (cls := find_class(model["class_path"])) is None:
+        return
+    for name, kind in settings_groups(cls).items():
+        if name in model["init_args"] and model["init_args"][name] is None and not takes_none(cls, name):
+            of = next(iter(inspect.signature(kind).parameters))
+            raise ValueError(
+                f"model.{name} cannot be null: leave it out, or give the fields that differ, such as "
+                f"--model.{name}.{of}=VALUE"
+            )
 
 
 def check_run_folder(folder: str | Path | None) -> None:

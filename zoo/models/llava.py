@@ -78,7 +78,12 @@ class LLaVA(ZooModule):
     """
 
     must_match = ("lora.rank", "lora.alpha")
-    moved = (Moved("lora", {"lora_rank": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"}),)
+    moved = (
+        Moved(
+            "lora", {"lora_rank": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout"},
+            without_effect=lambda args: () if args.get("lora_rank") or args.get("tuning") == "lora" else ("lora_rank",),
+        ),
+    )  # fmt: skip
 
     spec: TokenSpec
 

@@ -89,7 +89,7 @@ class VQGAN(ZooModule):
             "legacy": "legacy", "levels": "levels", "entropy_weight": "entropy_weight", "kl_weight": "kl_weight",
             "tau": "tau", "codebook_decay": "decay", "codebook_init": "init", "restart_threshold": "restart_threshold",
             "codebook_weight": "weight",
-        }),
+        }, without_effect=lambda args: () if args.get("quantizer", "ema") == "ema" else ("codebook_decay",)),
         Moved("discriminator", {
             "disc": "kind", "disc_width": "width", "disc_layers": "layers", "adversarial": "loss",
             "disc_start": "start", "disc_warmup": "warmup", "disc_weight": "weight", "disc_factor": "factor",
