@@ -45,6 +45,8 @@ from zoo.tokens.batch import Batch, images_of, indices_of, view_ids_of
 class BEiT(SecondStage):
     """Predicts a tokenizer's ids at hidden patches; is itself a quantizer of images.
 
+    Its tokens decode at the tokenizer's scale: to 112 pixels for 14x14 tokens of DALL-E's.
+
     Args:
         image_size: side of the input in pixels, or (height, width).
         patch_size: side of a patch in pixels.
@@ -157,10 +159,6 @@ class BEiT(SecondStage):
         """
         logits = self.vit.token_logits(self.to_network_range(images), None if mask is None else self.flat(mask, images))
         return Tokens(self.keep_allowed(logits).argmax(-1), None, self.spec)
-
-    def decode(self, tokens: Tokens) -> Float[Tensor, "b ..."]:
-        """Pixels or an embedding by the frozen tokenizer, at its scale: 112 pixels for 14x14 tokens of DALL-E's."""
-        return self.tokenizer.decode(tokens)
 
     def tokenize(self, batch: Batch) -> Int[Tensor, "b n"]:
         """The tokenizer's ids of a batch: its ``ids``, else those of ``token_image``, else of ``image`` resized.
