@@ -27,11 +27,16 @@ def make_data(name: str, arguments: dict[str, Any], **usual: Any) -> Any:
         ValueError: there is no such data module.
         TypeError: it takes no argument of that name.
     """
+    from lightning.pytorch import LightningDataModule
+
     import datamodules
+    from zoo.choices import suggest_nearest
     from zoo.init_args import check_overrides
 
-    if not hasattr(datamodules, name):
-        raise ValueError(f"there is no data module {name!r}: try EmojiData, ImageFolderData or PhotoData")
-    cls = getattr(datamodules, name)
+    cls = getattr(datamodules, name, None)
+    if not isinstance(cls, type) or not issubclass(cls, LightningDataModule):
+        known = [known for known in datamodules.__all__ if known != "ZooDataModule"]
+        there_are = suggest_nearest(name, known) or f"there are {', '.join(known)}"
+        raise ValueError(f"there is no data module {name!r}: {there_are}")
     check_overrides(cls, arguments)
     return cls(**{key: value for key, value in usual.items() if value is not None} | arguments)

@@ -69,7 +69,9 @@ def test_missing_weights_end_with_one_sentence(rfid, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--data Nothing", "no data module 'Nothing'"),
+        ("--data Nothing", "no data module 'Nothing': there are CaptionData, ConversationData, EmojiData, ImageFold"),
+        ("--data ImageData", "no data module 'ImageData': did you mean ImageFolderData?"),
+        ("--data import_module", "no data module 'import_module': "),
         ("--data BlurredImageData --data.size 3", "size"),
         ("--data BlurredImageData --num-images 99", "has 22 images, not 99"),
         ("--data BlurredImageData stray", "--data.KEY VALUE"),

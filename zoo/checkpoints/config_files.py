@@ -12,7 +12,8 @@ ADAPTER = "adapter_config.json"  # of peft, beside LoRA matrices
 def read_config_beside(path: Path) -> dict[str, Any]:
     """Read ``config.json`` in the folder of the weights; empty where there is none.
 
-    Settings of LoRA matrices in the same folder stand under the name of their file with a line in front.
+    Settings of LoRA matrices and of the preprocessing of pixels, which stand in files of their own, are entries under
+    the name of their file with an underscore in front.
 
     Raises:
         ValueError: for a file that holds no settings by name.

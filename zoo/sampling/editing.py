@@ -69,7 +69,7 @@ def paste(
 ) -> Float[Tensor, "b 3 h w"]:
     """New pixels at hidden tokens, old ones elsewhere, with soft edges: a Gaussian blur of ``height // 16 - 1`` pixels.
 
-    New ones of another size are resized: some tokenizers decode to less or more pixels than they encode.
+    New ones of another size are resized: some tokenizers decode to fewer or more pixels than they encode.
 
     Source: the class-conditional editing of google-research/maskgit; its PIL blur is approximated there by box filters.
     """
