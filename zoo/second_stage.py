@@ -11,7 +11,7 @@ from zoo.init_args import check_overrides
 from zoo.module import ZooModule
 from zoo.registry import class_of, model_from
 from zoo.sampling.labels import wanted_labels
-from zoo.tokens import Tokens, TokenSpec
+from zoo.tokens import Tokens, TokenSpec, evaluating
 from zoo.tokens.allowed import allowed_ids, keep_allowed
 from zoo.tokens.batch import Batch, ids_of, labels_of
 
@@ -179,3 +179,16 @@ def continuous_tokenizer(reference: str, **overrides: Any) -> Any:
     if tokenizer.spec is None or tokenizer.spec.vocab_size:
         raise ValueError(f"{reference!r} has no continuous tokens: take one like BLIP-2, whose tokens are vectors")
     return tokenizer
+
+
+@torch.no_grad()
+def embedding_shape(tokenizer: Any, device: torch.device | None = None) -> tuple[int, ...]:
+    """Shape of what the tokens of one image decode to: (width,) of one vector, (count, width) of several.
+
+    Args:
+        tokenizer: of which ``spec.decodes`` is ``embedding``.
+        device: of the tokenizer.
+    """
+    blank = torch.zeros(1, tokenizer.spec.num_tokens, dtype=torch.long, device=device)
+    with evaluating(tokenizer):
+        return tuple(tokenizer.decode(Tokens(blank, None, tokenizer.spec)).shape[1:])

@@ -84,3 +84,15 @@ def test_a_tokenizer_that_decodes_to_many_vectors_is_refused(tmp_path):
     path = save_weights(many, tmp_path / "many.safetensors")
     with pytest.raises(ValueError, match="decodes to 77 vectors per image, and this decoder draws one"):
         tiny(tokenizer=f"ckpt:{path}")
+
+
+def test_any_tokenizer_that_decodes_to_embeddings_is_drawn(tmp_path):
+    path = save_weights(zoo.create_model("beit_tiny", tokenizer="seed_stage2_tiny:random"), tmp_path / "b.safetensors")
+    model = tiny(tokenizer=f"ckpt:{path}").eval()
+    embedding = model.frozen["tokenizer"].decode(model.frozen["tokenizer"].encode(images()))
+    torch.testing.assert_close(model.encode(images()).embeddings[:, 0], embedding)
+    llm = zoo.create_model("seed_llm_tiny", tokenizer=f"ckpt:{path}").eval()
+    tokens = llm.generate_images(["a cat"], as_tokens=True, seed=0)
+    torch.testing.assert_close(
+        llm.generate_images(["a cat"], model, seed=0), model.images_of(llm.decode(tokens)), rtol=0, atol=0
+    )

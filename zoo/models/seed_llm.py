@@ -32,10 +32,10 @@ from zoo.language.splice import IGNORED, Piece, Spliced, Text, splice
 from zoo.optim import Optim
 from zoo.presets import register
 from zoo.runs.untrained import warn_if_untrained
-from zoo.second_stage import SecondStage
+from zoo.second_stage import SecondStage, embedding_shape
 from zoo.tokens import Tokens, evaluating
 from zoo.tokens.batch import Batch, captions_of, check_tokens, check_words, one_question_each, texts_to_score
-from zoo.vision.unclip import find_decoder
+from zoo.vision.unclip import find_decoder, pixels_of_embedding
 
 FIRST_WORD = "<img_00000>"  # of SEED-LLaMA's published tokenizers
 
@@ -248,15 +248,13 @@ class SEEDLLM(SecondStage):
             if as_tokens:
                 return tokens
             if self.spec.decodes == "embedding":
-                return self.tokenizer.decode_pixels(tokens, decoder, **decoding)
+                return pixels_of_embedding(self.decode(tokens), decoder, **decoding)
             return self.decode(tokens)
 
     def _decoder(self, decoder: Any, decoding: dict[str, Any]) -> Any:
         """Find the decoder of images before the ids are written, which takes long."""
         if self.spec.decodes == "embedding":
-            blank = torch.zeros(1, self.spec.num_tokens, dtype=torch.long, device=self.device)
-            shape = tuple(self.tokenizer.decode(Tokens(blank, None, self.spec)).shape[1:])
-            return find_decoder(decoder, decoding, shape, self.device)
+            return find_decoder(decoder, decoding, embedding_shape(self.tokenizer, self.device), self.device)
         if decoder is not None or decoding:
             given = ", ".join(["decoder"] * (decoder is not None) + list(decoding))
             raise ValueError(f"this tokenizer decodes to pixels by itself: leave out {given}")

@@ -26,7 +26,7 @@ from zoo.nn.embedding_decoder import EmbeddingDecoder
 from zoo.optim import Optim
 from zoo.presets import Weights, register
 from zoo.registry import class_of, model_from
-from zoo.second_stage import refuse_newly_initialised
+from zoo.second_stage import embedding_shape, refuse_newly_initialised
 from zoo.tokens import Segment, Tokens, TokenSpec, as_pixels
 from zoo.tokens.batch import Batch, images_of
 from zoo.vision.teachers import image_embedder
@@ -104,11 +104,12 @@ class SEEDPixels(ZooModule):
         tokenizer = model_from(reference, **{name: value for name, value in given.items() if name in takes})
         if tokenizer.spec is None or tokenizer.spec.decodes != "embedding":
             raise ValueError(f"{reference!r} does not decode to an embedding: take a SEED tokenizer")
-        if (count := tokenizer.hparams.get("reverse_queries", 1)) != 1:
-            raise ValueError(f"{reference!r} decodes to {count} vectors per image, and this decoder draws one")
+        *count, width = embedding_shape(tokenizer)
+        if count:
+            raise ValueError(f"{reference!r} decodes to {count[0]} vectors per image, and this decoder draws one")
         refuse_newly_initialised(tokenizer, reference)
         self.add_frozen("tokenizer", tokenizer, role="ids")
-        return tokenizer.hparams["embedding_width"]
+        return width
 
     # ------------------------------------------------------------------ tokens
 

@@ -37,7 +37,7 @@ from zoo.presets import Weights, register
 from zoo.quantizers.base import count_codes, update_codebooks
 from zoo.quantizers.by_name import make_quantizer
 from zoo.quantizers.codebook import Codebook
-from zoo.tokens import Segment, Tokens, TokenSpec, as_pixels, evaluating
+from zoo.tokens import Segment, Tokens, TokenSpec, as_pixels, evaluating, id_range
 from zoo.tokens.batch import Batch, images_of
 from zoo.vision.encoders import LN_VISION_EPS, vision_tower
 from zoo.vision.teachers import image_embedder
@@ -246,9 +246,12 @@ class SEEDTokenizer(ZooModule):
         return self.decode_task_layer(codes)
 
     def _check(self, ids: Int[Tensor, "b *n"]) -> None:
-        if not torch.compiler.is_compiling() and ids.numel() and not 0 <= ids.min() <= ids.max() < self.spec.vocab_size:
+        if torch.compiler.is_compiling():
+            return
+        low, high = id_range(ids)
+        if low < 0 or high >= self.spec.vocab_size:
             raise ValueError(
-                f"ids must lie in 0..{self.spec.vocab_size - 1}, got {int(ids.min())}..{int(ids.max())}: take the "
+                f"ids must lie in 0..{self.spec.vocab_size - 1}, got {low}..{high}: take the "
                 "image ids of a language model less their offset"
             )
 

@@ -434,8 +434,8 @@ def reconstruct(model: Tokenizer, images: Shaped[Tensor, "b 3 h w"]) -> Float[Te
 
 
 def id_range(ids: Int[Tensor, "..."]) -> tuple[int, int]:
-    """The lowest and the highest id; 0 and 0 of an empty batch, which passes every check."""
-    low, high = ids.aminmax() if ids.numel() else (0, 0)
+    """The lowest and the highest id; 0 and 0 of an empty batch or one without values, which passes every check."""
+    low, high = ids.aminmax() if ids.numel() and not ids.is_meta else (0, 0)
     return int(low), int(high)
 
 
