@@ -22,7 +22,7 @@ def benchmark(monkeypatch):
         del presets()[name]
 
 
-def test_record(benchmark):
+def test_a_record_holds_the_ratio_of_its_seconds(benchmark):
     from _record import check
 
     record = benchmark.measure(16, 2, 4, 2, SIZES)
@@ -32,7 +32,7 @@ def test_record(benchmark):
     assert len(record["protocol"]["all_seconds"]["maskgit"]) == 2
 
 
-def test_curve(benchmark, tmp_path, monkeypatch):
+def test_a_curve_has_a_point_per_setting(benchmark, tmp_path, monkeypatch):
     monkeypatch.setattr(benchmark, "COUNTS", (4, 16))
     monkeypatch.setattr(benchmark, "CODEBOOKS", (16, 32))
     monkeypatch.setattr(benchmark, "STEPS", (1, 2))

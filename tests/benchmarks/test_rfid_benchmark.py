@@ -119,7 +119,7 @@ def test_published_lpips_with_its_protocol(rfid, tmp_path, monkeypatch):
         ({"extra": 1}, "extra"),
     ],
 )
-def test_schema(script, changes, message):
+def test_a_record_that_does_not_keep_the_schema_is_refused(script, changes, message):
     schema = script("_record")
     schema.check(record())
     with pytest.raises(ValueError, match=message):

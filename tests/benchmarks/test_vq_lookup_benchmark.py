@@ -33,7 +33,7 @@ def test_both_sides_give_the_same_ids_step_after_step(script, mode):
         assert len(ids["ours"].unique()) > 10
 
 
-def test_record(script, monkeypatch, tmp_path):
+def test_a_record_holds_ratios_of_seconds_and_memory(script, monkeypatch, tmp_path):
     memory = {"ours": b"10\n", "reference": b"40\n"}
 
     def only(command, **_):

@@ -165,7 +165,7 @@ def test_answers_to_conversations_are_scored(tmp_path):
         callback.take("test", trainer, model, batch)
 
 
-def test_refusals(tmp_path):
+def test_models_and_settings_that_cannot_be_scored_are_refused(tmp_path):
     with pytest.raises(ValueError, match="Toy writes no captions"):
         run(tmp_path, Toy(), [Captions()])
     with pytest.raises(ValueError, match="Toy retrieves nothing"):

@@ -84,7 +84,7 @@ def test_models_without_pictures_are_left_alone(tmp_path):
     assert not (tmp_path / "images").exists()
 
 
-def test_curves(tmp_path):
+def test_curves_leave_out_what_is_no_number_and_share_panels(tmp_path):
     file = tmp_path / "metrics.csv"
     file.write_text("epoch,step,train/loss,val/loss,val/psnr\n0,1,3.0,,\n0,2,nan,,\n0,2,,2.5,11\n0,3,1.0,,\n")
     series = read_metrics(file)

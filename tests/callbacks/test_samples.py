@@ -114,7 +114,7 @@ def test_guidance_reaches_models_that_know_a_null_class(tmp_path, caplog, monkey
     assert "without guidance" not in caplog.text
 
 
-def test_refusals(tmp_path):
+def test_models_and_settings_that_draw_nothing_are_refused(tmp_path):
     with pytest.raises(ValueError, match="Toy generates nothing"):
         run(tmp_path, Toy(), [Samples()])
     with pytest.raises(ValueError, match="per_class"):

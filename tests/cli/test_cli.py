@@ -405,7 +405,7 @@ def test_header_values_may_take_several_lines(tmp_path):
 # ---------------------------------------------------------------- table and doors
 
 
-def test_list(run_cli):
+def test_the_list_shows_every_model_with_its_facts(run_cli):
     code, out, _ = run_cli("list")
     lines = out.splitlines()
     assert code == 0

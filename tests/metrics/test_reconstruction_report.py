@@ -16,7 +16,7 @@ def pair():
         return model, images, model.decode(tokens), tokens.ids
 
 
-def test_values(pair):
+def test_values_are_those_of_their_definitions_over_all_images(pair):
     model, images, decoded, ids = pair
     report = ReconstructionReport(model.spec, floor=True)
     for part in (slice(0, 4), slice(4, 6)):

@@ -36,7 +36,7 @@ def test_people_who_agree_are_taken_at_their_word():
         ("hed", "he'd"), ("wed", "wed"), ("DONT", "don't"), ("two  dogs", "2 dogs"),
     ],
 )  # fmt: skip
-def test_words(raw, clean):
+def test_words_are_cleaned_as_in_the_evaluation_code(raw, clean):
     assert clean_words(raw) == clean
 
 
@@ -65,7 +65,7 @@ def test_words(raw, clean):
         ("$5 & 5% #1", "$5 & 5% #1"),
     ],
 )
-def test_punctuation(raw, clean):
+def test_punctuation_is_cleaned_as_in_the_evaluation_code(raw, clean):
     assert clean_punctuation(raw) == clean
 
 

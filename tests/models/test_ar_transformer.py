@@ -89,7 +89,7 @@ def test_cached_and_uncached_generation_give_equal_tokens(model, sampling):
     assert len(one.unique()) > 1
 
 
-def test_images(model):
+def test_images_lie_in_the_unit_range_and_leave_the_mode(model):
     images = model.generate(2, 2, seed=0)
     assert images.shape == (2, 3, 32, 32)
     assert images.min() >= 0

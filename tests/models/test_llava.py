@@ -97,7 +97,7 @@ def text_and_learned(turns, template, system=None):
     return "".join(p.text for p in parts), [p.text for p in parts if p.learn]
 
 
-def test_layouts():
+def test_layouts_are_written_and_learned_as_published():
     assert text_and_learned(TURNS, "plain") == ("<image>a cat\n", ["a cat\n"])
     text, learned = text_and_learned(MORE, "v1", "S.")
     assert text == "S. USER: <image>\nwhat is this? ASSISTANT: a cat</s>USER: why? ASSISTANT: who knows</s>"
@@ -178,7 +178,7 @@ def test_captions_become_answers():
 
 
 @pytest.mark.parametrize("template", ["plain", "v1", "chatml"])
-def test_answers(template):
+def test_answers_to_several_images_are_those_to_each_alone(template):
     model = tiny(conversation=template).train()
     questions = ["what?", "how many are there?"]
     together = model.answer(images(), questions, max_new_tokens=5)

@@ -148,7 +148,7 @@ def test_token_shards_give_the_loss_of_encoding_on_the_fly(model, images, tmp_pa
 # ---------------------------------------------------------------- decoding
 
 
-def test_guidance(model):
+def test_guidance_moves_logits_away_from_those_without_a_class(model):
     ids, labels = torch.randint(64, (2, 64)), torch.tensor([1, 2])
     with torch.no_grad():
         given = model.network(ids, labels)[..., :64]

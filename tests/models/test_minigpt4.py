@@ -110,7 +110,7 @@ def test_prompts_hold_the_image_once():
         tiny(template="###Human:")
 
 
-def test_answers():
+def test_answers_to_several_images_are_those_to_each_alone():
     model = tiny().train()
     questions = ["what?", "how many are there?", "x"]
     together = model.answer(images(), questions, max_new_tokens=5)

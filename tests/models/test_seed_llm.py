@@ -288,7 +288,7 @@ def test_rules_of_the_folder_do_not_mix_with_those_of_a_call(tmp_path):
     assert model.generate_images(["a cat"], as_tokens=True, top_p=None).ids.shape == (1, 4)
 
 
-def test_refusals():
+def test_batches_and_settings_that_cannot_be_are_refused():
     model = tiny()
     with pytest.raises(ValueError, match="num_beams and max_new_tokens must be positive, got 0 and 30"):
         model.caption(images(), num_beams=0)

@@ -70,7 +70,7 @@ def test_it_overfits_a_batch():
     assert loss.item() < 0.8 * first
 
 
-def test_refusals():
+def test_sizes_and_tokens_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="4 widths make images of 32 pixels, not 64"):
         tiny(image_size=64)
     model = tiny()

@@ -124,7 +124,7 @@ def test_narrow_networks_of_the_queries():
     torch.testing.assert_close(pair.intermediate_query.dense.weight, pair.intermediate.dense.weight)
 
 
-def test_refusals():
+def test_batches_and_settings_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="diversity_weight must be a number of at least 0"):
         zoo.create_model("seed_stage1_tiny", diversity_weight=-1.0)
     model = stirred()

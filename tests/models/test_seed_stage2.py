@@ -360,7 +360,7 @@ def test_settings_that_make_no_model(monkeypatch):
         several.losses({"caption": ["a"]})
 
 
-def test_refusals():
+def test_ids_of_other_images_and_settings_that_cannot_be_are_refused():
     model = stirred()
     with pytest.raises(ValueError, match=r"ids must lie in 0..31, got 0..99: take the image"):
         model.decode(Tokens(torch.tensor([[0, 1, 2, 99]]), None, model.spec))

@@ -88,7 +88,7 @@ def test_every_query_reads_the_image(mixing, norm):
     torch.testing.assert_close(moved, out, rtol=1e-4, atol=1e-5)
 
 
-def test_projectors():
+def test_a_projector_is_its_linear_layers_with_gelu_between():
     torch.manual_seed(0)
     one, two = MLPBridge(6, 8, 4, depth=1), MLPBridge(6, 8, 4, depth=2)
     x = torch.randn(2, 4, 6)

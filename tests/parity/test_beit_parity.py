@@ -168,7 +168,7 @@ def test_transformers_masked_image_modelling(form):
 
 
 @pytest.mark.parametrize("library", ["timm", "transformers"])
-def test_classifier(library):
+def test_a_classifier_gives_the_logits_of_other_libraries(library):
     ours = randomise(BeitViT(**TINY, num_classes=7, relative_positions="per_block", init="finetuning"))
     if library == "timm":
         beit = pytest.importorskip("timm.models.beit")

@@ -80,7 +80,7 @@ def test_exact_gelu_or_another_epsilon_would_be_seen(recorded, model, monkeypatc
         assert (model.network.sequence_logits(sequence) - arrays["out.logits"]).abs().max() > 1e-4
 
 
-def test_loss(recorded, model):
+def test_the_loss_is_the_recorded_one(recorded, model):
     """Recorded labels and weights include the class position, which the model's own loss never weights."""
     arrays, _ = recorded
     weights, labels = arrays["in.weights"], arrays["in.labels"].long()

@@ -130,7 +130,7 @@ def disc():
     return sizes, a, state, network
 
 
-def test_discriminator(disc):
+def test_the_discriminator_gives_the_recorded_logits(disc):
     _, a, state, network = disc
     network.load_state_dict(state)
     with torch.no_grad():

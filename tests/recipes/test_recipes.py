@@ -60,7 +60,7 @@ def test_every_paper_has_a_recipe_that_runs_anywhere():
 # ---------------------------------------------------------------- reading
 
 
-def test_header(recipe):
+def test_a_header_has_every_key_and_says_how_to_run_the_recipe(recipe):
     header = parse_header(recipe)
     assert tuple(header) == KEYS
     assert all(header.values())

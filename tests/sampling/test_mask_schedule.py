@@ -49,7 +49,7 @@ def test_published_counts():
         ("arccos", lambda t, n: math.acos(t) / (math.pi / 2)),
     ],
 )
-def test_schedules(schedule, expected):
+def test_schedules_are_their_formulas(schedule, expected):
     t = torch.tensor([0.01, 0.25, 0.5, 0.9, 1.0])
     found = mask_ratio(schedule, t, torch.full((5,), 256))
     assert found.tolist() == pytest.approx(

@@ -112,7 +112,7 @@ def test_measured_numbers_of_a_page_come_from_records(page):
         ("a.x * 4:.0f", "1"),
     ],
 )
-def test_references(reference, text):
+def test_a_reference_is_replaced_by_the_value_of_its_record(reference, text):
     assert evaluate(RECORDS, reference) == text
     assert fill_template(f"<{{{reference}}}>", RECORDS) == f"<{text}>"
     differing = []

@@ -61,7 +61,7 @@ def test_something_is_checked():
 
 
 @pytest.mark.parametrize("path", FILES, ids=name)
-def test_file(path):
+def test_a_file_keeps_the_rules_of_the_house(path):
     text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     assert len(text.splitlines()) < 500, "split the file"
@@ -159,6 +159,14 @@ def test_tests_mirror_the_packages():
     allowed = layers | {p.name for p in (ROOT / "zoo").iterdir() if p.is_dir()}
     found = {p.name for p in (ROOT / "tests").iterdir() if p.is_dir() and p.name != "__pycache__"}
     assert found <= allowed
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.stem.startswith("test_")], ids=name)
+def test_names_of_tests_are_sentences(path):
+    """More than one word, so that a failure says what does not hold any more."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tests = [n.name for n in tree.body if isinstance(n, ast.FunctionDef) and n.name.startswith("test_")]
+    assert [test for test in tests if test.count("_") < 2] == []
 
 
 def test_shared_toys_have_no_doubles():

@@ -51,7 +51,7 @@ def test_embeddings_have_a_grid_too_and_move():
         Tokens(None, None, GRID).grid()
 
 
-def test_words():
+def test_words_are_looked_up_in_the_segment_of_their_position():
     assert Tokens(torch.tensor([[0, 5, 6, 7, 11]]), None, PYRAMID).words() == [list("afghl")]
     with pytest.raises(ValueError, match="learned"):
         Tokens(torch.zeros(1, 6, dtype=torch.int64), None, GRID).words()
