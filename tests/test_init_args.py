@@ -6,10 +6,20 @@ import json
 
 import pytest
 import torch
+from lightning.pytorch.core.saving import save_hparams_to_yaml
 
 import zoo
 from zoo.checkpoints.export import save_weights
-from zoo.init_args import as_init_args, migrate, moved_names, settings_groups, to_plain_data, typed_arguments, value_at
+from zoo.init_args import (
+    as_init_args,
+    check_settings,
+    migrate,
+    moved_names,
+    settings_groups,
+    to_plain_data,
+    typed_arguments,
+    value_at,
+)
 from zoo.language.lora import LoRA
 from zoo.models.llava import LLaVA
 from zoo.models.seed_llm import SEEDLLM
@@ -129,6 +139,26 @@ def test_create_model_takes_older_names_and_warns_of_them():
     assert model.hparams["lora"] == LoRA(2, 8, 0.0)
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_a_setting_under_both_names_is_one_sentence_without_a_warning():
+    with pytest.raises(TypeError, match=r"lora_rank is lora\.rank now"):
+        zoo.create_model("llava_lora_tiny", lora_rank=2, lora={"rank": 3})
+
+
+@pytest.mark.parametrize(
+    ("preset", "typed", "today"),
+    [("vqgan_tiny", "disc_strt", "discriminator.start"), ("seed_stage1_tiny", "num_querys", "qformer.queries")],
+)
+def test_what_is_near_an_older_name_is_told_the_name_of_today(preset, typed, today):
+    with pytest.raises(TypeError, match=f"takes no '{typed}': did you mean {today}\\?"):
+        zoo.create_model(preset, **{typed: 3})
+
+
+def test_a_constructor_says_that_it_takes_groups_and_no_dictionaries():
+    with pytest.raises(TypeError, match=r"lora of LLaVA is a LoRA, got a dictionary: write LoRA\(\.\.\.\), or"):
+        check_settings(LLaVA, {"lora": {"rank": 2}})
+
+
 def test_registered_presets_may_have_older_names_and_dictionaries(monkeypatch):
     monkeypatch.setattr("zoo.presets._PRESETS", dict(presets()))
     with pytest.warns(FutureWarning, match=r"lora_rank is lora\.rank"):
@@ -228,6 +258,18 @@ def test_a_rank_of_zero_is_left_out_where_llava_trains_no_lora():
 
 def test_vqgan_has_few_arguments():
     assert len(inspect.signature(zoo.VQGAN).parameters) <= 20
+
+
+@pytest.mark.parametrize("name", ["vqgan_tiny", "seed_llm_tiny"])
+def test_hparams_that_a_logger_wrote_take_the_place_of_those_in_a_checkpoint(name, tmp_path):
+    model = zoo.create_model(name)
+    save_hparams_to_yaml(tmp_path / "hparams.yaml", model.init_args())
+    path = of_a_run(model, tmp_path)
+    stored = torch.load(path, weights_only=True)
+    stored["hyper_parameters"] = {}
+    torch.save(stored, path)
+    again = type(model).load_from_checkpoint(path, hparams_file=tmp_path / "hparams.yaml")
+    assert dict(again.hparams) == dict(model.hparams)
 
 
 def test_a_dictionary_changes_fields_of_a_checkpoint(tmp_path):

@@ -3,7 +3,7 @@
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -19,20 +19,21 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> Any:
     raise ValueError(f"{name} cannot be {value!r}: {hint + ' ' if hint else ''}it is one of {', '.join(choices)}")
 
 
-def known_names(owner: str, given: Iterable[str], accepted: Sequence[str]) -> None:
+def known_names(owner: str, given: Iterable[str], accepted: Sequence[str], older: Mapping[str, str] = {}) -> None:
     """Refuse arguments that nobody takes.
 
     Args:
         owner: who would take them.
         given: names of the arguments.
         accepted: names that the owner knows.
+        older: name of an older version -> of today, which is suggested for what is near the older one.
 
     Raises:
         TypeError: naming the nearest one.
     """
     for name in given:
         if name not in accepted:
-            hint = suggest_nearest(name, accepted)
+            hint = suggest_nearest(name, [*accepted, *older], show=lambda near: older.get(near, near))
             raise TypeError(f"{owner} takes no {name!r}: {hint + ' ' if hint else ''}it takes {', '.join(accepted)}")
 
 

@@ -42,6 +42,9 @@ def constructor_arguments(module: nn.Module) -> dict[str, Any]:
     """Arguments of the constructors that are running for ``module``, the most specific class winning.
 
     Lightning's own search ends at a constructor that is wrapped in a decorator, such as the shape checks of the tests.
+
+    Raises:
+        TypeError: for a dictionary in the place of a settings group.
     """
     arguments: dict[str, Any] = {}
     frame = inspect.currentframe()
@@ -51,6 +54,7 @@ def constructor_arguments(module: nn.Module) -> dict[str, Any]:
             names = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
             arguments |= {name: frame.f_locals[name] for name in names if name in frame.f_locals}
         frame = frame.f_back
+    check_settings(type(module), arguments)
     return arguments
 
 
@@ -67,6 +71,20 @@ def to_plain_data(value: Any) -> Any:
     if hasattr(value, "items"):  # jsonargparse.Namespace
         return {str(k): to_plain_data(v) for k, v in value.items()}
     raise TypeError(f"constructor arguments must be plain data, got {type(value).__name__}: {value!r}")
+
+
+def check_settings(cls: type, args: Mapping[str, Any]) -> None:
+    """Refuse dictionaries where a constructor that is called directly needs the settings group itself.
+
+    Raises:
+        TypeError: naming the group and who takes a dictionary.
+    """
+    for name, kind in settings_groups(cls).items():
+        if isinstance(args.get(name), Mapping):
+            raise TypeError(
+                f"{name} of {cls.__name__} is {_a(kind.__name__)}, got a dictionary: write {kind.__name__}(...), or "
+                "use create_model, which takes dictionaries of fields that differ"
+            )
 
 
 def class_by_path(path: str, classes: Iterable[type[Any]]) -> type[Any] | None:
@@ -91,7 +109,7 @@ def without_classes(args: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_overrides(cls: type, overrides: Iterable[str]) -> None:
     """Refuse arguments that the constructor does not take, naming the nearest one."""
-    known_names(cls.__name__, overrides, list(inspect.signature(cls).parameters))
+    known_names(cls.__name__, overrides, list(inspect.signature(cls).parameters), moved_names(cls))
 
 
 # ---------------------------------------------------------------- settings groups
@@ -243,9 +261,10 @@ def moved_names(cls: Any) -> dict[str, str]:
 
 def migrate_and_say(cls: Any, args: Mapping[str, Any]) -> dict[str, Any]:
     """Migrate arguments that somebody wrote, see :func:`migrate`, and warn once of old names, with the new ones."""
+    found = migrate(cls, args)
     if said := renamed(cls, args):
         rank_zero_warn(f"{cls.__name__} has settings under other names now: {said}", category=FutureWarning)
-    return migrate(cls, args)
+    return found
 
 
 def renamed(cls: Any, names: Iterable[str]) -> str:

@@ -4,6 +4,7 @@ import contextlib
 import pickle
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -163,7 +164,8 @@ def load_from_checkpoint(
     content = _pl_migrate_checkpoint(content)
     key = cls.CHECKPOINT_HYPER_PARAMS_KEY  # type: ignore[attr-defined]
     if hparams_file is not None:
-        reader = load_hparams_from_tags_csv if str(hparams_file).endswith(".csv") else load_hparams_from_yaml
+        table = str(hparams_file).endswith(".csv")
+        reader = load_hparams_from_tags_csv if table else partial(load_hparams_from_yaml, use_omegaconf=False)
         content[key] = reader(local_path(hparams_file))
     said = dict(content.get(key) or {})
     if issubclass(cls, LightningDataModule):
