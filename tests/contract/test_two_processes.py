@@ -18,7 +18,7 @@ TINY = zoo.list_models("*_tiny")
 NOISE = ("drop_path", "mixup", "cutmix", "label_smoothing")
 
 
-def calm(name):
+def without_noise(name):
     return {key: 0.0 for key in NOISE if key in zoo.create_model(name).hparams}
 
 
@@ -36,7 +36,7 @@ def write_recipe(name, folder):
     path = recipe_for(name, folder)
     recipe = yaml.safe_load(path.read_text())
     # epsilon 1 makes the first step of Adam proportional to the gradient instead of to its sign
-    recipe["model"]["init_args"] |= calm(name)
+    recipe["model"]["init_args"] |= without_noise(name)
     recipe["model"]["init_args"]["optim"] |= {"eps": 1.0, "warmup_steps": 0, "lr": 0.1}
     recipe["trainer"] |= {"num_sanity_val_steps": 0, "limit_val_batches": 0, "limit_train_batches": 1}
     path.write_text(yaml.safe_dump(recipe))
@@ -58,7 +58,7 @@ def test_two_processes_agree_and_equal_one_with_their_batches(names, tmp_path, r
     assert re.findall(r"^(?:== (\w+)|RANKS AGREE)$", said, re.M) == [part for name in names for part in (name, "")]
     compared = []
     for name in names:
-        model = zoo.create_model(name, **calm(name)).train()
+        model = zoo.create_model(name, **without_noise(name)).train()
         batch = batch_for(model, 8)
         losses = []
         for seed in (0, 1):

@@ -18,7 +18,7 @@ FOLDERS = {
     "tests/": "The rooms again, and `contract/`, `parity/`, `style/`, `recipes/`, `docs/` over all of them.",
     ".ci/": "What runs the tests on a clean clone, with the lowest versions and without extras.",
 }
-TREE = re.compile(r"(<!-- tree -->\n).*?(\n<!-- end -->)", re.DOTALL)
+TREE = re.compile(r"(<!-- tree: written by python tests/docs/file_list.py -->\n).*?(\n<!-- end -->)", re.DOTALL)
 HEAD = """# What each file is for
 
 The first sentence of each file, in the order of the tree. Written by `python tests/docs/file_list.py`.
