@@ -99,5 +99,10 @@ def test_reference_is_the_view_of_the_right_size():
         reference_view(batch, torch.zeros(1, 3, 6, 4))
     with pytest.raises(ValueError, match="with_images=true"):
         reference_view({"ids": torch.zeros(1, 4)}, torch.zeros(1, 3, 6, 4))
-    with pytest.raises(ValueError, match="no images to compare with"):
+    said = (
+        "^the batch has no 'image', but ids, and the comparison of reconstructions with their originals reads pixels: "
+    )
+    with pytest.raises(
+        ValueError, match=said + "pixels: write the token shards with --trainer.callbacks.with_images=true$"
+    ):
         reconstruct_batch(TinyTokenizer(), {"ids": torch.zeros(1, 4)})

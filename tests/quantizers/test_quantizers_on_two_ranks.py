@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from zoo.losses.entropy import entropy_loss
+from zoo.quantizers.code_entropy import code_entropy
 from zoo.quantizers.ema import EMAQuantizer
 from zoo.quantizers.gradient import VectorQuantizer
 from zoo.quantizers.lfq import LFQ
@@ -60,8 +60,8 @@ def states(rows, seed):
 def losses(rows):
     """Entropy losses and what DDP makes of their gradients."""
     z = batch(0)[rows].requires_grad_()
-    affinity = z @ batch(1)[:8].t()
-    value = entropy_loss(affinity, 0.5)
+    each, mean = code_entropy(z, batch(1)[:8], 0.5)
+    value = each - mean
     lfq = LFQ(3, temperature=0.5).train()(z)
     (value + lfq.loss).backward()
     return {"entropy": value.detach(), "mean": lfq.terms["entropy_mean"], "gradient": z.grad}

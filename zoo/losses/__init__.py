@@ -1,1 +1,1 @@
-"""Objectives in pure torch: likelihoods, perceptual, adversarial, contrastive and entropy terms."""
+"""Objectives in pure torch: likelihoods, perceptual, adversarial and contrastive terms."""

@@ -19,7 +19,9 @@ from zoo.metrics.extractors import InceptionFeatures, Lite0Features, has_incepti
 from zoo.metrics.frechet import FrechetDistance
 from zoo.metrics.image_quality import PSNR, lpips, lpips_lite0
 from zoo.tokens import TokenSpec, as_pixels
+from zoo.tokens.batch import images_of
 
+WHO = "the comparison of reconstructions with their originals"
 NAMES_OF_USAGE = {"usage": "codebook_usage", "perplexity": "perplexity", "dead": "dead_codes"}
 
 
@@ -184,9 +186,9 @@ def reference_view(batch: dict[str, Any], reconstructions: Float[Tensor, "b 3 h 
     Raises:
         ValueError: where the batch has no images, or only such of another aspect ratio.
     """
-    images = _images(batch)
-    for view in (batch[key] for key in ("image", "token_image") if key in batch):
-        if view.shape == reconstructions.shape:
+    images = images_of(batch, WHO)
+    for view in (images, batch.get("token_image")):
+        if view is not None and view.shape == reconstructions.shape:
             return view
     (h, w), (height, width) = images.shape[-2:], reconstructions.shape[-2:]
     if h * width != w * height:
@@ -207,12 +209,6 @@ def reconstruct_batch(
     Raises:
         ValueError: where there is none.
     """
-    tokens = model.encode(_images(batch))
+    tokens = model.encode(images_of(batch, WHO))
     reconstructions = model.decode(tokens)
     return reference_view(batch, reconstructions), reconstructions, tokens.ids
-
-
-def _images(batch: dict[str, Any]) -> Shaped[Tensor, "b 3 h w"]:
-    if "image" not in batch:
-        raise ValueError("there are no images to compare with: write token shards with_images=true, or do not evaluate")
-    return batch["image"]

@@ -1,4 +1,4 @@
-"""Entropies of soft assignments to a codebook."""
+"""Entropies of soft assignments to a codebook: MaskGIT's entropy loss (Chang et al., arXiv:2202.04200)."""
 
 import torch
 from jaxtyping import Float
