@@ -201,6 +201,23 @@ def test_older_names_work_wherever_arguments_can_be_given(model, typed, files, p
     assert err == f"{place} has settings of LLaVA under older names: lora_rank is lora.rank\n"
 
 
+@pytest.mark.parametrize("cls", ["mine_of_older_names.Mine", "mine_of_older_names.VQGAN"])
+def test_older_names_work_for_classes_of_a_user_that_inherit_them(model, cls, monkeypatch):
+    Path("mine_of_older_names.py").write_text(
+        "import zoo\nclass Mine(zoo.LLaVA):\n    pass\nclass VQGAN(zoo.LLaVA):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(Path.cwd()))
+    args, err = model(cls=cls, lora_rank=7)
+    assert args["lora"]["rank"] == 7
+    assert err == f"a.yaml has settings of {cls[20:]} under older names: lora_rank is lora.rank\n"
+    assert model(f"--model={cls}", "--model.lora_rank=8")[0]["lora"]["rank"] == 8
+
+
+@pytest.mark.parametrize("name", ["./no.yaml", "no.yaml", "no.such.Class", "3.5", ".", "os.path.join", "zoo.Optim"])
+def test_what_is_no_model_ends_in_one_line(run_cli, in_tmp, name):
+    assert "model: " in message(run_cli, "fit", f"--model={name}", "--data=EmojiData", "--model.lora_rank=3")
+
+
 def test_older_names_work_in_a_recipe_of_all_commands(run_cli, in_tmp):
     Path("a.yaml").write_text("fit: {model: {class_path: LLaVA, init_args: {lora_rank: 7}}}\n")
     code, out, err = run_cli("--config", "a.yaml", "fit", "--data=EmojiData", "--print_config")

@@ -14,8 +14,10 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader
 
+from zoo.cli.parser import find_class
 from zoo.cli.yaml_text import dump_yaml
 from zoo.init_args import migrate, moved_names, renamed, settings_groups
+from zoo.module import ZooModule
 
 CONFIG = ("--config", "-c")
 CLASS = ("--model", "--model.class_path")
@@ -172,8 +174,10 @@ def _class_named(line: _Words, contents: Mapping[int, _Content]) -> type | None:
     names = []
     for i, (option, value, _) in line.options.items():
         names += contents[i].classes if i in contents else [value] if option in CLASS else []
-    last = str(names[-1]).rpartition(".")[2] if names else None
-    return {preset.cls.__name__: preset.cls for preset in presets().values()}.get(str(last))
+    name = str(names[-1]) if names else ""
+    known = {preset.cls.__name__: preset.cls for preset in presets().values()}
+    cls = find_class(name) if re.fullmatch(r"[^\W\d]\w*(\.\w+)+", name) else known.get(name)
+    return cls if cls is not None and issubclass(cls, ZooModule) else None
 
 
 def _has_model(value: Any) -> bool:
