@@ -12,6 +12,8 @@ from zoo.quantizers.lfq import LFQ
 
 STEPS = 3
 
+pytestmark = pytest.mark.slow  # all of them wait for the two processes
+
 
 def quantizers():
     torch.manual_seed(1)
@@ -83,7 +85,6 @@ def results(tmp_path_factory):
     return *ranks, (states(joint, seed=7), losses(joint))
 
 
-@pytest.mark.slow
 def test_codebooks_are_the_same_on_both_ranks(results):
     torch.testing.assert_close(results[0][0], results[1][0], rtol=0, atol=0)
 
