@@ -1,4 +1,4 @@
-"""T4: codebooks, k-means and restarts on two processes are the same on both, and those of one with the joint batch."""
+"""Codebooks, k-means and restarts on two processes are the same on both, and those of one with the joint batch."""
 
 import pytest
 import torch
