@@ -256,7 +256,7 @@ def test_pixel_loss_on_the_pixels_that_the_networks_see(batch, architecture, kin
 
 @pytest.mark.parametrize("architecture", ["taming", "maskgit"])
 def test_the_perceptual_network_sees_pixels_in_the_unit_range(batch, architecture):
-    """Both LPIPS scale [0, 1] by themselves; [-1, 1] would be scaled twice (T7)."""
+    """Both LPIPS scale [0, 1] by themselves; [-1, 1] would be scaled twice."""
     model = zoo.create_model("vqgan_tiny", architecture=architecture, perceptual="lite0", discriminator=None).eval()
     model.perceptual_distance(batch["image"], batch["image"])
     seen = []

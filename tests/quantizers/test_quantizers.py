@@ -55,7 +55,7 @@ def test_any_layout_with_channels_last(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_half_precision_neither_changes_ids_nor_their_type(name):
-    """T1, T2: distances and id arithmetic in float32 and int64 under autocast."""
+    """Distances and id arithmetic in float32 and int64 under autocast."""
     quantizer = ALL[name]().train()
     z = torch.randn(64, 4)
     exact = quantizer.encode(z)
@@ -68,7 +68,7 @@ def test_half_precision_neither_changes_ids_nor_their_type(name):
 
 @pytest.mark.parametrize("name", ["vector", "ema", "fsq", "lfq"])
 def test_straight_through(name):
-    """T28: equal to the codes up to rounding, and the gradient of the output is that of the input."""
+    """Equal to the codes up to rounding, and the gradient of the output is that of the input."""
     quantizer = ALL[name]().train()
     z = torch.randn(50, 4, requires_grad=True)
     out = quantizer(z)
@@ -106,7 +106,7 @@ def test_nearest_code_is_exact(chunk):
 
 @pytest.mark.slow
 def test_nearest_code_at_the_init_of_taming():
-    """T1: with codes in U(-1/K, 1/K) half precision gives all vectors one code, and even float32 with |z|^2 errs."""
+    """With codes in U(-1/K, 1/K) half precision gives all vectors one code, and even float32 with |z|^2 errs."""
     codes = 4096
     z, codebook = torch.randn(512, 64), (torch.rand(codes, 64) * 2 - 1) / codes
     expected = exact_ids(z, codebook)
@@ -120,7 +120,7 @@ def test_nearest_code_at_the_init_of_taming():
 
 @pytest.mark.parametrize("setting", ["medium", "high", "highest"])
 def test_nearest_code_uses_no_tf32(monkeypatch, setting):
-    """T1: the command line allows TF32, which keeps ten bits; ids must not depend on it, and the setting stays."""
+    """The command line allows TF32, which keeps ten bits; ids must not depend on it, and the setting stays."""
     seen, product = [], torch.addmm
 
     def watched(*args, **kwargs):
@@ -249,7 +249,7 @@ def test_running_means_are_the_equation(debias):
 
 
 def test_accumulated_batches_are_one_step_and_repeated_forwards_none():
-    """T5: accumulation counts together; a second forward pass, and one without gradients, count nothing."""
+    """Accumulation counts together; a second forward pass, and one without gradients, count nothing."""
     quantizer = EMAQuantizer(6, 3, decay=0.9).train()
     batches = batches_of([10, 14], [10, 14])
     codes, n, _ = ema_by_hand(quantizer.codebook.numpy().copy(), batches)
@@ -297,7 +297,7 @@ def test_a_frozen_encoder_still_trains_the_codebook():
 
 
 def test_running_means_do_not_explode():
-    """T3: counts that start at zero, without de-biasing, multiply unused codes by 1e5 in the first step."""
+    """Counts that start at zero, without de-biasing, multiply unused codes by 1e5 in the first step."""
     start, z = 8 * torch.randn(256, 16), 0.1 * torch.randn(1024, 16)
     ids = {}
     for name in ("ones", "zeros"):
@@ -379,7 +379,7 @@ def test_codes_trained_by_gradients_restart_too():
 
 
 def test_gumbel_is_deterministic_in_eval_and_hard_in_training():
-    """T21: the reference draws noise in evaluation too."""
+    """The reference draws noise in evaluation too."""
     quantizer = GumbelQuantizer(10, 4, in_dim=6)
     torch.nn.init.normal_(quantizer.proj.weight)
     z = torch.randn(2, 30, 6)
@@ -435,7 +435,7 @@ def test_fsq_rounds_to_levels():
 
 
 def test_lfq_ids_are_whole_numbers_of_many_bits():
-    """T2: a float16 or bfloat16 sum of powers loses the low bits."""
+    """A float16 or bfloat16 sum of powers loses the low bits."""
     quantizer = LFQ(18, entropy_weight=0.0).eval()
     z = torch.randn(100, 18).bfloat16()
     ids = quantizer.encode(z)
