@@ -47,6 +47,10 @@ class Samples(Dataset):
         """The sample at a place from 0 to the end, or None where its image is broken."""
         raise NotImplementedError
 
+    def captions(self) -> list[str]:
+        """Every text that samples have as ``caption``, without reading an image; none for images without texts."""
+        return []
+
     def __getitem__(self, i: Any) -> Any:
         size = len(self)
         if isinstance(i, slice):
@@ -74,6 +78,10 @@ class Joined(Samples):
 
     def __len__(self) -> int:
         return self.ends[-1] if self.ends else 0
+
+    def captions(self) -> list[str]:
+        """Every text of all parts."""
+        return [caption for part in self.parts for caption in part.captions()]
 
     def sample(self, i: int) -> Sample | None:
         number = bisect_right(self.ends, i)
@@ -148,6 +156,11 @@ class ZooDataModule(pl.LightningDataModule):
         from zoo.checkpoints.lightning_io import load_from_checkpoint
 
         return load_from_checkpoint(cls, checkpoint_path, None, hparams_file, **overrides)
+
+    def train_captions(self) -> list[str]:
+        """All captions of the training images, from which a model learns its pieces of words; none where unknown."""
+        self._need_setup()
+        return self.train.captions() if isinstance(self.train, Samples) else []
 
     def view(self, split: Split) -> Dataset:
         """The images of a split without augmentation, in a fixed order."""

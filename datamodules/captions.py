@@ -58,6 +58,10 @@ class AnnotatedDataset(Samples):
     def __len__(self) -> int:
         return len(self.samples)
 
+    def captions(self) -> list[str]:
+        """Every caption of all images."""
+        return [caption for entry in self.entries for caption in entry.captions]
+
     def sample(self, i: int) -> Sample | None:
         number, chosen = self.samples[i]
         if self.entries[number].path is None:

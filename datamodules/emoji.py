@@ -7,7 +7,7 @@ Graphics: Twemoji (CC-BY 4.0), OpenMoji (CC-BY-SA 4.0); names: ``emoji`` (BSD), 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, get_args
@@ -27,7 +27,9 @@ from zoo.choices import one_of
 from zoo.language.conversations import Turn
 
 Style = Literal["twemoji", "openmoji"]
-Language = Literal["en", "es", "ja", "ko", "pt", "it", "fr", "de", "fa", "id", "zh", "ru", "tr", "ar"]
+Language = Literal["en", "es", "ja", "ko", "pt", "it", "fr", "de", "fa", "id", "zh", "ru", "tr", "ar", "all"]
+#: those of which "all" takes one at random; English, which evaluation takes, comes first
+LANGUAGES: tuple[str, ...] = get_args(Language)[:-1]
 SPLITS = ("train", "val", "test")
 
 VARIATION = "\ufe0f"  # asks for the coloured drawing; the packages disagree on where they write it
@@ -132,12 +134,14 @@ class EmojiDataset(Samples):
         drawings: with transparency (4 channels), or already on white (3 channels) for a ``white`` background.
         index: position of each drawing in the catalogue.
         label: class of each drawing.
-        caption: text of each drawing.
+        caption: text of each drawing, or several, of which a drawing that is trained on has one at random, and any
+            other the first one and all of them as ``captions``.
         transform: what happens to the composited image.
         background: ``white``, ``fixed`` (a random colour per drawing) or ``fresh`` (a new one each time).
         margin: pixels of background that are added on each side before the transform.
         talk: from the position in the catalogue to a conversation about the drawing, or None.
         file: name of each drawing in its package, without the ending; None leaves it out.
+        varied: take one of several texts at random, as training does.
     """
 
     def __init__(
@@ -145,15 +149,19 @@ class EmojiDataset(Samples):
         drawings: UInt8[Tensor, "n c h w"],
         index: Int[Tensor, " n"],
         label: Int[Tensor, " n"],
-        caption: list[str],
+        caption: Sequence[str | tuple[str, ...]],
         transform: Transform,
         background: Background = "white",
         margin: int = 0,
         talk: Callable[[int], list[Turn]] | None = None,
         file: list[str] | None = None,
+        varied: bool = False,
     ):
+        self.varied = varied
         self.talk, self.file = talk, file
-        self.drawings, self.index, self.label, self.caption = drawings, index, label, caption
+        self.drawings, self.index, self.label = drawings, index, label
+        self.texts = [(texts,) if isinstance(texts, str) else tuple(texts) for texts in caption]
+        self.caption = [texts[0] for texts in self.texts]
         self.transform, self.background, self.margin = transform, background, margin
 
     def __len__(self) -> int:
@@ -165,10 +173,22 @@ class EmojiDataset(Samples):
         if self.margin:
             drawing = F.pad(drawing, (self.margin,) * 4, value=255 if white else 0)
         image = drawing if white else composite(drawing, self._colour(index))
-        sample = self.transform(image) | {"label": int(self.label[i]), "caption": self.caption[i], "index": index}
+        sample: Sample = {**self.transform(image), "label": int(self.label[i]), "index": index, **self._words(i)}
         if self.file is not None:
             sample["file"] = self.file[i]
         return sample if self.talk is None else sample | {"conversation": self.talk(index)}
+
+    def captions(self) -> list[str]:
+        """Every text of all drawings."""
+        return [text for texts in self.texts for text in texts]
+
+    def _words(self, i: int) -> Sample:
+        texts = self.texts[i]
+        if len(texts) == 1:
+            return {"caption": texts[0]}
+        if self.varied:
+            return {"caption": texts[int(torch.randint(len(texts), ()))]}
+        return {"caption": texts[0], "captions": list(texts)}
 
     def _colour(self, index: int) -> UInt8[Tensor, "3"]:
         generator = torch.Generator().manual_seed(index) if self.background == "fixed" else None
@@ -188,7 +208,8 @@ class EmojiData(ZooDataModule):
         style: the drawings.
         background: white, or a random colour per training image and a fixed colour per evaluation image.
         skin_tones: whether to include the skin tone variants (they double the people).
-        language: of the captions.
+        language: of the captions; ``all`` takes one of the 14 at random in training, and English elsewhere, with all of
+            them as ``captions``.
         label: which classes ``label`` means, 9 categories or 98 sub-categories.
         train_transform: augmentation, see ``datamodules.transforms``.
         token_image_size: side of ``token_image``, the tokenizer's own view; None leaves it out, and the tokenizer
@@ -265,20 +286,24 @@ class EmojiData(ZooDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self._views:
             return
-        entries, drawings, caption_of = self.emoji, self._rgba(), emoji_names(self.language)
+        entries, drawings = self.emoji, self._rgba()
+        spoken = [emoji_names(language) for language in (LANGUAGES if self.language == "all" else (self.language,))]
         if white := self.background == "white":
             drawings = composite(drawings, torch.full((3,), 255, dtype=torch.uint8))
         classes = {name: i for i, name in enumerate(self.class_names)}
         labels = torch.tensor([classes[getattr(e, self.label)] for e in entries])
         captions = [
-            self.caption_template.format(name=caption_of[e.text], category=e.category, subcategory=e.subcategory)
+            tuple(
+                self.caption_template.format(name=name_of[e.text], category=e.category, subcategory=e.subcategory)
+                for name_of in spoken
+            )
             for e in entries
         ]
         sides = [e.split for e in entries]
         for split in SPLITS:
             index = torch.tensor([i for i, side in enumerate(sides) if side == split])
             kept = (drawings[index], index, labels[index], [captions[i] for i in index])
-            evaluation_talk, training_talk = self._talks(captions)
+            evaluation_talk, training_talk = self._talks([texts[0] for texts in captions])
             file = [entries[i].file for i in index]
             eval_background: Background = "white" if white else "fixed"
             self._views[split] = EmojiDataset(
@@ -286,7 +311,9 @@ class EmojiData(ZooDataModule):
             )
             if split == "train":
                 background: Background = "white" if white else "fresh"
-                self.train = EmojiDataset(*kept, self._train_transform, background, self.margin, training_talk, file)
+                self.train = EmojiDataset(
+                    *kept, self._train_transform, background, self.margin, training_talk, file, varied=True
+                )
         self.val, self.test = self._views["val"], self._views["test"]
         counts = Counter(sides)
         rank_zero_info(

@@ -30,6 +30,10 @@ class _Shard(Samples):
     def __len__(self) -> int:
         return len(self.shard["ids"])
 
+    def captions(self) -> list[str]:
+        """The caption of each image, where the shard has them."""
+        return [text_in(self.shard, i) for i in range(len(self))] if "caption_ends" in self.shard else []
+
     def sample(self, i: int) -> Sample:
         shard = self.shard
         sample: Sample = {"ids": shard["ids"][i].long(), "index": int(shard["index"][i])}

@@ -269,3 +269,32 @@ def test_a_batch_larger_than_the_data_is_refused(data, monkeypatch):
     monkeypatch.setattr(data, "batch_size", 2000)
     with pytest.raises(ValueError, match="1706 training images, fewer than one batch of 2000"):
         data.train_dataloader()
+
+
+def test_all_languages_at_once_vary_in_training_and_stand_beside_english_elsewhere():
+    data = EmojiData(image_size=16, language="all")
+    data.setup()
+    english = EmojiData(image_size=16)
+    english.setup()
+    german = EmojiData(image_size=16, language="de")
+    german.setup()
+    assert data.val.caption == english.val.caption
+    sample = data.val[3]
+    assert sample["caption"] == english.val.caption[3]
+    assert len(sample["captions"]) == 14
+    assert sample["captions"][7] == german.val.caption[3]
+    torch.manual_seed(0)
+    seen = {data.train[0]["caption"] for _ in range(60)}
+    assert {english.train.caption[0], german.train.caption[0]} <= seen <= set(data.train.texts[0])
+    assert len(seen) > 8
+    said = data.train_captions()
+    assert len(said) == 14 * len(data.train)
+    assert english.train_captions() == english.train.caption
+
+
+def test_held_out_concepts_are_named_in_no_language_of_the_training_captions():
+    data = EmojiData(image_size=16, language="all")
+    data.setup()
+    said = set(data.train_captions())
+    held_out = set(data.test.texts)
+    assert not [texts for texts in held_out if set(texts) <= said]

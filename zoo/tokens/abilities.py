@@ -365,6 +365,15 @@ class Views(Protocol):
 
 
 @runtime_checkable
+class SaysCaptions(Protocol):
+    """Data that can say all captions of its training images without reading an image."""
+
+    def train_captions(self) -> list[str]:
+        """All captions, several of one image included; none where the images have none, or nobody knows them."""
+        ...
+
+
+@runtime_checkable
 class PredictsSplit(Protocol):
     """Data that can be told which split ``predict`` goes through."""
 
