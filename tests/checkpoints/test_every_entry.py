@@ -23,6 +23,7 @@ from zoo.checkpoints.published import (
 )
 from zoo.checkpoints.unused_entries import entries_of, summarise_names, track_entries, untrack_entries
 from zoo.nn.relative_position import relative_position_index
+from zoo.nn.sparse_attention import joint_mask
 from zoo.sampling.token_order import token_order
 
 
@@ -247,6 +248,15 @@ def prefixed(reader, state, *prefixes, **settings):
     return File(reader, state, prefixes, settings)
 
 
+def rudalle_file():
+    state = without(state_of("dalle_tiny"), "text_merges")
+    state = {name.removeprefix("transformer."): value for name, value in state.items()}
+    kinds = {"row": "row", "col": "column", "conv": "conv"}
+    masks = {f"transformer.{name}_mask": joint_mask(kind, 12, [(8, 8)], 3) for name, kind in kinds.items()}
+    wrong = {name: ~mask for name, mask in masks.items()}
+    return File("dalle_tiny", state | masks, ("transformer.", "transformer.layers.0.attention."), {}, wrong)
+
+
 FILES = {
     "OpenAI dVAE (encoder.pkl, decoder.pkl)": lambda: prefixed("dvae_tiny", encoder(), "blocks.", "blocks.group_1."),
     "FLAVA image codebook (transformers)": flava_file,
@@ -267,6 +277,7 @@ FILES = {
     ),
     "LlamaGen's VQ tokenizer (.pt)": llamagen_file,
     "second stage of taming-transformers": taming_gpt_file,
+    "ruDALL-E (Malevich, Emojich, Surrealist)": rudalle_file,
     "Google's MaskGIT transformer (Flax)": google_file,
     "Maskgit-pytorch v1 (valeoai)": lambda: prefixed(
         "maskgit_tiny", renamed(state_of("maskgit_tiny", layout="valeoai"), ("^network.", "")), "transformer.",

@@ -100,7 +100,9 @@ def test_another_signature_is_found():
 
 def test_every_ability_of_models_is_had_by_one():
     lonely = [p.__name__ for p in PROTOCOLS if p.__module__ == abilities.__name__ and not of(p)]
-    assert lonely == ["EntersEpochs", "NamesClasses", "PredictsSplit", "StartsAnew", "Views"], "those of data modules"
+    assert lonely == ["EntersEpochs", "NamesClasses", "PredictsSplit", "SaysCaptions", "StartsAnew", "Views"], (
+        "those of data modules"
+    )
 
 
 # ---------------------------------------------------------------- text
