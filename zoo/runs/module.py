@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch import nn
 
 from zoo.checkpoints.lightning_io import load_from_checkpoint, read_safely
+from zoo.distributed import leave_group_at_exit
 from zoo.optim import Optim, can_fuse, lr_factor, parameter_groups, settings_of
 from zoo.runs.resuming import Resuming
 from zoo.runs.untrained import UntrainedWarning
@@ -89,7 +90,7 @@ class RunModule(pl.LightningModule):
 
     @property
     def trainer(self) -> pl.Trainer:
-        """The trainer, which from the moment it meets this module reads checkpoints safely."""
+        """The trainer, which from the moment it meets this module reads checkpoints safely and ends its group."""
         return super().trainer
 
     @trainer.setter
@@ -97,6 +98,7 @@ class RunModule(pl.LightningModule):
         pl.LightningModule.trainer.fset(self, trainer)
         if isinstance(trainer, pl.Trainer):
             read_safely(trainer)
+            leave_group_at_exit()
 
     @_restricted_classmethod  # type: ignore[untyped-decorator]
     def load_from_checkpoint(
