@@ -1,6 +1,5 @@
 """ZooDataModule, the base of every data module: loaders, seeds and the batch contract."""
 
-import importlib.util
 import operator
 import warnings
 from bisect import bisect_right
@@ -16,6 +15,7 @@ from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from datamodules.order import OwnNoise, TrainOrder
+from zoo import assets
 from zoo.choices import one_of
 from zoo.distributed import world_size
 from zoo.runs.data_workers import shield_new_workers
@@ -359,15 +359,12 @@ def collate(samples: Sequence[Sample | None]) -> dict[str, Any]:
 
 
 def find_package(module: str, needed_by: str, extra: str = "demo") -> Path:
-    """Find the folder in which an installed package keeps its files; the package itself is not imported.
+    """Find the folder of a package of an extra, see :func:`zoo.assets.find_package`.
 
     Raises:
         ModuleNotFoundError: with the pip line.
     """
-    spec = importlib.util.find_spec(module)
-    if spec is None or not spec.submodule_search_locations:
-        raise missing_package(module, needed_by, extra)
-    return Path(spec.submodule_search_locations[0])
+    return assets.find_package(module, missing_package(module, needed_by, extra))
 
 
 def missing_package(module: str, needed_by: str, extra: str = "demo") -> ModuleNotFoundError:

