@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+import zoo
 from datamodules.base import ZooDataModule
 from zoo.module import ZooModule
 from zoo.optim import Optim
@@ -332,3 +333,19 @@ class SignalAt(pl.Callback):
 
     def on_test_batch_start(self, trainer, *others):
         self._send(trainer, "test")
+
+
+def beit_with_positions():
+    """BEiT whose position bias, which starts at zero, tells positions apart; without chance in its depth."""
+    model = zoo.create_model("beit_tiny", drop_path=0.0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias_table"):
+                torch.nn.init.normal_(parameter)
+    return model
+
+
+def labelled_batch():
+    """Four images of four classes, from the middle of a data set."""
+    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    return {"image": images, "label": torch.tensor([0, 1, 2, 3]), "index": torch.tensor([7, 8, 9, 10])}

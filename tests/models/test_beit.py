@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
-from toys import BlurredImageData, quiet_trainer
+from toys import BlurredImageData, beit_with_positions, labelled_batch, quiet_trainer
 
 import zoo
 from zoo.callbacks.evaluation import Evaluation
@@ -21,18 +21,12 @@ TINY = {"image_size": 32, "patch_size": 8, "width": 32, "depth": 2, "heads": 4}
 
 @pytest.fixture
 def beit():
-    model = zoo.create_model("beit_tiny", drop_path=0.0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias_table"):
-                torch.nn.init.normal_(parameter)
-    return model
+    return beit_with_positions()
 
 
 @pytest.fixture
 def batch():
-    images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    return {"image": images, "label": torch.tensor([0, 1, 2, 3]), "index": torch.tensor([7, 8, 9, 10])}
+    return labelled_batch()
 
 
 # ---------------------------------------------------------------------- objective

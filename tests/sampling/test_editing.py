@@ -10,18 +10,6 @@ from zoo.sampling.image_masks import box_mask
 SIZE = 32
 
 
-@pytest.fixture(scope="module")
-def on_beit():
-    """MaskGIT over the ids of BEiT, which decodes images of 32x32 through a dVAE to 16x16."""
-    torch.manual_seed(0)
-    return zoo.create_model("maskgit_tiny", tokenizer="beit_tiny:random").eval()
-
-
-@pytest.fixture
-def images():
-    return torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(5))
-
-
 def test_another_size_of_decoding_is_resized(on_beit, images):
     assert on_beit.decode(on_beit.encode(images)).shape[-1] == SIZE // 2
     hidden = torch.zeros(SIZE, SIZE, dtype=torch.bool)

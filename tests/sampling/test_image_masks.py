@@ -9,18 +9,6 @@ from zoo.sampling.image_masks import box_mask
 SIZE = 32
 
 
-@pytest.fixture(scope="module")
-def on_beit():
-    """MaskGIT over the ids of BEiT, which decodes images of 32x32 through a dVAE to 16x16."""
-    torch.manual_seed(0)
-    return zoo.create_model("maskgit_tiny", tokenizer="beit_tiny:random").eval()
-
-
-@pytest.fixture
-def images():
-    return torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(5))
-
-
 def test_boxes_inside_of_tokens_keep_the_floors_of_the_reference():
     """Pixels 19 to 25 lie in rows 4 to 6 of 4 pixels: row 3 is added, row 6 is left out."""
     spec = zoo.TokenSpec((zoo.Segment("grid", (8, 8), 0, 8),), dim=1)

@@ -25,14 +25,15 @@ import torch
 import torch.nn.functional as F
 from einops import repeat
 from jaxtyping import Bool, Float, Int, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.checkpoints.published import hf_beit, timm_beit, unilm
 from zoo.choices import one_of
 from zoo.losses.mixing import mark_correct
 from zoo.models.beit_classifier import BEiTClassifier as BEiTClassifier  # configs and checkpoints name it here
-from zoo.nn.beit_vit import ABSOLUTE, EMOJI, EPS, LARGE, TINY, BeitViT, exempt_from_decay, layer_of
-from zoo.nn.normalisation import STATISTICS, Normalisation, normalise
+from zoo.nn.beit_trunk import BeitTrunk
+from zoo.nn.beit_vit import ABSOLUTE, EMOJI, EPS, LARGE, TINY, BeitViT
+from zoo.nn.normalisation import STATISTICS, Normalisation
 from zoo.nn.relative_position import ResizeMethod
 from zoo.optim import Optim
 from zoo.presets import Weights, register
@@ -42,7 +43,7 @@ from zoo.tokens import Tokens, as_pixels, evaluating, sides_of
 from zoo.tokens.batch import Batch, images_of, indices_of, view_ids_of
 
 
-class BEiT(SecondStage):
+class BEiT(BeitTrunk, SecondStage):
     """Predicts a tokenizer's ids at hidden patches; is itself a quantizer of images.
 
     Its tokens decode at the tokenizer's scale: to 112 pixels for 14x14 tokens of DALL-E's.
@@ -131,11 +132,6 @@ class BEiT(SecondStage):
         self.load_weights(weights)
 
     @property
-    def image_size(self) -> int | tuple[int, int]:
-        """Side of the images in pixels, or (height, width) of those that are no squares."""
-        return self.vit.image_size
-
-    @property
     def view_size(self) -> tuple[int, int]:
         """Height and width in pixels of the tokenizer's images, which give as many tokens as BEiT has patches.
 
@@ -210,34 +206,7 @@ class BEiT(SecondStage):
             drawn = [nonempty(self.draw_mask, random.Random(i)) for i in indices_of(batch, len(images))]
         return torch.stack(drawn).to(images.device)
 
-    def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
-        return exempt_from_decay(name, self.decay_convention)
-
-    def layer_of(self, name: str) -> int:
-        return layer_of(name.removeprefix("vit."), self.vit.depth)
-
-    @property
-    def num_layers(self) -> int:
-        return self.vit.depth + 1
-
     # ------------------------------------------------------------------ looking at it
-
-    def to_network_range(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """Check pixels and normalise them for the transformer.
-
-        Args:
-            images: in [0, 1] or uint8, of ``image_size``.
-
-        Raises:
-            ValueError: for images of another size, type or range.
-        """
-        return normalise(as_pixels(images, size=self.vit.image_sides), self.normalisation)
-
-    def forward_intermediates(
-        self, images: Shaped[Tensor, "b 3 h w"], indices: int | list[int] | tuple[int, ...] | None = None
-    ) -> list[Float[Tensor, "b d gh gw"]]:
-        """Raw feature maps after some blocks, see :meth:`zoo.nn.beit_vit.BeitViT.forward_intermediates`."""
-        return self.vit.forward_intermediates(self.to_network_range(images), indices)
 
     def complete(
         self, images: Shaped[Tensor, "b 3 h w"], mask: Bool[Tensor, "b gh gw"], ids: Int[Tensor, "b n"] | None = None

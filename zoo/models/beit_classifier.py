@@ -22,16 +22,16 @@ from zoo.checkpoints.published import hf_beit, timm_beit, unilm
 from zoo.choices import one_of
 from zoo.losses.mixing import mix_images, top_k_accuracy
 from zoo.module import ZooModule
-from zoo.nn.beit_vit import ABSOLUTE, EMOJI, EPS, LARGE, TINY, BeitViT, exempt_from_decay, layer_of
-from zoo.nn.normalisation import STATISTICS, Normalisation, normalise
+from zoo.nn.beit_trunk import BeitTrunk
+from zoo.nn.beit_vit import ABSOLUTE, EMOJI, EPS, LARGE, TINY, BeitViT
+from zoo.nn.normalisation import STATISTICS, Normalisation
 from zoo.nn.relative_position import ResizeMethod
 from zoo.optim import Optim
 from zoo.presets import register
-from zoo.tokens import as_pixels
 from zoo.tokens.batch import Batch, class_labels, images_of
 
 
-class BEiTClassifier(ZooModule):
+class BEiTClassifier(BeitTrunk, ZooModule):
     """BEiT fine-tuned, or linearly probed, on labelled images.
 
     Args:
@@ -121,11 +121,6 @@ class BEiTClassifier(ZooModule):
         self.reset_head(num_classes)
         self.load_weights(weights)
 
-    @property
-    def image_size(self) -> int | tuple[int, int]:
-        """Side of the images in pixels, or (height, width) of those that are no squares."""
-        return self.vit.image_size
-
     def reset_head(self, num_classes: int) -> None:
         """Replace the classifier by a new one for other labels; the transformer stays as it is.
 
@@ -198,33 +193,6 @@ class BEiTClassifier(ZooModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> Float[Tensor, "b c"]:  # type: ignore[override]
         """Class probabilities; a classifier has no tokens."""
         return self(images_of(batch, self)).softmax(-1)
-
-    def no_decay(self, name: str, parameter: nn.Parameter) -> bool:
-        return exempt_from_decay(name, self.decay_convention)
-
-    def layer_of(self, name: str) -> int:
-        return layer_of(name.removeprefix("vit."), self.vit.depth)
-
-    @property
-    def num_layers(self) -> int:
-        return self.vit.depth + 1
-
-    def to_network_range(self, images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """Check pixels and normalise them for the transformer.
-
-        Args:
-            images: in [0, 1] or uint8, of ``image_size``.
-
-        Raises:
-            ValueError: for images of another size, type or range.
-        """
-        return normalise(as_pixels(images, size=self.vit.image_sides), self.normalisation)
-
-    def forward_intermediates(
-        self, images: Shaped[Tensor, "b 3 h w"], indices: int | list[int] | tuple[int, ...] | None = None
-    ) -> list[Float[Tensor, "b d gh gw"]]:
-        """Raw feature maps after some blocks, as :meth:`BEiT.forward_intermediates`."""
-        return self.vit.forward_intermediates(self.to_network_range(images), indices)
 
 
 BEiTClassifier.formats = (unilm.BEIT, hf_beit.BEIT, timm_beit.BEIT)
