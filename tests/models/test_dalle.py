@@ -161,7 +161,10 @@ def test_sizes_are_those_of_the_paper():
     [
         (lambda m: m.generate([]), "at least one caption"),
         (lambda m: m.generate(["a", " "]), "caption 1 is empty"),
-        (lambda m: m.generate("a", temperature=-1), "temperature and guidance must not be negative"),
+        (lambda m: m.generate("a", temperature=-1), "temperature must not be negative"),
+        (lambda m: m.generate("a", guidance=-1), "guidance must not be negative"),
+        (lambda m: m.generate("a", top_k=0), "top_k at least 1"),
+        (lambda m: m.generate("a", top_p=0), r"top_p in \(0, 1\]"),
         (lambda m: m.generate("a", top_p=1.5), r"top_p in \(0, 1\]"),
         (lambda m: m.complete(torch.rand(1, 3, 32, 32), ["a"], 9), r"rows must lie in 0\.\.8"),
         (lambda m: m.rank(m.generate("a", 3, as_tokens=True), ["a", "b"]), "3 images for 2 captions"),

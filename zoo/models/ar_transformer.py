@@ -28,7 +28,7 @@ from zoo.nn.gpt import GPT
 from zoo.optim import Optim
 from zoo.presets import Weights, register
 from zoo.runs.untrained import warn_if_untrained
-from zoo.sampling.next_token import draw_next
+from zoo.sampling.next_token import check_sampling, draw_next
 from zoo.sampling.token_order import ORDERS, Order, token_order
 from zoo.second_stage import SecondStage, discrete_tokenizer
 from zoo.tokens import Tokens, evaluating, id_range
@@ -169,15 +169,7 @@ class ARTransformer(SecondStage):
         Raises:
             ValueError: naming the setting that is wrong.
         """
-        if (
-            not 0 <= temperature < float("inf")
-            or (top_k is not None and top_k < 1)
-            or (top_p is not None and not 0 < top_p <= 1)
-        ):
-            raise ValueError(
-                f"temperature must not be negative, and finite, top_k at least 1 and top_p in (0, 1], got "
-                f"{temperature}, {top_k}, {top_p}"
-            )
+        check_sampling(temperature, top_k, top_p)
         if condition is not None and not self.condition_tokens:
             raise ValueError("this model has no condition tokens: leave condition out")
         warn_if_untrained(self, "draws")

@@ -15,7 +15,6 @@ Equations: Eq. 1 prior -> `DALLE.losses`; Figure 10 -> `nn.dalle_transformer.DAL
 `nn.sparse_attention.image_mask`; Appendix B.1 -> `nn.sparse_attention.lay_out_kinds`; Section 2.6 -> `DALLE.rank`.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -35,7 +34,7 @@ from zoo.nn.sparse_attention import Wraparound, lay_out_kinds
 from zoo.optim import Optim
 from zoo.presets import Weights, register
 from zoo.runs.untrained import warn_if_untrained
-from zoo.sampling.next_token import draw_next
+from zoo.sampling.next_token import check_sampling, draw_next
 from zoo.second_stage import SecondStage
 from zoo.tokens import Tokens, TokenSpec, evaluating
 from zoo.tokens.abilities import SaysCaptions, default_settings
@@ -265,11 +264,9 @@ class DALLE(SecondStage):
         captions = [captions] if isinstance(captions, str) else list(captions)
         if not captions or num_candidates < 1:
             raise ValueError(f"give at least one caption and one candidate, got {len(captions)} and {num_candidates}")
-        if not 0 <= temperature < math.inf or (top_k or 1) < 1 or not 0 < (top_p or 1) <= 1 or guidance < 0:
-            raise ValueError(
-                "temperature and guidance must not be negative, top_k at least 1 and top_p in (0, 1], got "
-                f"{temperature}, {guidance}, {top_k} and {top_p}"
-            )
+        check_sampling(temperature, top_k, top_p)
+        if guidance < 0:
+            raise ValueError(f"guidance must not be negative, got {guidance}")
         warn_if_untrained(self, "draws")
         if seed is not None:
             generator = torch.Generator(self.device).manual_seed(seed)

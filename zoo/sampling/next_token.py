@@ -5,6 +5,23 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
+def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
+    """Refuse settings of :func:`draw_next` that draw nothing.
+
+    Raises:
+        ValueError: naming all three.
+    """
+    if (
+        not 0 <= temperature < float("inf")
+        or (top_k is not None and top_k < 1)
+        or (top_p is not None and not 0 < top_p <= 1)
+    ):
+        raise ValueError(
+            f"temperature must not be negative, and finite, top_k at least 1 and top_p in (0, 1], got "
+            f"{temperature}, {top_k}, {top_p}"
+        )
+
+
 def keep_top_k(logits: Float[Tensor, "b v"], k: int) -> Float[Tensor, "b v"]:
     """``-inf`` below the k-th largest logit of each row."""
     least = logits.topk(min(k, logits.shape[-1]), dim=-1).values[:, -1:]
